@@ -1,0 +1,98 @@
+"""What travels through nested wrappers: one batch, validated once, narrowed on its way down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IndicesTuple = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The arguments of a loss call.
+
+    ``own`` is set once the rows of all ranks have been gathered, so that nobody inside gathers
+    them a second time: it says which of them are this rank's.
+    """
+
+    embeddings: Tensor  # (B, D)
+    labels: Tensor  # (B,)
+    indices_tuple: IndicesTuple | None = None
+    ref_emb: Tensor | None = None  # (R, D)
+    ref_labels: Tensor | None = None  # (R,)
+    sample_weight: Tensor | None = None  # (B,)
+    sample_ids: Tensor | None = None  # (B,)
+    own: slice | None = None
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the embeddings; everything else is moved to it."""
+        return self.embeddings.device
+
+    def optional_arguments(self) -> dict[str, Any]:
+        """The optional arguments of a PML loss that were given."""
+        candidates = {
+            "indices_tuple": self.indices_tuple,
+            "ref_emb": self.ref_emb,
+            "ref_labels": self.ref_labels,
+        }
+        return {name: value for name, value in candidates.items() if value is not None}
+
+    def select(self, keep: Tensor) -> Batch:
+        """The rows where ``keep`` (B,) is true, pairs and triplets cut and renumbered with them.
+
+        One host synchronisation on CUDA, to learn how many rows are left, and one for every part
+        of an ``indices_tuple``. A batch of which every row is kept is returned as it is.
+        """
+        rows = keep.nonzero().squeeze(1)
+        if len(rows) == len(self):
+            return self
+        return replace(
+            self,
+            embeddings=self.embeddings[rows],
+            labels=self.labels[rows],
+            indices_tuple=self._select_indices(keep),
+            sample_weight=None if self.sample_weight is None else self.sample_weight[rows],
+            sample_ids=None if self.sample_ids is None else self.sample_ids[rows],
+        )
+
+    def reweight(self, weight: Tensor) -> Batch:
+        """The same rows with their ``sample_weight`` multiplied by ``weight`` (B,)."""
+        if self.sample_weight is not None:
+            weight = weight * self.sample_weight
+        return replace(self, sample_weight=weight)
+
+    def _select_indices(self, keep: Tensor) -> IndicesTuple | None:
+        if self.indices_tuple is None:
+            return None
+        new_position = torch.cumsum(keep, dim=0) - 1
+        columns: list[Tensor] = []
+        for group in index_groups(self.indices_tuple):
+            in_batch = batch_columns(group, self.ref_emb is not None)
+            alive = torch.stack([keep[column] for column in group[:in_batch]]).all(dim=0)
+            kept = [column[alive] for column in group]
+            columns += [new_position[column] for column in kept[:in_batch]] + kept[in_batch:]
+        return tuple(columns)
+
+
+def index_groups(indices_tuple: IndicesTuple) -> list[IndicesTuple]:
+    """The parts of an indices tuple whose columns belong together.
+
+    Triplets (anchor, positive, negative) are one part; pairs (anchor, positive, anchor, negative)
+    are two.
+    """
+    if len(indices_tuple) == 4:
+        return [indices_tuple[:2], indices_tuple[2:]]
+    return [indices_tuple]
+
+
+def batch_columns(group: IndicesTuple, has_ref: bool) -> int:
+    """How many leading columns of a part point into the batch; the others point into ref_emb."""
+    return 1 if has_ref else len(group)

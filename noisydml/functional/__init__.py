@@ -1,0 +1,9 @@
+"""The papers' mathematics as pure tensor functions: no state, no pytorch-metric-learning."""
+
+from noisydml.functional.confidence import confidence
+from noisydml.functional.lambertw import lambertw
+from noisydml.functional.otsu import otsu_threshold
+from noisydml.functional.proxy_nca import proxy_nca
+from noisydml.functional.running_mean import running_mean
+
+__all__ = ["confidence", "lambertw", "otsu_threshold", "proxy_nca", "running_mean"]

@@ -1,0 +1,44 @@
+"""Refusals shared by the functions: each names the argument, what it got and what it wants."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def require_floating(name: str, value: object, ndim: int | None = None) -> None:
+    """Raise unless ``value`` is a floating-point tensor (of ``ndim`` dimensions)."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a floating-point torch.Tensor, got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got dtype {value.dtype}")
+    if ndim is not None and value.ndim != ndim:
+        raise ValueError(
+            f"{name} must have {ndim} dimension{'s' if ndim != 1 else ''}, "
+            f"got shape {tuple(value.shape)}"
+        )
+
+
+def require_integer(name: str, value: object, length: int | None = None) -> None:
+    """Raise unless ``value`` is a 1-dimensional integer tensor (of ``length`` entries)."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be an integer torch.Tensor, got {type(value).__name__}")
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must be an integer tensor, got dtype {value.dtype}")
+    require_vector(name, value, length)
+
+
+def require_vector(name: str, value: Tensor, length: int | None = None) -> None:
+    """Raise unless the tensor ``value`` has one dimension (and ``length`` entries)."""
+    if value.ndim != 1:
+        raise ValueError(f"{name} must have 1 dimension, got shape {tuple(value.shape)}")
+    if length is not None and len(value) != length:
+        raise ValueError(f"{name} must have {length} entries, one per embedding, got {len(value)}")
+
+
+def require_positive(name: str, value: float) -> None:
+    """Raise unless ``value`` is a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite number above 0, got {value}")

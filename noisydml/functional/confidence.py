@@ -1,0 +1,53 @@
+"""The confidence of a sample, from how far its loss lies above a threshold (ProcSim, Eq. 3)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from noisydml.functional.checks import require_floating, require_positive
+from noisydml.functional.lambertw import lambertw
+
+# SuperLoss (Castells et al., 2020) clamps at -2/e, the argument of Lambert's branch point.
+_LOWEST = -2 / math.e
+
+
+def confidence(losses: Tensor, threshold: Tensor | float, lam: float, lower: float = 0.0) -> Tensor:
+    r"""Confidence :math:`\sigma_i` in every label, from one loss per sample (ProcSim, Eq. 3).
+
+    .. math::
+        \sigma_i = \exp\{-W(\tfrac12 \max\{\beta_0, (\ell_i - \tau)/\lambda\})\}
+
+    With ``lower`` :math:`\beta_0 = 0` this is ProcSim's Eq. 3: 1 up to the threshold, falling
+    towards 0 above it. With :math:`\beta_0 = -2/e` it is SuperLoss, which also raises the weight
+    of easy samples, up to e (ProcSim, Eq. 12).
+
+    Args:
+        losses: floating-point tensor of any shape.
+        threshold: :math:`\tau`, a number or a 0-dim tensor; ``inf`` trusts every sample.
+        lam: :math:`\lambda`, finite and above 0, in the unit of the losses. The larger, the more
+            equal the samples: as it goes to 0 the weights become 0 or 1, as it grows they
+            become 1. (The paper's appendix A.4 says in words that a larger one penalises more;
+            its Eq. 3, its limits and this function say the reverse.)
+        lower: :math:`\beta_0`, from ``-2/e`` to 0.
+
+    Returns:
+        Tensor of the shape and dtype of ``losses``, values in [0, 1] (in [0, e] with
+        ``lower=-2/e``). Differentiable; ProcSim takes it as a constant, so detach it.
+
+    Raises:
+        TypeError: if ``losses`` is not a floating-point tensor or ``lam`` not a number.
+        ValueError: if ``lam`` or ``lower`` is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import confidence
+        >>> confidence(torch.tensor([0.2, 1.0, 3.0]), threshold=1.0, lam=0.5)
+        tensor([1.0000, 1.0000, 0.4263])
+    """
+    require_floating("losses", losses)
+    require_positive("lam", lam)
+    if not _LOWEST <= lower <= 0:
+        raise ValueError(f"lower must be between -2/e = {_LOWEST:.6f} and 0, got {lower}")
+    excess = (losses.double() - threshold) / lam
+    return torch.exp(-lambertw(excess.clamp(min=lower) / 2)).to(losses.dtype)

@@ -1,0 +1,52 @@
+"""Proxy-NCA, one loss per sample (Movshovitz-Attias et al., 2017), without a host round trip."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from noisydml.functional.checks import require_floating, require_integer
+
+
+def proxy_nca(
+    embeddings: Tensor, labels: Tensor, proxies: Tensor, softmax_scale: float = 1.0
+) -> Tensor:
+    r"""Proxy-NCA loss of every sample: how unlikely its label is, given the class proxies.
+
+    .. math::
+        \ell_i = -\log \frac{\exp(-s\, d_{i, y_i}^2)}{\sum_c \exp(-s\, d_{i,c}^2)}
+
+    with :math:`d_{i,c}` the Euclidean distance of the normalised embedding i to the normalised
+    proxy c. The sum runs over all classes, :math:`y_i` included, as in pytorch-metric-learning's
+    ``ProxyNCALoss`` with its default settings, whose terms these are.
+
+    Args:
+        embeddings: (B, D) floating-point tensor; normalised here.
+        labels: (B,) integers in ``[0, C)``.
+        proxies: (C, D) floating-point tensor, one proxy per class; normalised here.
+        softmax_scale: s.
+
+    Returns:
+        (B,) losses, differentiable with respect to embeddings and proxies. A sample however far
+        from its proxy has a finite loss: the logarithm is taken of the ratio, not of a
+        probability that may be rounded to 0.
+
+    Raises:
+        TypeError: if a tensor has the wrong kind of dtype.
+        ValueError: if shapes do not fit.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import proxy_nca
+        >>> proxy_nca(torch.eye(2), torch.tensor([0, 0]), proxies=torch.eye(2))
+        tensor([0.1269, 2.1269])
+    """
+    require_floating("embeddings", embeddings, ndim=2)
+    require_integer("labels", labels, len(embeddings))
+    require_floating("proxies", proxies, ndim=2)
+    if embeddings.shape[1] != proxies.shape[1]:
+        raise ValueError(
+            f"embeddings and proxies must have the same width, "
+            f"got {embeddings.shape[1]} and {proxies.shape[1]}"
+        )
+    # |x - p|^2 = 2 - 2 <x, p> for unit vectors, and the constant cancels in the softmax.
+    cosine = F.normalize(embeddings) @ F.normalize(proxies).T
+    return F.cross_entropy(2 * softmax_scale * cosine, labels.long(), reduction="none")

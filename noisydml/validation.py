@@ -1,0 +1,181 @@
+"""Refuses a bad call before anything has changed, with the host asked once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from noisydml import collectives
+from noisydml.batch import Batch, batch_columns, index_groups
+from noisydml.functional.checks import require_floating, require_integer, require_vector
+
+
+@dataclass(frozen=True)
+class ValueCheck:
+    """A condition on values, which live on the device: ``bad`` is a 0-dim bool tensor."""
+
+    bad: Tensor
+    message: str
+
+
+def make_batch(
+    embeddings: Tensor,
+    labels: Tensor,
+    indices_tuple: tuple[Tensor, ...] | None = None,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    sample_ids: Tensor | None = None,
+) -> Batch:
+    """Check types and shapes, move everything to the embeddings' device, and pack it.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it got and what it wants.
+    """
+    require_floating("embeddings", embeddings, ndim=2)
+    size, device = len(embeddings), embeddings.device
+    require_integer("labels", labels, size)
+    if sample_ids is not None:
+        require_integer("sample_ids", sample_ids, size)
+        sample_ids = sample_ids.to(device, torch.int64)
+    if sample_weight is not None:
+        if not isinstance(sample_weight, Tensor):
+            raise TypeError(
+                f"sample_weight must be a torch.Tensor, got {type(sample_weight).__name__}"
+            )
+        require_vector("sample_weight", sample_weight, size)
+        if not sample_weight.is_floating_point():
+            sample_weight = sample_weight.float()
+        sample_weight = sample_weight.detach().to(device)
+    ref_emb, ref_labels = _check_reference(embeddings, ref_emb, ref_labels)
+    return Batch(
+        embeddings,
+        labels.to(device),
+        _check_indices(indices_tuple, device),
+        ref_emb,
+        ref_labels,
+        sample_weight,
+        sample_ids,
+    )
+
+
+def value_checks(batch: Batch) -> list[ValueCheck]:
+    """The conditions on values that hold for every wrapper."""
+    checks = [_finite("embeddings", batch.embeddings)]
+    if batch.ref_emb is not None:
+        checks.append(_finite("ref_emb", batch.ref_emb))
+    if batch.sample_weight is not None:
+        weight = batch.sample_weight
+        bad = ~((weight >= 0) & weight.isfinite()).all()
+        checks.append(ValueCheck(bad, "sample_weight must be finite and not negative"))
+    if batch.sample_ids is not None:
+        bad = (batch.sample_ids < 0).any()
+        checks.append(ValueCheck(bad, "sample_ids must not be negative"))
+    checks.extend(_indices_in_range(batch))
+    return checks
+
+
+def in_range(name: str, values: Tensor, stop: int, what: str) -> ValueCheck:
+    """Every value lies in ``[0, stop)``."""
+    bad = ((values < 0) | (values >= stop)).any()
+    return ValueCheck(bad, f"{name} must be in [0, {stop}), {what}")
+
+
+def raise_first(checks: Iterable[ValueCheck]) -> None:
+    """Raise ValueError for the first check that fails; one host synchronisation for all."""
+    checks = list(checks)
+    if not checks:
+        return
+    for check, bad in zip(checks, torch.stack([c.bad for c in checks]).tolist(), strict=True):
+        if bad:
+            raise ValueError(check.message)
+
+
+def agree_across_ranks(error: Exception | None, batch: Batch | None, device: torch.device) -> None:
+    """Raise on every rank if one refused its batch, or if they were not called alike.
+
+    A rank that raised alone would leave the others waiting in the next collective for ever.
+    """
+    if collectives.world_size() == 1:
+        if error is not None:
+            raise error
+        return
+    reports = collectives.exchange([error is not None, _signature(batch)], device)
+    if error is not None:
+        raise error
+    failed = [rank for rank, (refused, _) in enumerate(reports) if refused]
+    if failed:
+        raise ValueError(f"rank {failed[0]} refused its batch; see the error raised there")
+    if len({signature for _, signature in reports}) > 1:
+        raise ValueError(
+            "indices_tuple, ref_emb, sample_weight and sample_ids must be given on all ranks or "
+            "on none"
+        )
+
+
+def _signature(batch: Batch | None) -> int:
+    """Which optional arguments a call had, as a number that other ranks can compare."""
+    if batch is None:
+        return -1
+    indices = 0 if batch.indices_tuple is None else len(batch.indices_tuple)
+    given = (batch.ref_emb, batch.ref_labels, batch.sample_weight, batch.sample_ids)
+    return indices * 16 + sum(1 << i for i, value in enumerate(given) if value is not None)
+
+
+def _check_reference(
+    embeddings: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    if ref_emb is None:
+        if ref_labels is not None:
+            raise ValueError("ref_labels was given without ref_emb; give both or neither")
+        return None, None
+    require_floating("ref_emb", ref_emb, ndim=2)
+    if ref_emb.shape[1] != embeddings.shape[1]:
+        raise ValueError(
+            f"ref_emb must be as wide as the embeddings, {embeddings.shape[1]}, "
+            f"got {ref_emb.shape[1]}"
+        )
+    if ref_labels is not None:
+        require_integer("ref_labels", ref_labels)
+        require_vector("ref_labels", ref_labels, len(ref_emb))
+        ref_labels = ref_labels.to(embeddings.device)
+    return ref_emb.to(embeddings.device), ref_labels
+
+
+def _check_indices(
+    indices_tuple: tuple[Tensor, ...] | None, device: torch.device
+) -> tuple[Tensor, ...] | None:
+    if indices_tuple is None:
+        return None
+    if not isinstance(indices_tuple, (tuple, list)) or len(indices_tuple) not in (3, 4):
+        raise ValueError(
+            "indices_tuple must be a tuple of 3 tensors (triplets) or 4 (pairs), "
+            f"got {type(indices_tuple).__name__}"
+            + (f" of {len(indices_tuple)}" if isinstance(indices_tuple, (tuple, list)) else "")
+        )
+    for i, column in enumerate(indices_tuple):
+        require_integer(f"indices_tuple[{i}]", column)
+    for group in index_groups(tuple(indices_tuple)):
+        if len({len(column) for column in group}) > 1:
+            raise ValueError(
+                "the columns of a pair or triplet in indices_tuple must be equally long, "
+                f"got lengths {[len(column) for column in group]}"
+            )
+    return tuple(column.to(device) for column in indices_tuple)
+
+
+def _indices_in_range(batch: Batch) -> list[ValueCheck]:
+    checks = []
+    for group in index_groups(batch.indices_tuple) if batch.indices_tuple is not None else []:
+        in_batch = batch_columns(group, batch.ref_emb is not None)
+        for i, column in enumerate(group):
+            stop = len(batch) if i < in_batch or batch.ref_emb is None else len(batch.ref_emb)
+            checks.append(in_range("indices_tuple", column, stop, "the rows that there are"))
+    return checks
+
+
+def _finite(name: str, values: Tensor) -> ValueCheck:
+    return ValueCheck(~values.isfinite().all(), f"{name} must be finite, got NaN or infinity")

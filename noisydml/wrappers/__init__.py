@@ -1,0 +1,1 @@
+"""The drop-in losses, one file a method."""

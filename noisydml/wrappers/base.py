@@ -1,0 +1,228 @@
+"""The protocol that every wrapper follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from noisydml import collectives, pml
+from noisydml.batch import Batch
+from noisydml.validation import (
+    ValueCheck,
+    agree_across_ranks,
+    make_batch,
+    raise_first,
+    value_checks,
+)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a wrapper decided about one batch; detached, on the batch's device.
+
+    Attributes:
+        keep: (B,) bool, the samples that the wrapped loss saw.
+        weight: (B,) float, what the wrapper multiplied each sample's loss by, 1 for trusted ones.
+            A ``sample_weight`` of the caller's is not part of it.
+        score: (B,) float, the evidence that a label is right: higher is cleaner. None where the
+            method has none.
+        threshold: 0-dim float in the unit of ``score``; samples below it are distrusted. None
+            where the method has none.
+    """
+
+    keep: Tensor
+    weight: Tensor
+    score: Tensor | None = None
+    threshold: Tensor | None = None
+
+    @classmethod
+    def trusting(cls, batch: Batch) -> Decision:
+        """Every sample kept, with weight 1."""
+        ones = torch.ones(len(batch), device=batch.device)
+        return cls(keep=ones.bool(), weight=ones)
+
+
+class Judgement(NamedTuple):
+    """A decision, and a loss that trains the wrapper's own parameters (proxies) beside it.
+
+    ``own_loss`` must reach nothing but those parameters; its value is never added to the result.
+    """
+
+    decision: Decision
+    own_loss: Tensor | None = None
+
+
+class LossWrapper(nn.Module):
+    """Base of all wrappers: a loss around a loss, called like one of pytorch-metric-learning.
+
+    A subclass says in ``judge`` what it makes of a batch, changes nothing there, and writes its
+    state in ``commit``, which runs only after the wrapped loss has returned. The rest is here.
+
+    Args:
+        loss: any PML loss, PML's ``CrossBatchMemory``, another wrapper, or any callable
+            ``loss(embeddings, labels)`` that returns one loss per sample, shape (B,), or one
+            number.
+        validate_args: whether the *values* of arguments are checked (NaN, labels and ids out of
+            range), which costs one host synchronisation a step on CUDA. Types and shapes are
+            always checked.
+
+    Attributes:
+        decision: the :class:`Decision` on the last batch; None before the first.
+    """
+
+    def __init__(self, loss: Callable[..., Any], *, validate_args: bool = True) -> None:
+        super().__init__()
+        if not callable(loss):
+            raise TypeError(f"loss must be callable, got {type(loss).__name__}")
+        self.loss = loss
+        self.validate_args = validate_args
+        self.decision: Decision | None = None
+        self._ranks_agree = False
+        if isinstance(loss, nn.Module) and not isinstance(loss, LossWrapper):
+            unsaved = pml.UnsavedState(loss)
+            if unsaved:
+                self.unsaved_state = unsaved
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: tuple[Tensor, ...] | None = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        sample_weight: Tensor | None = None,
+        sample_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of a batch.
+
+        Args:
+            embeddings: (B, D) floating point, finite. B may be 0.
+            labels: (B,) integers, as given, right or wrong.
+            indices_tuple: pairs or triplets from a PML miner; cut and renumbered with the batch.
+            ref_emb: (R, D) embeddings to compare the batch with, as in PML. Never filtered.
+            ref_labels: (R,) their labels.
+            sample_weight: (B,) weights, not negative; multiplied with the wrapper's own.
+            sample_ids: (B,) positions of the samples in the data set.
+
+        Returns:
+            0-dim tensor: ``(weight * per_sample).mean()`` over the samples kept. In eval mode the
+            wrapped loss's own value. With no sample (left), a zero that has a graph.
+
+        Raises:
+            TypeError, ValueError: for a bad argument, before anything has changed.
+        """
+        batch = self._checked(
+            embeddings, labels, indices_tuple, ref_emb, ref_labels, sample_weight, sample_ids
+        )
+        self._prepare(batch.device)
+        return self.run(batch)
+
+    def run(self, batch: Batch) -> Tensor:
+        """Loss of a batch that has been checked; wrappers call this on one another."""
+        if not self.training:
+            self.decision = Decision.trusting(batch)
+            return call_loss(self.loss, batch)
+        decision, own_loss = self.judge(batch)
+        value = call_loss(self.loss, self.narrowed(batch, decision))
+        if own_loss is not None and own_loss.requires_grad:
+            value = value + (own_loss - own_loss.detach())  # its gradient, not its value
+        self.commit(batch, decision)
+        self.decision = decision
+        return value
+
+    def judge(self, batch: Batch) -> Judgement:
+        """Decide about a batch without changing any state."""
+        raise NotImplementedError
+
+    def narrowed(self, batch: Batch, decision: Decision) -> Batch:
+        """What the wrapped loss gets to see of the batch."""
+        raise NotImplementedError
+
+    def commit(self, batch: Batch, decision: Decision) -> None:
+        """Write the state that follows from a batch; by default there is none."""
+
+    def own_checks(self, batch: Batch) -> list[ValueCheck]:
+        """What this wrapper asks of the values of a batch; raises for types and shapes."""
+        return []
+
+    def parameter_groups(self, lr: float, proxy_lr: float = 1e-3) -> list[dict[str, Any]]:
+        """Parameter groups for an optimiser: none of the loss's parameters can be forgotten.
+
+        Args:
+            lr: learning rate of the wrapped loss's own parameters, if it has any.
+            proxy_lr: learning rate of parameters that serve only to judge the samples. ProcSim
+                gives its proxies Adam's default, 1e-3, and no weight decay (appendix A.3); under
+                Adam a group of its own is the same as an optimiser of its own.
+
+        Returns:
+            One or two groups, to be added to the model's:
+            ``torch.optim.Adam([{"params": model.parameters()}, *loss_fn.parameter_groups(lr)])``.
+        """
+        own = [p for wrapper in self._chain() for p in wrapper.own_parameters()]
+        taken = {id(p) for p in own}
+        wrapped = [p for p in self.parameters() if id(p) not in taken]
+        groups: list[dict[str, Any]] = []
+        if wrapped:
+            groups.append({"params": wrapped, "lr": lr})
+        if own:
+            groups.append({"params": own, "lr": proxy_lr, "weight_decay": 0.0})
+        return groups
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """The parameters that serve only to judge the samples."""
+        return []
+
+    def _chain(self) -> Iterator[LossWrapper]:
+        """This wrapper and those inside it."""
+        loss: Any = self
+        while isinstance(loss, LossWrapper):
+            yield loss
+            loss = loss.loss
+
+    def _checked(self, embeddings: Tensor, *arguments: Any) -> Batch:
+        batch, error = None, None
+        try:
+            batch = make_batch(embeddings, *arguments)
+            checks = value_checks(batch)
+            if self.training:
+                checks += [
+                    check for wrapper in self._chain() for check in wrapper.own_checks(batch)
+                ]
+            if self.validate_args:
+                raise_first(checks)
+        except (TypeError, ValueError) as refusal:
+            error = refusal
+        if self.training:
+            device = getattr(embeddings, "device", torch.device("cpu"))
+            agree_across_ranks(error, batch, device)
+        elif error is not None:
+            raise error
+        assert batch is not None
+        return batch
+
+    def _prepare(self, device: torch.device) -> None:
+        """On first use: all state where the embeddings are, and all ranks with the same proxies."""
+        state = (*self.parameters(), *self.buffers())
+        if any(tensor.device != device for tensor in state):
+            self.to(device)
+        if self.training and not self._ranks_agree and collectives.world_size() > 1:
+            collectives.broadcast_from_first([p.data for p in self.parameters()])
+            self._ranks_agree = True
+
+
+def call_loss(loss: Callable[..., Any], batch: Batch) -> Tensor:
+    """Value of what a wrapper wraps, be it another wrapper or the user's loss.
+
+    The user's loss is never called with an empty batch; a wrapper may be, as it may have to take
+    part in a collective.
+    """
+    if isinstance(loss, LossWrapper):
+        return loss.run(batch)
+    if len(batch) == 0:
+        return batch.embeddings.sum() * 0
+    return pml.call(loss, batch)

@@ -1,0 +1,210 @@
+"""ProcSim: every sample's loss weighted by the confidence in its label."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from noisydml import pml
+from noisydml.batch import Batch
+from noisydml.distributed import gather_batch
+from noisydml.functional import confidence, otsu_threshold, running_mean
+from noisydml.functional.checks import require_positive
+from noisydml.validation import ValueCheck, in_range
+from noisydml.wrappers.base import Decision, Judgement, LossWrapper
+
+Threshold = Literal["otsu", "running_mean"] | Callable[[Tensor], Tensor | float]
+
+_IDLE_STEPS = 100  # proxies that nobody has trained for so long were most likely forgotten
+
+
+class ConfidenceWeightedLoss(LossWrapper):
+    r"""Weights each sample's loss by the confidence in its label (ProcSim).
+
+    A second loss, Proxy-NCA with proxies of its own, tells how far each embedding is from the
+    representative of its given class. A threshold :math:`\tau` splits the batch in two, and the
+    confidence :math:`\sigma_i = \exp\{-W([(\ell_i - \tau)/2\lambda]_+)\}` (Eq. 3) falls from 1
+    for what lies above it. The result is :math:`\frac{1}{B}\sum_i \sigma_i\, \ell_i^{DML}`
+    (Eq. 4 without its regulariser). No noise rate is asked for.
+
+    Args:
+        loss: the loss to train with: any PML loss whose terms have an anchor, ``CrossBatchMemory``
+            around one, another wrapper, or a callable that returns one loss per sample.
+        confidence_loss: the loss that judges the samples, in the paper
+            ``ProxyNCALoss(num_classes, embedding_size)`` with its default settings. Its proxies
+            are trained here, without moving the embeddings or the value returned, as long as an
+            optimiser has them: see :meth:`parameter_groups`. Pass ``loss`` itself to judge by the
+            training loss (a variant of the paper's Table 1).
+        lam: :math:`\lambda`, finite and above 0, in the unit of the confidence loss; the larger,
+            the milder. The paper has 1.0 for CUB200 and 0.1 for Cars196 and SOP.
+        threshold: ``"otsu"`` (Alg. 1, the paper's), ``"running_mean"`` (SuperLoss'; Table 1,
+            "global average"), or a callable from the (N,) float64 losses of the batch to a number
+            or 0-dim tensor.
+        decay: weight of the past in ``"running_mean"``, in [0, 1), or None for the plain mean
+            over all batches so far; each batch enters the mean before its own samples are judged.
+        warmup: number of training steps at the start in which every weight is 1. The proxies
+            learn and the running mean fills meanwhile.
+        validate_args: whether values are checked; see :class:`LossWrapper`.
+
+    Forward:
+        As every wrapper; ``labels`` in ``[0, num_classes)`` of the confidence loss.
+        ``decision.weight`` is :math:`\sigma` (B,), ``decision.score`` is minus the confidence loss
+        (B,), ``decision.threshold`` is :math:`-\tau`, all float64. With fewer than four samples
+        (on all ranks together), or all of equal loss, Otsu has nothing to split: every weight is
+        1 and the threshold ``-inf``. Nothing is ever dropped: ``decision.keep`` is all True.
+
+    Raises:
+        TypeError: if the loss cannot be weighted sample by sample (raised by the first call,
+            even in warm-up), or an argument has the wrong type.
+        ValueError: if an argument is out of range.
+
+    Under ``torch.distributed`` the losses of all ranks' rows are split together, and every rank
+    trains its proxies on all rows, so they stay equal without ``DistributedDataParallel``.
+
+    References:
+        Barbany et al., ProcSim: Proxy-based Confidence for Robust Similarity Learning, WACV 2024.
+
+    Example:
+        >>> import torch
+        >>> from pytorch_metric_learning import losses
+        >>> from noisydml import ConfidenceWeightedLoss
+        >>> _ = torch.manual_seed(0)
+        >>> loss_fn = ConfidenceWeightedLoss(
+        ...     losses.MultiSimilarityLoss(), losses.ProxyNCALoss(2, 8), lam=0.1
+        ... )
+        >>> embeddings, labels = torch.randn(6, 8), torch.tensor([0, 0, 0, 1, 1, 1])
+        >>> loss = loss_fn(embeddings, labels)
+        >>> loss_fn.decision.weight
+        tensor([1.0000, 0.7559, 1.0000, 0.4980, 1.0000, 1.0000], dtype=torch.float64)
+    """
+
+    step: Tensor
+    mean: Tensor
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        confidence_loss: Callable[..., Any],
+        *,
+        lam: float,
+        threshold: Threshold = "otsu",
+        decay: float | None = 0.9,
+        warmup: int = 0,
+        validate_args: bool = True,
+    ) -> None:
+        super().__init__(loss, validate_args=validate_args)
+        if not callable(confidence_loss) or isinstance(confidence_loss, LossWrapper):
+            raise TypeError(
+                "confidence_loss must be a loss that gives one value per sample, such as "
+                f"ProxyNCALoss, got {type(confidence_loss).__name__}"
+            )
+        pml.refuse_unweightable(loss)
+        pml.refuse_unweightable(confidence_loss)
+        require_positive("lam", lam)
+        if threshold not in ("otsu", "running_mean") and not callable(threshold):
+            raise ValueError(
+                f"threshold must be 'otsu', 'running_mean' or a callable, got {threshold!r}"
+            )
+        if decay is not None and not 0 <= decay < 1:
+            raise ValueError(f"decay must be None or in [0, 1), got {decay}")
+        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
+            raise ValueError(f"warmup must be a number of steps, 0 or more, got {warmup!r}")
+        self.confidence_loss = confidence_loss
+        self.lam = float(lam)
+        self.threshold = threshold
+        self.decay = decay
+        self.warmup = warmup
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
+        self._proxy_version = 0
+        self._idle_steps = 0
+
+    def judge(self, batch: Batch) -> Judgement:
+        everyone = gather_batch(self._detached(batch))
+        if len(everyone) == 0:
+            return Judgement(Decision.trusting(batch))
+        trains = bool(self.own_parameters()) and torch.is_grad_enabled()
+        with torch.autocast(batch.device.type, enabled=False), torch.set_grad_enabled(trains):
+            losses = pml.sample_losses(self.confidence_loss, everyone)  # (N,), all ranks' rows
+
+        scores = losses.detach().double()
+        tau = self._threshold(scores)
+        sigma = confidence(scores, tau, self.lam)
+        sigma = torch.where(self.step < self.warmup, 1.0, sigma)
+        own = slice(None) if everyone.own is None or batch.own is not None else everyone.own
+        decision = Decision(
+            keep=torch.ones(len(batch), dtype=torch.bool, device=batch.device),
+            weight=sigma[own],
+            score=-scores[own],
+            threshold=-tau,
+        )
+        return Judgement(decision, losses.mean() if trains else None)
+
+    def narrowed(self, batch: Batch, decision: Decision) -> Batch:
+        return batch.reweight(decision.weight)
+
+    def commit(self, batch: Batch, decision: Decision) -> None:
+        if decision.threshold is None:  # no sample on any rank
+            return
+        self.step += 1
+        if self.threshold == "running_mean":
+            self.mean.copy_(-decision.threshold)
+        self._warn_if_forgotten()
+
+    def own_checks(self, batch: Batch) -> list[ValueCheck]:
+        num_classes, width = pml.embedding_shape(self.confidence_loss)
+        if width is not None and batch.embeddings.shape[1] != width:
+            raise ValueError(
+                f"embeddings must be as wide as the proxies of the confidence loss, {width}, "
+                f"got {batch.embeddings.shape[1]}"
+            )
+        if num_classes is None:
+            return []
+        return [in_range("labels", batch.labels, num_classes, "the classes of the confidence loss")]
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        if not isinstance(self.confidence_loss, nn.Module):
+            return []
+        trained = self.loss.parameters() if isinstance(self.loss, nn.Module) else ()
+        shared = {id(p) for p in trained}
+        return [p for p in self.confidence_loss.parameters() if id(p) not in shared]
+
+    def extra_repr(self) -> str:
+        threshold = self.threshold if isinstance(self.threshold, str) else repr(self.threshold)
+        return f"lam={self.lam}, threshold={threshold}, warmup={self.warmup}"
+
+    def _detached(self, batch: Batch) -> Batch:
+        """What the confidence loss sees: no graph, and no less than single precision."""
+        dtype = pml.compute_dtype(self.confidence_loss, batch.embeddings.dtype)
+        dtype = torch.promote_types(dtype, torch.float32)
+        return Batch(batch.embeddings.detach().to(dtype), batch.labels, own=batch.own)
+
+    def _threshold(self, losses: Tensor) -> Tensor:
+        if self.threshold == "otsu":
+            return otsu_threshold(losses)
+        if self.threshold == "running_mean":
+            return running_mean(self.mean, self.step, losses, self.decay)
+        assert callable(self.threshold)
+        tau = torch.as_tensor(self.threshold(losses), dtype=torch.float64, device=losses.device)
+        if tau.numel() != 1:
+            raise ValueError(
+                f"threshold must return a number or a 0-dim tensor, got shape {tuple(tau.shape)}"
+            )
+        return tau.detach().reshape(())
+
+    def _warn_if_forgotten(self) -> None:
+        proxies = [p for p in self.own_parameters() if p.requires_grad]
+        version = sum(p._version for p in proxies)  # counts in-place changes, such as a step's
+        self._idle_steps = self._idle_steps + 1 if proxies and version == self._proxy_version else 0
+        self._proxy_version = version
+        if self._idle_steps == _IDLE_STEPS:
+            warnings.warn(
+                f"the proxies of the confidence loss have not changed in {_IDLE_STEPS} steps; "
+                "give them to an optimiser: "
+                'Adam([{"params": model.parameters()}, *loss_fn.parameter_groups(lr)])',
+                stacklevel=2,
+            )
