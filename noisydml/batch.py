@@ -15,8 +15,8 @@ IndicesTuple = tuple[Tensor, ...]
 class Batch:
     """The arguments of a loss call.
 
-    ``own`` is set once the rows of all ranks have been gathered, so that nobody inside gathers
-    them a second time: it says which of them are this rank's.
+    ``first_own`` is set once the rows of all ranks have been gathered, so that nobody inside
+    gathers them a second time: it says where this rank's begin.
     """
 
     embeddings: Tensor  # (B, D)
@@ -26,7 +26,7 @@ class Batch:
     ref_labels: Tensor | None = None  # (R,)
     sample_weight: Tensor | None = None  # (B,)
     sample_ids: Tensor | None = None  # (B,)
-    own: slice | None = None
+    first_own: int | None = None
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -77,7 +77,8 @@ class Batch:
         for group in index_groups(self.indices_tuple):
             in_batch = batch_columns(group, self.ref_emb is not None)
             alive = torch.stack([keep[column] for column in group[:in_batch]]).all(dim=0)
-            kept = [column[alive] for column in group]
+            rows = alive.nonzero().squeeze(1)
+            kept = [column[rows] for column in group]
             columns += [new_position[column] for column in kept[:in_batch]] + kept[in_batch:]
         return tuple(columns)
 

@@ -40,15 +40,16 @@ class GatheredLoss(LossWrapper):
     """
 
     def run(self, batch: Batch) -> Tensor:
+        value = call_loss(self.loss, gather_batch(batch) if self.training else batch)
         self.decision = Decision.trusting(batch)
-        return call_loss(self.loss, gather_batch(batch) if self.training else batch)
+        return value
 
 
 def gather_batch(batch: Batch) -> Batch:
     """The batch of all ranks' rows, in rank order, on every rank."""
-    if batch.own is not None or collectives.world_size() == 1:
+    if batch.first_own is not None or collectives.world_size() == 1:
         return batch
-    reports = collectives.exchange(_row_counts(batch), batch.device)
+    reports = collectives.exchange(_row_counts(batch))
     sizes, ref_sizes, *column_sizes = (list(counts) for counts in zip(*reports, strict=True))
     start = sum(sizes[: collectives.rank()])
 
@@ -64,7 +65,7 @@ def gather_batch(batch: Batch) -> Batch:
         ref_labels=gather(batch.ref_labels, ref_sizes),
         sample_weight=gather(batch.sample_weight, sizes),
         sample_ids=gather(batch.sample_ids, sizes),
-        own=slice(start, start + len(batch)),
+        first_own=start,
     )
 
 

@@ -17,7 +17,9 @@ from pytorch_metric_learning.losses import (
     BaseMetricLossFunction,
     CrossBatchMemory,
     DynamicSoftMarginLoss,
+    ManifoldLoss,
     MultipleLosses,
+    NormalizedSoftmaxLoss,
     ProxyAnchorLoss,
     ProxyNCALoss,
     SelfSupervisedLoss,
@@ -32,7 +34,7 @@ from noisydml.functional import proxy_nca
 Loss = Callable[..., Any]
 LossDict = dict[str, dict[str, Any]]
 
-_TAKES_NO_LABELS = (SelfSupervisedLoss, VICRegLoss)
+_TAKES_NO_LABELS = (ManifoldLoss, SelfSupervisedLoss, VICRegLoss)
 _UNSAVED: dict[type, tuple[str, ...]] = {
     CrossBatchMemory: ("queue_idx", "has_been_filled"),
     DynamicSoftMarginLoss: ("hist_",),
@@ -97,39 +99,42 @@ def sample_losses(loss: Loss, batch: Batch) -> Tensor:
     return terms.per_sample + terms.unweighted
 
 
+def refuse_unlabelled(loss: Loss) -> None:
+    """Raise TypeError for the losses that are called without labels."""
+    if isinstance(loss, _TAKES_NO_LABELS):
+        raise TypeError(
+            f"{_name(loss)} takes no labels, so none of them can be wrong: it cannot be wrapped"
+        )
+
+
 def refuse_unweightable(loss: Loss) -> None:
     """Raise TypeError for the losses known to have no per-sample contributions."""
+    refuse_unlabelled(loss)
     if isinstance(loss, ProxyAnchorLoss):
         raise _unweightable(
             loss,
             "its terms belong to proxies, each a logarithm over all samples of the batch. "
             "Use ProxyNCALoss or SoftTripleLoss",
         )
-    if isinstance(loss, _TAKES_NO_LABELS):
-        raise _unweightable(loss, "it takes no labels, so none of them can be wrong")
 
 
-def compute_dtype(loss: Loss, dtype: torch.dtype) -> torch.dtype:
-    """The dtype that embeddings of ``dtype`` should have when they enter ``loss``.
-
-    PML casts a loss's own proxies and memories to the dtype of the embeddings, in place: one
-    bfloat16 batch and float32 proxies are bfloat16 for ever. Widening the embeddings instead
-    leaves them as they are.
-    """
-    if isinstance(loss, nn.Module):
-        for tensor in (*loss.parameters(), *loss.buffers()):
-            if tensor.is_floating_point():
-                dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
+def refuse_memory(confidence_loss: Loss) -> None:
+    """Raise TypeError for a loss that would remember the batch it only judges."""
+    if isinstance(confidence_loss, CrossBatchMemory):
+        raise TypeError(
+            "confidence_loss must not be a CrossBatchMemory: judging would enqueue the batch"
+        )
 
 
 def embedding_shape(loss: Loss) -> tuple[int | None, int | None]:
-    """(number of classes, embedding size) that a proxy loss is made for; None where it has none."""
-    proxies = getattr(loss, "proxies", None)
-    if isinstance(loss, ProxyNCALoss) and isinstance(proxies, Tensor):
-        return proxies.shape[0], proxies.shape[1]
+    """(number of classes, embedding size) that a proxy loss is made for; None where unknown."""
+    if isinstance(loss, ProxyNCALoss):
+        return loss.proxies.shape[0], loss.proxies.shape[1]
+    if isinstance(loss, NormalizedSoftmaxLoss):
+        return loss.W.shape[1], loss.W.shape[0]
+    # PML's recording sets num_classes to 0 in losses that never set it themselves.
     num_classes = getattr(loss, "num_classes", None)
-    return (num_classes if isinstance(num_classes, int) else None), None
+    return (num_classes if isinstance(num_classes, int) and num_classes > 0 else None), None
 
 
 class UnsavedState(nn.Module):
@@ -167,11 +172,23 @@ def _attributes(owner: nn.Module) -> tuple[str, ...]:
 
 
 def _output(loss: Loss, batch: Batch) -> Any:
-    return loss(_widened(loss, batch.embeddings), batch.labels, **batch.optional_arguments())
+    return loss(_converted(loss, batch.embeddings), batch.labels, **batch.optional_arguments())
 
 
-def _widened(loss: Loss, embeddings: Tensor) -> Tensor:
-    return embeddings.to(compute_dtype(loss, embeddings.dtype))
+def _converted(loss: Loss, embeddings: Tensor) -> Tensor:
+    """The embeddings in the dtype of the loss's own proxies and memories, where it has any.
+
+    PML does the reverse: it casts its proxies and memories to the dtype of the embeddings, in
+    place, so that after one bfloat16 batch float32 proxies are bfloat16 for ever.
+    """
+    if not isinstance(loss, nn.Module):
+        return embeddings
+    state = [t.dtype for t in (*loss.parameters(), *loss.buffers()) if t.is_floating_point()]
+    if state:
+        return embeddings.to(reduce(torch.promote_types, state))
+    # torch.cdist, on which LpDistance stands, has no bfloat16.
+    no_bfloat16 = any(isinstance(module, LpDistance) for module in loss.modules())
+    return embeddings.float() if no_bfloat16 and embeddings.dtype == torch.bfloat16 else embeddings
 
 
 def _reduced(loss: Loss, output: Any, batch_size: int) -> Tensor:
@@ -203,7 +220,9 @@ def _split_callable(loss: Loss, batch: Batch) -> Terms:
 
 
 def _split_multiple(loss: MultipleLosses, batch: Batch) -> Terms:
-    batch = replace(batch, embeddings=_widened(loss, batch.embeddings))
+    if batch.ref_emb is not None:
+        raise TypeError("MultipleLosses takes no ref_emb")
+    batch = replace(batch, embeddings=_converted(loss, batch.embeddings))
     parts = []
     for name in loss.losses.keys() if loss.is_dict else range(len(loss.losses)):
         indices = loss.get_indices_tuple(name, batch.embeddings, batch.labels, batch.indices_tuple)
@@ -220,7 +239,7 @@ def _split_pml(loss: Loss, pml_loss: BaseMetricLossFunction, batch: Batch) -> Te
     """
     refuse_unweightable(pml_loss)
     if isinstance(pml_loss.reducer, DoNothingReducer):
-        raise _unweightable(pml_loss, "DoNothingReducer leaves its terms unreduced")
+        raise TypeError(f"{_name(pml_loss)} has a DoNothingReducer, so there is no loss to wrap")
     with _reducer_input(pml_loss.reducer) as seen:
         value = _reduced(loss, _output(loss, batch), len(batch))
     if not seen:

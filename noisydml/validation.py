@@ -69,7 +69,7 @@ def value_checks(batch: Batch) -> list[ValueCheck]:
         checks.append(_finite("ref_emb", batch.ref_emb))
     if batch.sample_weight is not None:
         weight = batch.sample_weight
-        bad = ~((weight >= 0) & weight.isfinite()).all()
+        bad = ((weight >= 0) & weight.isfinite()).all().logical_not()
         checks.append(ValueCheck(bad, "sample_weight must be finite and not negative"))
     if batch.sample_ids is not None:
         bad = (batch.sample_ids < 0).any()
@@ -94,7 +94,7 @@ def raise_first(checks: Iterable[ValueCheck]) -> None:
             raise ValueError(check.message)
 
 
-def agree_across_ranks(error: Exception | None, batch: Batch | None, device: torch.device) -> None:
+def agree_across_ranks(error: Exception | None, batch: Batch | None) -> None:
     """Raise on every rank if one refused its batch, or if they were not called alike.
 
     A rank that raised alone would leave the others waiting in the next collective for ever.
@@ -103,7 +103,7 @@ def agree_across_ranks(error: Exception | None, batch: Batch | None, device: tor
         if error is not None:
             raise error
         return
-    reports = collectives.exchange([error is not None, _signature(batch)], device)
+    reports = collectives.exchange([error is not None, _signature(batch)])
     if error is not None:
         raise error
     failed = [rank for rank, (refused, _) in enumerate(reports) if refused]
@@ -139,8 +139,7 @@ def _check_reference(
             f"got {ref_emb.shape[1]}"
         )
     if ref_labels is not None:
-        require_integer("ref_labels", ref_labels)
-        require_vector("ref_labels", ref_labels, len(ref_emb))
+        require_integer("ref_labels", ref_labels, len(ref_emb), "row of ref_emb")
         ref_labels = ref_labels.to(embeddings.device)
     return ref_emb.to(embeddings.device), ref_labels
 
@@ -172,10 +171,15 @@ def _indices_in_range(batch: Batch) -> list[ValueCheck]:
     for group in index_groups(batch.indices_tuple) if batch.indices_tuple is not None else []:
         in_batch = batch_columns(group, batch.ref_emb is not None)
         for i, column in enumerate(group):
-            stop = len(batch) if i < in_batch or batch.ref_emb is None else len(batch.ref_emb)
-            checks.append(in_range("indices_tuple", column, stop, "the rows that there are"))
+            if i < in_batch or batch.ref_emb is None:
+                check = in_range("indices_tuple", column, len(batch), "the rows of the batch")
+            else:
+                check = in_range("indices_tuple", column, len(batch.ref_emb), "the rows of ref_emb")
+            checks.append(check)
     return checks
 
 
 def _finite(name: str, values: Tensor) -> ValueCheck:
-    return ValueCheck(~values.isfinite().all(), f"{name} must be finite, got NaN or infinity")
+    return ValueCheck(
+        values.isfinite().all().logical_not(), f"{name} must be finite, got NaN or infinity"
+    )

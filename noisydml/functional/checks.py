@@ -1,6 +1,7 @@
 """Refusals shared by the functions: each names the argument, what it got and what it wants."""
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -19,26 +20,44 @@ def require_floating(name: str, value: object, ndim: int | None = None) -> None:
         )
 
 
-def require_integer(name: str, value: object, length: int | None = None) -> None:
+def require_integer(
+    name: str, value: object, length: int | None = None, per: str = "embedding"
+) -> None:
     """Raise unless ``value`` is a 1-dimensional integer tensor (of ``length`` entries)."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be an integer torch.Tensor, got {type(value).__name__}")
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} must be an integer tensor, got dtype {value.dtype}")
-    require_vector(name, value, length)
+    require_vector(name, value, length, per)
 
 
-def require_vector(name: str, value: Tensor, length: int | None = None) -> None:
+def require_vector(
+    name: str, value: Tensor, length: int | None = None, per: str = "embedding"
+) -> None:
     """Raise unless the tensor ``value`` has one dimension (and ``length`` entries)."""
     if value.ndim != 1:
         raise ValueError(f"{name} must have 1 dimension, got shape {tuple(value.shape)}")
     if length is not None and len(value) != length:
-        raise ValueError(f"{name} must have {length} entries, one per embedding, got {len(value)}")
+        raise ValueError(f"{name} must have {length} entries, one per {per}, got {len(value)}")
+
+
+def require_number(name: str, value: object) -> None:
+    """Raise unless ``value`` is a real number; a tensor is none, as reading it asks the host."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+
+
+def require_decay(value: float | None) -> None:
+    """Raise unless ``value`` is None or a number in [0, 1)."""
+    if value is None:
+        return
+    require_number("decay", value)
+    if not 0 <= value < 1:
+        raise ValueError(f"decay must be None or in [0, 1), got {value}")
 
 
 def require_positive(name: str, value: float) -> None:
     """Raise unless ``value`` is a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    require_number(name, value)
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be a finite number above 0, got {value}")

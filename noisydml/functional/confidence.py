@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from noisydml.functional.checks import require_floating, require_positive
+from noisydml.functional.checks import require_floating, require_number, require_positive
 from noisydml.functional.lambertw import lambertw
 
 # SuperLoss (Castells et al., 2020) clamps at -2/e, the argument of Lambert's branch point.
@@ -47,6 +47,7 @@ def confidence(losses: Tensor, threshold: Tensor | float, lam: float, lower: flo
     """
     require_floating("losses", losses)
     require_positive("lam", lam)
+    require_number("lower", lower)
     if not _LOWEST <= lower <= 0:
         raise ValueError(f"lower must be between -2/e = {_LOWEST:.6f} and 0, got {lower}")
     excess = (losses.double() - threshold) / lam

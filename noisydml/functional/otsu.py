@@ -52,15 +52,17 @@ def otsu_threshold(values: Tensor) -> Tensor:
         return torch.full((), math.inf, dtype=torch.float64, device=values.device)
 
     ordered = values.double().sort().values
-    low, high = ordered[_MIN_CLUSTER - 1 : -_MIN_CLUSTER], ordered[_MIN_CLUSTER : 1 - _MIN_CLUSTER]
-    # Halved before the sum, or two huge values would overflow; equal ones are kept to the bit.
-    candidates = torch.where(low == high, low, low / 2 + high / 2)
+    n_candidates = n - 2 * _MIN_CLUSTER + 1
+    low = ordered.narrow(0, _MIN_CLUSTER - 1, n_candidates)
+    high = ordered.narrow(0, _MIN_CLUSTER, n_candidates)
+    total = low + high
+    candidates = torch.where(total.isinf(), low / 2 + high / 2, total / 2)
     # A midpoint that equals some values has all of them above it, so the split is counted, not
     # taken from the position.
     n_below = torch.searchsorted(ordered, candidates)
 
-    threshold = candidates[_best_split(ordered, n_below)]
-    return torch.where(ordered[0] == ordered[-1], math.inf, threshold)
+    threshold = candidates.take(_best_split(ordered, n_below))
+    return torch.where(ordered.select(0, 0) == ordered.select(0, -1), math.inf, threshold)
 
 
 def _best_split(ordered: Tensor, n_below: Tensor) -> Tensor:
@@ -72,13 +74,14 @@ def _best_split(ordered: Tensor, n_below: Tensor) -> Tensor:
     n = len(ordered)
     # To [0, 1] from the lowest value, so that neither a common offset nor an extreme scale costs
     # digits; halved first where even the span of the values would overflow.
-    ordered = torch.where((ordered[-1] - ordered[0]).isinf(), ordered / 2, ordered)
-    span = (ordered[-1] - ordered[0]).clamp(min=torch.finfo(torch.float64).tiny)
-    unit = (ordered - ordered[0]) / span
+    lowest, highest = ordered.select(0, 0), ordered.select(0, -1)
+    scale = torch.where((highest - lowest).isinf(), 0.5, 1.0).double()
+    span = (highest * scale - lowest * scale).clamp(min=torch.finfo(torch.float64).tiny)
+    unit = (ordered * scale - lowest * scale) / span
     centred = unit - unit.mean()
     sums = torch.cumsum(centred, dim=0)
-    total = sums[-1]
-    below = sums[(n_below - 1).clamp(min=0)]
+    total = sums.select(0, -1)
+    below = sums.take((n_below - 1).clamp(min=0))
     n_above = n - n_below
     gap = below / n_below.clamp(min=1) - (total - below) / n_above
     between = gap.square() * n_below * n_above / n  # 0 where nothing lies below

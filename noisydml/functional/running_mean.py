@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from noisydml.functional.checks import require_floating
+from noisydml.functional.checks import require_decay, require_floating
 
 
 def running_mean(mean: Tensor, count: Tensor, values: Tensor, decay: float | None = 0.9) -> Tensor:
@@ -40,9 +40,9 @@ def running_mean(mean: Tensor, count: Tensor, values: Tensor, decay: float | Non
     require_floating("values", values, ndim=1)
     if len(values) == 0:
         raise ValueError("values must have at least one entry, got none")
-    if decay is not None and not 0 <= decay < 1:
-        raise ValueError(f"decay must be None or in [0, 1), got {decay}")
+    require_decay(decay)
     batch_mean = values.to(mean.dtype).mean()
-    past = count / (count + 1) if decay is None else torch.where(count == 0, 0.0, decay)
+    seen = count.to(mean.dtype)
+    past = seen / (seen + 1) if decay is None else decay
     # Where nothing is past, the old value must not enter, not even as 0 * nan.
     return torch.where(count == 0, batch_mean, past * mean + (1 - past) * batch_mean)

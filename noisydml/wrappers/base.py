@@ -78,6 +78,7 @@ class LossWrapper(nn.Module):
         super().__init__()
         if not callable(loss):
             raise TypeError(f"loss must be callable, got {type(loss).__name__}")
+        pml.refuse_unlabelled(loss)
         self.loss = loss
         self.validate_args = validate_args
         self.decision: Decision | None = None
@@ -130,6 +131,7 @@ class LossWrapper(nn.Module):
         decision, own_loss = self.judge(batch)
         value = call_loss(self.loss, self.narrowed(batch, decision))
         if own_loss is not None and own_loss.requires_grad:
+            own_loss = own_loss.to(value.dtype)
             value = value + (own_loss - own_loss.detach())  # its gradient, not its value
         self.commit(batch, decision)
         self.decision = decision
@@ -188,7 +190,7 @@ class LossWrapper(nn.Module):
         batch, error = None, None
         try:
             batch = make_batch(embeddings, *arguments)
-            checks = value_checks(batch)
+            checks = value_checks(batch) if self.validate_args else []
             if self.training:
                 checks += [
                     check for wrapper in self._chain() for check in wrapper.own_checks(batch)
@@ -198,8 +200,7 @@ class LossWrapper(nn.Module):
         except (TypeError, ValueError) as refusal:
             error = refusal
         if self.training:
-            device = getattr(embeddings, "device", torch.device("cpu"))
-            agree_across_ranks(error, batch, device)
+            agree_across_ranks(error, batch)
         elif error is not None:
             raise error
         assert batch is not None

@@ -13,7 +13,7 @@ from noisydml import pml
 from noisydml.batch import Batch
 from noisydml.distributed import gather_batch
 from noisydml.functional import confidence, otsu_threshold, running_mean
-from noisydml.functional.checks import require_positive
+from noisydml.functional.checks import require_decay, require_positive
 from noisydml.validation import ValueCheck, in_range
 from noisydml.wrappers.base import Decision, Judgement, LossWrapper
 
@@ -104,13 +104,13 @@ class ConfidenceWeightedLoss(LossWrapper):
             )
         pml.refuse_unweightable(loss)
         pml.refuse_unweightable(confidence_loss)
+        pml.refuse_memory(confidence_loss)
         require_positive("lam", lam)
         if threshold not in ("otsu", "running_mean") and not callable(threshold):
             raise ValueError(
                 f"threshold must be 'otsu', 'running_mean' or a callable, got {threshold!r}"
             )
-        if decay is not None and not 0 <= decay < 1:
-            raise ValueError(f"decay must be None or in [0, 1), got {decay}")
+        require_decay(decay)
         if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
             raise ValueError(f"warmup must be a number of steps, 0 or more, got {warmup!r}")
         self.confidence_loss = confidence_loss
@@ -135,11 +135,13 @@ class ConfidenceWeightedLoss(LossWrapper):
         tau = self._threshold(scores)
         sigma = confidence(scores, tau, self.lam)
         sigma = torch.where(self.step < self.warmup, 1.0, sigma)
-        own = slice(None) if everyone.own is None or batch.own is not None else everyone.own
+        if batch.first_own is None and everyone.first_own is not None:
+            sigma = sigma.narrow(0, everyone.first_own, len(batch))
+            scores = scores.narrow(0, everyone.first_own, len(batch))
         decision = Decision(
             keep=torch.ones(len(batch), dtype=torch.bool, device=batch.device),
-            weight=sigma[own],
-            score=-scores[own],
+            weight=sigma,
+            score=-scores,
             threshold=-tau,
         )
         return Judgement(decision, losses.mean() if trains else None)
@@ -152,7 +154,7 @@ class ConfidenceWeightedLoss(LossWrapper):
             return
         self.step += 1
         if self.threshold == "running_mean":
-            self.mean.copy_(-decision.threshold)
+            self.mean = -decision.threshold
         self._warn_if_forgotten()
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
@@ -179,9 +181,8 @@ class ConfidenceWeightedLoss(LossWrapper):
 
     def _detached(self, batch: Batch) -> Batch:
         """What the confidence loss sees: no graph, and no less than single precision."""
-        dtype = pml.compute_dtype(self.confidence_loss, batch.embeddings.dtype)
-        dtype = torch.promote_types(dtype, torch.float32)
-        return Batch(batch.embeddings.detach().to(dtype), batch.labels, own=batch.own)
+        dtype = torch.promote_types(batch.embeddings.dtype, torch.float32)
+        return Batch(batch.embeddings.detach().to(dtype), batch.labels, first_own=batch.first_own)
 
     def _threshold(self, losses: Tensor) -> Tensor:
         if self.threshold == "otsu":

@@ -60,7 +60,8 @@ class GroundTruthFilter(LossWrapper):
         self.register_buffer("is_noisy", is_noisy.detach().clone())
 
     def judge(self, batch: Batch) -> Judgement:
-        keep = ~self.is_noisy[batch.sample_ids]
+        assert batch.sample_ids is not None  # own_checks has seen to it
+        keep = self.is_noisy.index_select(0, batch.sample_ids).logical_not()
         return Judgement(
             Decision(
                 keep=keep,
@@ -78,7 +79,9 @@ class GroundTruthFilter(LossWrapper):
             raise ValueError(
                 "GroundTruthFilter needs sample_ids, the position of each sample in is_noisy"
             )
-        return [in_range("sample_ids", batch.sample_ids, len(self.is_noisy), "as long as is_noisy")]
+        return [
+            in_range("sample_ids", batch.sample_ids, len(self.is_noisy), "the length of is_noisy")
+        ]
 
     def extra_repr(self) -> str:
         return f"num_samples={len(self.is_noisy)}"

@@ -1,0 +1,128 @@
+"""What each rank of a process group runs in test_ranks.py; importable by the spawned processes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from contract.cases import CASES, WIDTH, build, chain, make_batch, state_of
+from pytorch_metric_learning import miners
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from noisydml import GatheredLoss, LossWrapper
+
+STEPS = 4
+# Uneven batches; rank 1 has none in step 2.
+SIZES = [(14, 10), (9, 15), (24, 0), (3, 21)]
+
+Result = dict[str, Any]
+
+
+def shards(step: int, world: int) -> list[slice]:
+    if world == 1:
+        return [slice(0, 24)]
+    sizes = SIZES[step % len(SIZES)]
+    if world > 2:  # the second share is cut once more, into three
+        third = sizes[1] // 3
+        sizes = (sizes[0], third, third, sizes[1] - 2 * third)
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+
+
+def train(case: str, leaf: str, rank: int, world: int, mined: bool = False) -> Result:
+    """Train a model with a wrapper for a few steps on this rank's share of each batch."""
+    torch.manual_seed(4)
+    model = nn.Linear(WIDTH, WIDTH)
+    # Every rank draws other proxies; rank 0 has those of the single process.
+    wrapper = build(case, leaf, seed=5 + rank)
+    parallel: Callable[..., Any] = DistributedDataParallel(model) if world > 1 else model
+    groups = [{"params": model.parameters()}, *wrapper.parameter_groups(1e-2, 1e-2)]
+    optimizer = torch.optim.SGD(groups, lr=1e-2)
+
+    decisions: list[list[Result]] = []
+    values, model_gradients = [], []
+    for step in range(STEPS):
+        arguments = make_batch(seed=step)
+        rows = shards(step, world)[rank]
+        inputs = arguments["embeddings"].detach()[rows]
+        keywords: dict[str, Any] = {
+            "sample_ids": arguments["sample_ids"][rows],
+            "sample_weight": torch.linspace(0.5, 1.5, 24)[rows] if CASES[case].weighs else None,
+        }
+        labels = arguments["labels"][rows]
+        embeddings = parallel(inputs)
+        if mined:
+            own = [slice(None)] if world > 1 else shards(step, 2)
+            keywords["indices_tuple"] = mine(embeddings, labels, own)
+        value = wrapper(embeddings, labels, **keywords)
+        optimizer.zero_grad()
+        value.backward()
+        model_gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        optimizer.step()
+        values.append(value.detach())
+        decisions.append(decisions_of(wrapper))
+    return {
+        "values": torch.stack(values),
+        "decisions": decisions,
+        "gradients": torch.stack(model_gradients),
+        "state": {name: value.detach() for name, value in state_of(wrapper).items()},
+    }
+
+
+def mine(embeddings: Tensor, labels: Tensor, shares: list[slice]) -> tuple[Tensor, ...]:
+    """Triplets within each share of the rows, pointing into all of them."""
+    miner = miners.TripletMarginMiner(margin=0.3, type_of_triplets="all")
+    found = []
+    for rows in shares:
+        triplets = miner(embeddings[rows], labels[rows])
+        found.append([column + (rows.start or 0) for column in triplets])
+    return tuple(torch.cat(columns) for columns in zip(*found, strict=True))
+
+
+def decisions_of(wrapper: LossWrapper) -> list[Result]:
+    """The decision of every wrapper of a nesting, and whether it was made about all ranks' rows."""
+    found, about_all = [], False
+    for each in chain(wrapper):
+        found.append({**vars(each.decision), "about_all": about_all})
+        about_all = about_all or isinstance(each, GatheredLoss)
+    return found
+
+
+def refusals(rank: int) -> dict[str, str]:
+    """The error that this rank raises where only rank 1 is called wrongly."""
+    messages = {}
+    bad_calls: dict[str, dict[str, Any]] = {
+        "nan": {"embeddings": torch.full((24, WIDTH), float("nan"))},
+        "type": {"embeddings": None},
+        "label": {"labels": torch.full((24,), 99)},
+        "other arguments": {"sample_weight": torch.ones(24)},
+    }
+    for name, bad in bad_calls.items():
+        wrapper = build("confidence")
+        arguments = {**make_batch(), **(bad if rank == 1 else {})}
+        before = copy.deepcopy(wrapper.state_dict())
+        try:
+            wrapper(**arguments)
+        except (TypeError, ValueError) as error:
+            messages[name] = f"{type(error).__name__}: {error}"
+        unchanged = all(torch.equal(before[k], v) for k, v in wrapper.state_dict().items())
+        messages[name + " state"] = "same" if unchanged else "changed"
+        wrapper(**make_batch())  # the ranks are still in step
+    return messages
+
+
+def main(rank: int, world: int, folder: str, jobs: list[tuple[str, str]]) -> None:
+    """Run all jobs on this rank and leave the results in a file."""
+    torch.set_num_threads(1)
+    store = Path(folder) / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    results: dict[Any, Any] = {job: train(*job, rank, world) for job in jobs}
+    results["mined"] = train("ground_truth(gathered)", "triplet", rank, world, mined=True)
+    results["refusals"] = refusals(rank)
+    torch.save(results, Path(folder) / f"rank{rank}.pt")
+    dist.destroy_process_group()

@@ -1,0 +1,233 @@
+"""Promise 8: bad input is refused, by name, before any state changes."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from contract.cases import (
+    CASES,
+    CLASSES,
+    SAMPLES,
+    WIDTH,
+    assert_same_state,
+    build,
+    chain,
+    make_batch,
+    proxies,
+    state_of,
+)
+from pytorch_metric_learning import losses
+
+from noisydml import ConfidenceWeightedLoss, GroundTruthFilter
+
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def put(name: str, position: int, value: float) -> Change:
+    def change(arguments: dict[str, Any]) -> dict[str, Any]:
+        spoilt = arguments[name].detach().clone()
+        spoilt[position] = value
+        return {**arguments, name: spoilt}
+
+    return change
+
+
+def replaced(**changes: Any) -> Change:
+    return lambda arguments: {**arguments, **changes}
+
+
+ONES = torch.ones(24, dtype=torch.long)
+PAIRS = (ONES, ONES, ONES, ONES)
+
+# name -> (what is done to a good call, error, the argument that the message must name)
+BAD: dict[str, tuple[Change, type[Exception], str]] = {
+    "embeddings are a list": (replaced(embeddings=[[1.0]]), TypeError, "embeddings"),
+    "embeddings are None": (replaced(embeddings=None), TypeError, "embeddings"),
+    "embeddings are integers": (replaced(embeddings=torch.ones(24, 16).int()), TypeError, "embed"),
+    "embeddings are 1-d": (replaced(embeddings=torch.ones(24)), ValueError, "embeddings"),
+    "embeddings are 3-d": (replaced(embeddings=torch.ones(24, 4, 4)), ValueError, "embeddings"),
+    "a NaN": (put("embeddings", 3, math.nan), ValueError, "embeddings"),
+    "an infinity": (put("embeddings", 23, -math.inf), ValueError, "embeddings"),
+    "labels are a list": (replaced(labels=[0] * 24), TypeError, "labels"),
+    "labels are floats": (replaced(labels=torch.zeros(24)), TypeError, "labels"),
+    "labels are bools": (replaced(labels=torch.zeros(24).bool()), TypeError, "labels"),
+    "labels are 2-d": (replaced(labels=torch.zeros(24, 1).long()), ValueError, "labels"),
+    "too few labels": (replaced(labels=torch.zeros(23).long()), ValueError, "labels"),
+    "too many labels": (replaced(labels=torch.zeros(25).long()), ValueError, "labels"),
+    "ids are floats": (replaced(sample_ids=torch.zeros(24)), TypeError, "sample_ids"),
+    "ids are 2-d": (replaced(sample_ids=torch.zeros(24, 1).long()), ValueError, "sample_ids"),
+    "too few ids": (replaced(sample_ids=torch.zeros(3).long()), ValueError, "sample_ids"),
+    "a negative id": (put("sample_ids", 0, -1), ValueError, "sample_ids"),
+    "weights are a list": (replaced(sample_weight=[1.0] * 24), TypeError, "sample_weight"),
+    "weights are 2-d": (replaced(sample_weight=torch.ones(24, 1)), ValueError, "sample_weight"),
+    "too few weights": (replaced(sample_weight=torch.ones(3)), ValueError, "sample_weight"),
+    "a negative weight": (replaced(sample_weight=-torch.ones(24)), ValueError, "sample_weight"),
+    "a NaN weight": (replaced(sample_weight=torch.ones(24) / 0 * 0), ValueError, "sample_weight"),
+    "an index tuple of 2": (replaced(indices_tuple=PAIRS[:2]), ValueError, "indices_tuple"),
+    "indices are no tuple": (replaced(indices_tuple=ONES), ValueError, "indices_tuple"),
+    "indices are floats": (replaced(indices_tuple=(torch.ones(2),) * 3), TypeError, "indices_tu"),
+    "uneven pairs": (replaced(indices_tuple=(ONES[:2], *PAIRS[1:])), ValueError, "indices_tuple"),
+    "an index beyond": (replaced(indices_tuple=(ONES * 24,) * 3), ValueError, "indices_tuple"),
+    "a negative index": (replaced(indices_tuple=(-ONES,) * 3), ValueError, "indices_tuple"),
+    "ref labels alone": (replaced(ref_labels=ONES), ValueError, "ref_labels"),
+    "ref_emb of another width": (replaced(ref_emb=torch.ones(24, 8)), ValueError, "ref_emb"),
+    "ref_emb with a NaN": (
+        replaced(ref_emb=torch.full((24, 16), math.nan), ref_labels=ONES),
+        ValueError,
+        "ref_emb",
+    ),
+    "too few ref labels": (
+        replaced(ref_emb=torch.ones(24, 16), ref_labels=ONES[:3]),
+        ValueError,
+        "ref_labels",
+    ),
+}
+
+
+def assert_refused(wrapper: Any, arguments: dict[str, Any], error: type, name: str) -> None:
+    before, decisions = state_of(wrapper), [each.decision for each in chain(wrapper)]
+    with pytest.raises(error, match=name) as caught:
+        wrapper(**arguments)
+    assert type(caught.value) is error
+    assert_same_state(before, wrapper)
+    for each, decision in zip(chain(wrapper), decisions, strict=True):
+        assert each.decision is decision
+
+
+@pytest.mark.parametrize("fresh", [True, False], ids=["first call", "later call"])
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("case", CASES)
+def test_refused_and_nothing_lost(case: str, bad: str, fresh: bool) -> None:
+    change, error, name = BAD[bad]
+    wrapper = build(case)
+    if not fresh:
+        wrapper(**make_batch(seed=1))
+    assert_refused(wrapper, change(make_batch()), error, name)
+    wrapper(**make_batch())  # and it goes on working
+
+
+@pytest.mark.parametrize("label", [-1, CLASSES, 10**6])
+@pytest.mark.parametrize("case", [name for name, case in CASES.items() if case.weighs])
+def test_labels_out_of_range(case: str, label: int) -> None:
+    change = put("labels", 5, label)
+    assert_refused(build(case), change(make_batch()), ValueError, rf"labels .* \[0, {CLASSES}\)")
+
+
+@pytest.mark.parametrize("case", [name for name, case in CASES.items() if "confidence" in name])
+def test_embeddings_of_another_width_than_the_proxies(case: str) -> None:
+    change = replaced(embeddings=torch.ones(24, WIDTH + 1))
+    assert_refused(build(case), change(make_batch()), ValueError, "embeddings must be as wide")
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if "ground_truth" in name])
+def test_ids_missing_or_beyond(case: str) -> None:
+    missing = {k: v for k, v in make_batch().items() if k != "sample_ids"}
+    assert_refused(build(case), missing, ValueError, "sample_ids")
+    change = put("sample_ids", 2, SAMPLES)
+    assert_refused(
+        build(case), change(make_batch()), ValueError, rf"sample_ids .* \[0, {SAMPLES}\)"
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_wrapped_loss_that_raises_leaves_the_state(case: str) -> None:
+    fails = False
+
+    def sometimes(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if fails:
+            raise RuntimeError("on purpose")
+        return embeddings.square().sum(dim=1)
+
+    torch.manual_seed(0)
+    wrapper = CASES[case].make(sometimes)
+    wrapper(**make_batch(seed=1))
+    fails = True
+    assert_refused(wrapper, make_batch(seed=2), RuntimeError, "on purpose")
+    fails = False
+    after = wrapper(**make_batch(seed=2))
+    torch.manual_seed(0)
+    twin = CASES[case].make(sometimes)
+    twin(**make_batch(seed=1))
+    assert torch.equal(after, twin(**make_batch(seed=2)))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_value_checks_can_be_switched_off_but_not_the_others(case: str) -> None:
+    wrapper = build(case, "cross_entropy", validate_args=False)
+    change, _, _ = BAD["a NaN"]
+    assert wrapper(**change(make_batch())).isnan() or "ground_truth" in case
+    for bad in ("labels are floats", "embeddings are 1-d", "too few weights"):
+        change, error, name = BAD[bad]
+        assert_refused(wrapper, change(make_batch()), error, name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "name"),
+    [
+        ({"lam": 0.0}, ValueError, "lam"),
+        ({"lam": -1.0}, ValueError, "lam"),
+        ({"lam": math.nan}, ValueError, "lam"),
+        ({"lam": math.inf}, ValueError, "lam"),
+        ({"lam": "1"}, TypeError, "lam"),
+        ({"threshold": "mean"}, ValueError, "threshold"),
+        ({"threshold": 0.5}, ValueError, "threshold"),
+        ({"decay": 1.0}, ValueError, "decay"),
+        ({"decay": -0.1}, ValueError, "decay"),
+        ({"warmup": -1}, ValueError, "warmup"),
+        ({"warmup": 1.5}, ValueError, "warmup"),
+        ({"confidence_loss": None}, TypeError, "confidence_loss"),
+        ({"confidence_loss": build("confidence")}, TypeError, "confidence_loss"),
+        ({"confidence_loss": losses.ProxyAnchorLoss(5, 16)}, TypeError, "ProxyAnchorLoss"),
+        ({"loss": losses.ProxyAnchorLoss(5, 16)}, TypeError, "ProxyAnchorLoss"),
+        ({"loss": losses.VICRegLoss()}, TypeError, "VICRegLoss takes no labels"),
+        ({"loss": 3}, TypeError, "loss"),
+    ],
+)
+def test_impossible_settings_of_confidence(
+    settings: dict[str, Any], error: type, name: str
+) -> None:
+    good = {"loss": losses.ContrastiveLoss(), "confidence_loss": proxies(), "lam": 1.0}
+    arguments = {**good, **settings}
+    with pytest.raises(error, match=name):
+        ConfidenceWeightedLoss(arguments.pop("loss"), arguments.pop("confidence_loss"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("is_noisy", "error"),
+    [
+        (torch.zeros(4), TypeError),
+        ([True, False], TypeError),
+        (torch.zeros(4, 1).bool(), ValueError),
+    ],
+)
+def test_impossible_settings_of_ground_truth(is_noisy: Any, error: type) -> None:
+    with pytest.raises(error, match="is_noisy"):
+        GroundTruthFilter(losses.ContrastiveLoss(), is_noisy)
+
+
+def test_an_unweightable_loss_is_refused_by_the_first_call_even_in_warmup() -> None:
+    wrapper = ConfidenceWeightedLoss(
+        losses.ThresholdConsistentMarginLoss(), proxies(), lam=1.0, warmup=100
+    )
+    assert_refused(wrapper, make_batch(), TypeError, "ThresholdConsistentMarginLoss cannot be")
+
+
+def test_a_threshold_that_returns_a_vector_is_refused() -> None:
+    wrapper = build("confidence")
+    wrapper.threshold = lambda values: values
+    assert_refused(wrapper, make_batch(), ValueError, "threshold")
+
+
+def test_the_arguments_themselves_are_not_changed() -> None:
+    for case in CASES:
+        arguments = make_batch()
+        arguments["sample_weight"] = torch.rand(24)
+        copies = {name: copy.deepcopy(value.detach()) for name, value in arguments.items()}
+        build(case)(**arguments)
+        for name, value in arguments.items():
+            assert torch.equal(value, copies[name])

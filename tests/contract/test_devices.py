@@ -1,0 +1,140 @@
+"""Promise 7: state follows the input, and scoring never asks the host.
+
+Without a GPU the second half is shown with fake tensors "on" CUDA: an ``.item()``, a boolean mask
+or a tensor left on the CPU raises there. With a GPU the real thing runs too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from contract.cases import CASES, CLASSES, LEAVES, WIDTH, build, chain, make_batch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from noisydml.validation import make_batch as pack
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+
+CUDA = "cuda:0"
+
+
+@contextmanager
+def fake_cuda() -> Iterator[None]:
+    """Tensors that only have a shape and a device; no graph, which needs a real CUDA build."""
+    with FakeTensorMode(), torch.no_grad():
+        yield
+
+
+def fake_arguments() -> dict[str, Any]:
+    return {
+        "embeddings": torch.randn(24, WIDTH, device=CUDA),
+        "labels": torch.randint(CLASSES, (24,), device=CUDA),
+        "sample_ids": torch.arange(24, device=CUDA),
+    }
+
+
+def on_fake_cuda(wrapper: nn.Module) -> nn.Module:
+    """Module.to() wants a real CUDA; moving the fake tensors one by one does not."""
+    for module in wrapper.modules():
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(CUDA)
+        for name, parameter in module._parameters.items():
+            module._parameters[name] = nn.Parameter(parameter.detach().to(CUDA))
+    return wrapper
+
+
+# PML's own terms are found with boolean masks: only plain Proxy-NCA is scored by noisydml itself.
+SCORES_ITSELF = [name for name in CASES if name != "generic_confidence"]
+
+
+@pytest.mark.parametrize("case", SCORES_ITSELF)
+def test_scoring_never_asks_the_host(case: str) -> None:
+    with fake_cuda():
+        wrapper = on_fake_cuda(build(case, "cross_entropy"))
+        batch = pack(**fake_arguments())
+        for each in chain(wrapper):
+            if type(each).__name__ != "GatheredLoss":  # it judges nothing
+                judgement = each.judge(batch)
+                assert judgement.decision.weight.device.type == "cuda"
+                assert judgement.decision.keep.shape == (24,)
+
+
+@pytest.mark.parametrize("case", [name for name in SCORES_ITSELF if not CASES[name].drops])
+def test_a_whole_step_without_a_cut_never_asks_the_host(case: str) -> None:
+    with fake_cuda():
+        wrapper = on_fake_cuda(build(case, "cross_entropy", validate_args=False))
+        value = wrapper(**fake_arguments())
+        assert value.device.type == "cuda"
+
+
+def test_the_proof_can_fail() -> None:
+    """Fake tensors do raise for what the two tests above forbid."""
+    with fake_cuda():
+        values = torch.randn(24, device=CUDA)
+        for forbidden in (
+            lambda: values.sum().item(),
+            lambda: values[values > 0],
+            lambda: values + torch.randn(24),
+        ):
+            with pytest.raises(Exception, match=r"_local_scalar_dense|nonzero|device"):
+                forbidden()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_state_follows_the_input_on_first_use(case: str) -> None:
+    wrapper = build(case, "cross_entropy", validate_args=False)
+    wrapper._prepare(torch.device("meta"))  # what every call does with its embeddings' device
+    assert all(t.device.type == "meta" for t in (*wrapper.parameters(), *wrapper.buffers()))
+
+
+@needs_cuda
+def test_parameters_stay_the_same_objects_when_they_move() -> None:
+    """An optimiser that was given them before the first step keeps training them."""
+    wrapper = build("confidence")
+    parameters = list(wrapper.parameters())
+    wrapper(**{name: value.detach().cuda() for name, value in make_batch().items()})
+    assert all(p.device.type == "cuda" for p in wrapper.parameters())
+    assert all(a is b for a, b in zip(parameters, wrapper.parameters(), strict=True))
+
+
+@needs_cuda
+@pytest.mark.parametrize("leaf", LEAVES)
+@pytest.mark.parametrize("case", CASES)
+def test_cuda_agrees_with_the_cpu(case: str, leaf: str) -> None:
+    on_cpu, on_cuda = build(case, leaf), build(case, leaf)
+    for seed in range(3):
+        arguments = make_batch(seed=seed)
+        moved = {name: value.detach().cuda() for name, value in arguments.items()}
+        moved["embeddings"].requires_grad_()
+        expected, value = on_cpu(**arguments), on_cuda(**moved)
+        assert value.device.type == "cuda"
+        torch.testing.assert_close(value.cpu(), expected, rtol=1e-4, atol=1e-5)
+        expected.backward()
+        value.backward()
+        torch.testing.assert_close(
+            moved["embeddings"].grad.cpu(), arguments["embeddings"].grad, rtol=1e-3, atol=1e-5
+        )
+        for a, b in zip(chain(on_cpu), chain(on_cuda), strict=True):
+            assert torch.equal(a.decision.keep, b.decision.keep.cpu())
+            torch.testing.assert_close(
+                a.decision.weight.double(), b.decision.weight.double().cpu(), rtol=1e-3, atol=1e-5
+            )
+
+
+@needs_cuda
+@pytest.mark.parametrize("case", [name for name in SCORES_ITSELF if not CASES[name].drops])
+def test_cuda_steps_without_synchronisation(case: str) -> None:
+    wrapper = build(case, "cross_entropy", validate_args=False).cuda()
+    arguments = {name: value.detach().cuda() for name, value in make_batch().items()}
+    wrapper(**arguments)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        wrapper(**arguments)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,103 @@
+"""Promise 3: weights, thresholds, scores and memories carry no gradient; proxies get theirs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from contract.cases import CASES, CLASSES, LEAVES, WIDTH, build, chain, make_batch
+from pytorch_metric_learning import losses
+from torch import Tensor
+
+from noisydml import ConfidenceWeightedLoss, per_sample_loss
+
+WEIGHING_ONLY = [n for n, case in CASES.items() if case.weighs and not case.drops]
+
+
+def effective_weight(case: str, leaf: str) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """Value, its gradient, and the weights of all wrappers of a nesting multiplied."""
+    arguments = make_batch()
+    wrapper = build(case, leaf)
+    value = wrapper(**arguments)
+    weight = torch.ones(24, dtype=torch.float64)
+    for each in chain(wrapper):
+        weight = weight * each.decision.weight
+    (grad,) = torch.autograd.grad(value, arguments["embeddings"])
+    return value, grad, weight, arguments
+
+
+@pytest.mark.parametrize("leaf", ["multi_similarity", "contrastive", "triplet", "cross_entropy"])
+@pytest.mark.parametrize("case", WEIGHING_ONLY)
+def test_weights_are_constants(case: str, leaf: str) -> None:
+    value, grad, weight, arguments = effective_weight(case, leaf)
+    assert (weight < 1).any()
+    embeddings = arguments["embeddings"]
+    per_sample = per_sample_loss(LEAVES[leaf](), embeddings, arguments["labels"])
+    expected = (weight.float() * per_sample).mean()
+    torch.testing.assert_close(value, expected)
+    (wanted,) = torch.autograd.grad(expected, embeddings)
+    torch.testing.assert_close(grad, wanted)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_decisions_and_state_are_detached(case: str) -> None:
+    arguments = make_batch()
+    wrapper = build(case)
+    wrapper(**arguments)
+    for each in chain(wrapper):
+        for value in vars(each.decision).values():
+            if value is not None:
+                assert not value.requires_grad
+                assert value.device == arguments["embeddings"].device
+    assert not any(buffer.requires_grad for buffer in wrapper.buffers())
+
+
+@pytest.mark.parametrize("confidence_loss", [losses.ProxyNCALoss, losses.NormalizedSoftmaxLoss])
+def test_proxies_get_exactly_the_gradient_of_their_own_loss(
+    confidence_loss: type[torch.nn.Module],
+) -> None:
+    arguments = make_batch()
+    torch.manual_seed(1)
+    proxies = confidence_loss(CLASSES, WIDTH)
+    wrapper = ConfidenceWeightedLoss(losses.MultiSimilarityLoss(), proxies, lam=0.1)
+    wrapper(**arguments).backward()
+    (got,) = [p.grad for p in proxies.parameters()]
+    expected = proxies(arguments["embeddings"].detach(), arguments["labels"])
+    (wanted,) = torch.autograd.grad(expected, list(proxies.parameters()))
+    torch.testing.assert_close(got, wanted)
+    assert wanted.abs().sum() > 0
+
+
+def test_training_the_proxies_moves_neither_value_nor_embeddings() -> None:
+    def run(frozen: bool) -> tuple[Tensor, Tensor]:
+        arguments = make_batch()
+        wrapper = build("confidence")
+        wrapper.confidence_loss.requires_grad_(not frozen)
+        value = wrapper(**arguments)
+        value.backward()
+        return value.detach(), arguments["embeddings"].grad
+
+    for mine, other in zip(run(frozen=False), run(frozen=True), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_judging_by_the_training_loss_trains_its_proxies_once() -> None:
+    """Table 1's variant: the loss is its own judge, and no second gradient reaches its proxies."""
+    arguments = make_batch()
+    torch.manual_seed(1)
+    loss = losses.ProxyNCALoss(CLASSES, WIDTH)
+    wrapper = ConfidenceWeightedLoss(loss, loss, lam=0.1)
+    wrapper(**arguments).backward()
+    per_sample = per_sample_loss(loss, arguments["embeddings"], arguments["labels"])
+    expected = (wrapper.decision.weight.float() * per_sample).mean()
+    (wanted,) = torch.autograd.grad(expected, [loss.proxies])
+    torch.testing.assert_close(loss.proxies.grad, wanted)
+    assert len(wrapper.parameter_groups(1e-3)) == 1
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_grad_works(case: str) -> None:
+    arguments = make_batch()
+    with torch.no_grad():
+        value = build(case)(**arguments)
+    assert not value.requires_grad
+    assert value == build(case)(**arguments)

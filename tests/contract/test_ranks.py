@@ -1,0 +1,122 @@
+"""Promise 5: ranks agree with one another, and with one process that saw the whole batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from contract import ranks
+from contract.cases import CASES
+from torch import Tensor
+
+JOBS = [(case, "multi_similarity") for case in CASES] + [
+    ("gathered", "soft_triple"),
+    ("ground_truth(confidence(gathered))", "soft_triple"),
+    ("confidence(gathered)", "cross_batch_memory"),
+    ("ground_truth(gathered)", "cross_entropy"),
+]
+GATHERS_ROWS = [job for job in JOBS if "gathered" in job[0]]
+IDS = [f"{case}-{leaf}" for case, leaf in JOBS]
+
+pytestmark = pytest.mark.xdist_group("ranks")  # one worker starts the processes, once
+
+
+def run(world: int, folder: Path) -> list[dict[Any, Any]]:
+    mp.spawn(ranks.main, args=(world, str(folder), JOBS), nprocs=world)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
+    return run(2, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
+    return run(4, tmp_path_factory.mktemp("four"))
+
+
+def assert_same_decisions(expected: list[Any], by_rank: list[list[Any]]) -> None:
+    """Every wrapper of a nesting: the ranks' decisions, put together, are the one process's."""
+    for depth, one in enumerate(expected):
+        mine = [decisions[depth] for decisions in by_rank]
+        for decision in mine:
+            close(decision["threshold"], one["threshold"])
+        if one["about_all"]:
+            for decision in mine:
+                for name in ("keep", "weight", "score"):
+                    close(decision[name], one[name])
+        else:
+            for name in ("keep", "weight", "score"):
+                parts = [decision[name] for decision in mine]
+                close(None if parts[0] is None else torch.cat(parts), one[name])
+
+
+def close(actual: Tensor | None, expected: Tensor | None) -> None:
+    """To the rounding of single precision, in which embeddings and proxies are."""
+    if expected is None:
+        assert actual is None
+    else:
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("job", JOBS, ids=IDS)
+def test_two_ranks_decide_like_one_process(job: tuple[str, str], two: list[Any]) -> None:
+    one = ranks.train(*job, 0, 1)["decisions"]
+    # Without GatheredLoss a pair loss sees its own rank's pairs only, and the models drift apart.
+    for step in range(ranks.STEPS if job in GATHERS_ROWS else 1):
+        assert_same_decisions(one[step], [result[job]["decisions"][step] for result in two])
+
+
+@pytest.mark.parametrize("job", GATHERS_ROWS, ids=[i for i in IDS if "gathered" in i])
+@pytest.mark.parametrize("world", ["two", "four"])
+def test_gathered_losses_train_like_one_process(
+    job: tuple[str, str], world: str, request: pytest.FixtureRequest
+) -> None:
+    results = request.getfixturevalue(world)
+    one = ranks.train(*job, 0, 1)
+    for result in results:
+        torch.testing.assert_close(result[job]["values"], one["values"])
+        torch.testing.assert_close(result[job]["gradients"], one["gradients"])
+        assert result[job]["state"].keys() == one["state"].keys()
+        for name, value in one["state"].items():
+            torch.testing.assert_close(result[job]["state"][name], value, msg=name)
+
+
+@pytest.mark.parametrize("job", GATHERS_ROWS, ids=[i for i in IDS if "gathered" in i])
+def test_four_ranks_decide_like_one_process(job: tuple[str, str], four: list[Any]) -> None:
+    one = ranks.train(*job, 0, 1)["decisions"]
+    for step in range(ranks.STEPS):
+        assert_same_decisions(one[step], [result[job]["decisions"][step] for result in four])
+
+
+@pytest.mark.parametrize("job", JOBS, ids=IDS)
+def test_state_is_equal_to_the_bit_on_both_ranks(job: tuple[str, str], two: list[Any]) -> None:
+    """Proxies, running means and memories: without DistributedDataParallel around the loss."""
+    for name, value in two[0][job]["state"].items():
+        assert torch.equal(two[1][job]["state"][name], value), name
+
+
+def test_mined_tuples_point_into_the_gathered_rows(two: list[Any]) -> None:
+    """Each rank mines its own rows; one process gets both ranks' triplets."""
+    one = ranks.train("ground_truth(gathered)", "triplet", 0, 1, mined=True)
+    for result in two:
+        torch.testing.assert_close(result["mined"]["values"], one["values"])
+        torch.testing.assert_close(result["mined"]["gradients"], one["gradients"])
+
+
+@pytest.mark.parametrize("bad", ["nan", "type", "label", "other arguments"])
+def test_a_bad_batch_on_one_rank_is_refused_on_all(bad: str, two: list[Any]) -> None:
+    first, second = (result["refusals"] for result in two)
+    if bad == "other arguments":
+        assert first[bad] == second[bad]
+        assert "on all ranks or on none" in first[bad]
+    else:
+        assert "rank 1 refused its batch" in first[bad]
+        assert {"nan": "must be finite", "type": "TypeError", "label": "labels must"}[bad] in (
+            second[bad]
+        )
+    assert first[bad + " state"] == second[bad + " state"] == "same"

@@ -1,0 +1,101 @@
+"""The refusals: which values pass, and that the message says what was wrong."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from noisydml.functional.checks import (
+    require_floating,
+    require_integer,
+    require_positive,
+    require_vector,
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_floating_accepts_every_floating_dtype_and_shape(dtype):
+    require_floating("x", torch.ones((), dtype=dtype))
+    require_floating("x", torch.ones(2, 0, dtype=dtype))
+    require_floating("x", torch.ones(2, 3, dtype=dtype), ndim=2)
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (torch.tensor([1]), "torch.int64"),
+        (torch.tensor([True]), "torch.bool"),
+        (torch.tensor([1j]), "torch.complex64"),
+        ([1.0], "list"),
+        (1.0, "float"),
+        (np.ones(2), "ndarray"),
+        (None, "NoneType"),
+    ],
+)
+def test_floating_refuses_other_types_by_name(value, got):
+    with pytest.raises(TypeError, match=rf"^losses must be .*floating-point.*, got .*{got}"):
+        require_floating("losses", value)
+
+
+def test_floating_refuses_the_wrong_number_of_dimensions():
+    with pytest.raises(ValueError, match=r"^x must have 2 dimensions, got shape \(3,\)$"):
+        require_floating("x", torch.ones(3), ndim=2)
+    with pytest.raises(ValueError, match=r"^x must have 1 dimension, got shape \(3, 1\)$"):
+        require_floating("x", torch.ones(3, 1), ndim=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_integer_accepts_every_integer_dtype(dtype):
+    require_integer("labels", torch.zeros(3, dtype=dtype))
+    require_integer("labels", torch.zeros(3, dtype=dtype), length=3)
+    require_integer("labels", torch.zeros(0, dtype=dtype), length=0)
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (torch.tensor([1.0]), "torch.float32"),
+        (torch.tensor([True]), "torch.bool"),
+        (torch.tensor([1j]), "torch.complex64"),
+        ([1], "list"),
+        (np.ones(2, dtype=np.int64), "ndarray"),
+        (None, "NoneType"),
+    ],
+)
+def test_integer_refuses_other_types_by_name(value, got):
+    with pytest.raises(TypeError, match=rf"^labels must be an integer .*, got .*{got}"):
+        require_integer("labels", value)
+
+
+def test_integer_refuses_wrong_shapes():
+    with pytest.raises(ValueError, match=r"^labels must have 1 dimension, got shape \(2, 2\)$"):
+        require_integer("labels", torch.zeros(2, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"^labels must have 3 entries.*got 2$"):
+        require_integer("labels", torch.zeros(2, dtype=torch.int64), length=3)
+
+
+def test_vector_looks_at_the_shape_only():
+    require_vector("v", torch.ones(2), length=2)
+    require_vector("v", torch.tensor([True]))
+    with pytest.raises(ValueError, match=r"^v must have 1 dimension, got shape \(\)$"):
+        require_vector("v", torch.tensor(1.0))
+    with pytest.raises(ValueError, match=r"^v must have 0 entries.*got 1$"):
+        require_vector("v", torch.ones(1), length=0)
+
+
+@pytest.mark.parametrize("value", [1, 0.1, 1e-300, 1e300, 5e-324, np.float64(2)])
+def test_positive_accepts_finite_numbers_above_zero(value):
+    require_positive("lam", value)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -0.0, -1, math.inf, -math.inf, math.nan])
+def test_positive_refuses_other_numbers(value):
+    with pytest.raises(ValueError, match=rf"^lam must be a finite number above 0, got {value}$"):
+        require_positive("lam", value)
+
+
+@pytest.mark.parametrize("value", [True, "1", None, [1.0], torch.tensor(1.0)])
+def test_positive_refuses_what_is_no_number(value):
+    with pytest.raises(TypeError, match=rf"^lam must be a number, got {type(value).__name__}$"):
+        require_positive("lam", value)

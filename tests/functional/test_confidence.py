@@ -1,0 +1,273 @@
+"""The confidence against SciPy, and the conditions (i) to (v) that ProcSim's Claim 1 proves."""
+
+import math
+
+import mpmath
+import numpy as np
+import pytest
+import scipy.special
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from noisydml.functional import confidence, otsu_threshold
+
+SUPERLOSS = -2 / math.e
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+HYPOTHESIS = settings(derandomize=True, deadline=None, max_examples=200)
+
+
+def eq_3(losses: np.ndarray, tau: float, lam: float) -> np.ndarray:
+    """ProcSim, Eq. 3."""
+    positive_part = np.maximum(0, (losses - tau) / (2 * lam))
+    return np.exp(-scipy.special.lambertw(positive_part).real)
+
+
+def eq_12(losses: np.ndarray, tau: float, lam: float, beta_0: float) -> np.ndarray:
+    """ProcSim, Eq. 12, to 50 digits: SciPy is NaN at the branch point of beta_0 = -2/e."""
+    arguments = np.maximum(beta_0, (losses - tau) / lam) / 2
+    with mpmath.workdps(50):
+        return np.array([float(mpmath.exp(-mpmath.lambertw(a).real)) for a in arguments])
+
+
+# Sixteenths, so that differences and the midpoint of two are exact.
+GRID = st.integers(-2000, 2000).map(lambda i: i / 16)
+BATCH = st.lists(GRID, min_size=1, max_size=40)
+ANY_LOSS = st.floats(-1e300, 1e300)
+LAM = st.floats(1e-6, 1e6)
+
+
+def tensor(values) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("lam", [0.01, 0.1, 1.0, 10.0])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [
+        (torch.float64, 1e-13),
+        (torch.float32, 1e-6),
+        (torch.bfloat16, 2**-8),
+        (torch.float16, 2**-11),
+    ],
+)
+def test_agrees_with_eq_3(dtype, tolerance, lam):
+    losses = (torch.rand(500, dtype=torch.float64) * 20).to(dtype)
+    got = confidence(losses, 3.5, lam)
+    want = torch.from_numpy(eq_3(losses.double().numpy(), 3.5, lam))
+
+    assert got.dtype == dtype
+    # Confidences under 1e-3 are subnormal in float16 before long, hence the absolute part.
+    torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=1e-7)
+
+
+@pytest.mark.parametrize("lower", [SUPERLOSS, -0.7, -0.3, -1e-9, 0.0])
+@pytest.mark.parametrize("lam", [0.1, 1.0])
+def test_agrees_with_eq_12(lam, lower):
+    losses = torch.rand(300, dtype=torch.float64) * 4
+    got = confidence(losses, 2.0, lam, lower)
+    want = torch.from_numpy(eq_12(losses.numpy(), 2.0, lam, lower))
+
+    # Next to the branch point W itself is only known to the square root of the rounding.
+    torch.testing.assert_close(got, want, rtol=1e-7 if lower == SUPERLOSS else 1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_superloss_gives_the_easiest_samples_weight_e(dtype):
+    losses = torch.tensor([-100.0, -1.0, 0.0, 1.0], dtype=dtype)
+    got = confidence(losses, 0.5, 0.1, lower=SUPERLOSS)
+
+    torch.testing.assert_close(got[:2].double(), tensor([math.e] * 2), rtol=2**-8, atol=0)
+    assert (got.diff() <= 0).all()
+    if dtype == torch.float64:
+        assert got[0].item() == pytest.approx(math.e, rel=1e-15)
+
+
+@pytest.mark.parametrize("losses", [tensor([1.0]), torch.tensor([1.0])])
+def test_superloss_gives_weight_1_at_the_threshold(losses):
+    assert confidence(losses, 1.0, 0.3, lower=SUPERLOSS).item() == 1
+
+
+@HYPOTHESIS
+@given(BATCH, GRID, LAM)
+def test_condition_i_a_common_shift_of_the_losses_changes_nothing(batch, shift, lam):
+    losses = tensor(batch)
+    want = confidence(losses, otsu_threshold(losses), lam)
+    got = confidence(losses + shift, otsu_threshold(losses + shift), lam)
+
+    assert torch.equal(got, want)
+
+
+@HYPOTHESIS
+@given(
+    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), LAM, st.sampled_from([0, SUPERLOSS])
+)
+def test_condition_ii_a_higher_loss_never_has_a_higher_confidence(batch, lam, lower):
+    losses = tensor(batch).sort().values
+    sigma = confidence(losses, otsu_threshold(losses), lam, lower)
+
+    # Losses that are all but equal may swap in the last digits.
+    assert (sigma.diff() <= 4e-16 * sigma[:-1]).all()
+
+
+@HYPOTHESIS
+@given(BATCH, st.floats(1e-3, 1e3))
+def test_condition_ii_above_the_threshold_a_higher_loss_has_a_lower_confidence(batch, lam):
+    losses = tensor(batch).unique()
+    threshold = otsu_threshold(losses)
+    sigma = confidence(losses, threshold, lam)
+
+    assert (sigma[losses >= threshold].diff() < 0).all()
+    assert (sigma[losses > threshold] < 1).all()
+
+
+@HYPOTHESIS
+@given(st.lists(ANY_LOSS, max_size=20), ANY_LOSS, st.floats(1e-300, 1e300))
+def test_condition_iii_the_confidence_lies_in_0_1(batch, threshold, lam):
+    sigma = confidence(tensor(batch), threshold, lam)
+
+    assert ((sigma >= 0) & (sigma <= 1)).all()
+
+
+@HYPOTHESIS
+@given(st.lists(ANY_LOSS, max_size=20), ANY_LOSS, st.floats(1e-300, 1e300))
+def test_with_superloss_bound_the_confidence_lies_in_0_e(batch, threshold, lam):
+    sigma = confidence(tensor(batch), threshold, lam, lower=SUPERLOSS)
+
+    assert ((sigma >= 0) & (sigma <= math.e * (1 + 1e-15))).all()
+
+
+@HYPOTHESIS
+@given(BATCH)
+def test_condition_iv_a_small_lam_trusts_fully_or_not_at_all(batch):
+    losses = tensor(batch)
+    threshold = otsu_threshold(losses)
+    sigma = confidence(losses, threshold, lam=1e-300)
+
+    assert (sigma[losses <= threshold] == 1).all()
+    assert (sigma[losses > threshold] < 1e-200).all()
+
+
+@HYPOTHESIS
+@given(BATCH)
+def test_condition_v_a_large_lam_trusts_everyone(batch):
+    losses = tensor(batch)
+
+    assert (confidence(losses, otsu_threshold(losses), lam=1e300) == 1).all()
+
+
+@HYPOTHESIS
+@given(BATCH, st.floats(1e-3, 1e3), st.floats(1.01, 1e3))
+def test_a_larger_lam_is_milder(batch, lam, factor):
+    # The paper's appendix A.4 says the reverse in words; its Eq. 3 and its limits say this.
+    losses = tensor(batch)
+    threshold = otsu_threshold(losses)
+
+    assert (confidence(losses, threshold, lam * factor) >= confidence(losses, threshold, lam)).all()
+
+
+@HYPOTHESIS
+@given(st.lists(ANY_LOSS, max_size=20), ANY_LOSS, st.floats(1e-300, 1e300))
+def test_samples_up_to_the_threshold_have_confidence_1(batch, threshold, lam):
+    losses = tensor(batch)
+    sigma = confidence(losses, threshold, lam)
+
+    assert (sigma[losses <= threshold] == 1).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("threshold", [math.inf, torch.tensor(math.inf, dtype=torch.float64)])
+@pytest.mark.parametrize("lam", [1e-300, 1.0, 1e300])
+def test_an_infinite_threshold_trusts_every_sample(dtype, threshold, lam):
+    losses = torch.tensor([-5.0, 0.0, 3.0, 6e4], dtype=dtype)
+
+    assert torch.equal(confidence(losses, threshold, lam), torch.ones(4, dtype=dtype))
+
+
+@pytest.mark.parametrize("lam", [1e-300, 1e-30, 1e30, 1e300])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_extreme_lam_leaves_no_nan(dtype, lam):
+    info = torch.finfo(dtype)
+    losses = torch.tensor([info.min, -1.0, 0.0, info.tiny, 1.0, info.max], dtype=dtype)
+    for lower in (0.0, SUPERLOSS):
+        sigma = confidence(losses, 0.5, lam, lower)
+        assert sigma.dtype == dtype
+        assert sigma.isfinite().all()
+
+
+@pytest.mark.parametrize("lam", [1, 2.0, np.float64(0.5)])
+def test_takes_any_number_as_lam(lam):
+    losses = tensor([0.0, 1.0, 2.0])
+    want = torch.from_numpy(eq_3(losses.numpy(), 0.5, float(lam)))
+
+    torch.testing.assert_close(confidence(losses, 0.5, lam), want)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 4), (2, 0, 3)])
+@pytest.mark.parametrize("threshold", [0.5, torch.tensor(0.5), torch.tensor(0.5).double()])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_keeps_shape_and_dtype_whatever_the_threshold_is(shape, threshold, dtype):
+    sigma = confidence(torch.rand(shape).to(dtype), threshold, 0.1)
+
+    assert (sigma.shape, sigma.dtype) == (shape, dtype)
+
+
+def test_a_double_threshold_is_not_rounded_to_half_precision():
+    # One float16 step above 1, and a threshold in between.
+    losses = torch.tensor([1.0, 1.0009765625], dtype=torch.float16)
+    sigma = confidence(losses, otsu_threshold(losses.repeat(2)), lam=1e-9)
+
+    assert sigma[0] == 1
+    assert sigma[1] < 1e-3
+
+
+def test_leaves_its_input_alone():
+    losses = torch.rand(9)
+    before = losses.clone()
+    confidence(losses, 0.5, 0.1)
+
+    assert torch.equal(losses, before)
+
+
+@pytest.mark.parametrize("lower", [0.0, -0.5])
+def test_is_differentiable(lower):
+    # Away from the kink at the clamp.
+    losses = tensor([0.1, 0.95, 1.2, 3.0]).requires_grad_()
+    threshold = tensor(1.0).requires_grad_()
+
+    assert torch.autograd.gradcheck(
+        lambda x, tau: confidence(x, tau, 0.5, lower), (losses, threshold)
+    )
+
+
+def test_never_asks_the_host():
+    # A meta tensor has no data to ask for, and takes no partner on another device.
+    losses = torch.empty(9, device="meta", requires_grad=True)
+    for threshold in (0.5, otsu_threshold(losses.detach())):
+        sigma = confidence(losses, threshold, 0.1, lower=SUPERLOSS)
+        (slope,) = torch.autograd.grad(sigma.sum(), losses)
+        assert sigma.device.type == slope.device.type == "meta"
+
+
+@pytest.mark.parametrize("losses", [torch.arange(3), torch.tensor([True]), [0.1, 0.2], None])
+def test_refuses_losses_that_are_not_floating_point(losses):
+    with pytest.raises(TypeError, match=r"^losses must be a floating-point"):
+        confidence(losses, 0.5, 0.1)
+
+
+@pytest.mark.parametrize("lam", [0, 0.0, -1.0, math.inf, math.nan])
+def test_refuses_a_lam_out_of_range(lam):
+    with pytest.raises(ValueError, match=r"^lam must be a finite number above 0, got"):
+        confidence(torch.rand(3), 0.5, lam)
+
+
+@pytest.mark.parametrize("lam", [True, "0.1", None, torch.tensor(0.1)])
+def test_refuses_a_lam_that_is_no_number(lam):
+    with pytest.raises(TypeError, match=r"^lam must be a number, got"):
+        confidence(torch.rand(3), 0.5, lam)
+
+
+@pytest.mark.parametrize("lower", [-1.0, -0.736, 1e-9, 0.5, math.inf, -math.inf, math.nan])
+def test_refuses_a_lower_bound_out_of_range(lower):
+    with pytest.raises(ValueError, match=r"^lower must be between -2/e = -0.735759 and 0, got"):
+        confidence(torch.rand(3), 0.5, 0.1, lower)

@@ -1,0 +1,316 @@
+"""The documentation's tables say what the code does: losses, refusals, public names."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import pytorch_metric_learning
+import torch
+from pytorch_metric_learning import losses as pml_losses
+from torch import Tensor
+
+import noisydml
+from noisydml import GatheredLoss, GroundTruthFilter, LossWrapper, per_sample_loss
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def tables(page: str, first_column: str) -> list[list[str]]:
+    """The rows of all tables of a page whose first column has that title, headings left out."""
+    rows: list[list[str]] = []
+    inside = False
+    for line in (DOCS / page).read_text(encoding="utf-8").splitlines():
+        if not line.startswith("|"):
+            inside = False
+            continue
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if cells[0] == first_column:
+            inside = True
+        elif inside and not set(cells[0]) <= set("-: "):
+            rows.append(cells)
+    assert rows, f"{page} has no table with a column {first_column}"
+    return rows
+
+
+def code(cell: str) -> str:
+    """What stands between the backticks."""
+    found = re.fullmatch(r"`(.*)`", cell)
+    assert found, f"expected code, got {cell}"
+    return found[1]
+
+
+# The losses of PML -----------------------------------------------------------------------------
+
+CLASSES, WIDTH, SIZE = 4, 8, 16
+
+
+class Row(NamedTuple):
+    """A row of the table of losses."""
+
+    loss: str
+    terms: str
+    weighted: str
+    filtered: str
+    ref: str
+    notes: str
+
+    @classmethod
+    def parse(cls, cells: list[str]) -> Row:
+        return cls(code(cells[0]), *cells[1:])
+
+
+LOSSES = {row[0]: row for row in map(Row.parse, tables("per_sample_loss.md", "Loss"))}
+INSTALLED = {name for name, _ in inspect.getmembers(pml_losses, inspect.isclass)}
+TERMS = {
+    "samples": {"element"},
+    "proxies": {"element"},
+    "positive pairs": {"pos_pair"},
+    "pairs": {"pos_pair", "neg_pair"},
+    "triplets": {"triplet"},
+    "one number": {"already_reduced"},
+}
+
+
+def build(name: str) -> Any:
+    """A loss of that class; raises TypeError for one that this function does not know how to."""
+    torch.manual_seed(0)
+    kind = getattr(pml_losses, name)
+    special: dict[str, dict[str, Any]] = {
+        "CrossBatchMemory": {"loss": pml_losses.ContrastiveLoss(), "embedding_size": WIDTH},
+        "GenericPairLoss": {"mat_based_loss": True},
+        "ManifoldLoss": {"l": WIDTH, "K": CLASSES},
+        "MultipleLosses": {
+            "losses": [pml_losses.ContrastiveLoss(), pml_losses.TripletMarginLoss()],
+            "weights": [1.0, 0.5],
+        },
+        "P2SGradLoss": {"descriptors_dim": WIDTH, "num_classes": CLASSES},
+        "RankedListLoss": {"margin": 0.4, "Tn": 1.0},
+        "SelfSupervisedLoss": {"loss": pml_losses.ContrastiveLoss()},
+    }
+    if name in special:
+        return kind(**special[name])
+    try:
+        return kind(num_classes=CLASSES, embedding_size=WIDTH)
+    except TypeError:
+        return kind()
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    embeddings = torch.randn(SIZE, WIDTH, generator=generator).requires_grad_()
+    return embeddings, torch.arange(CLASSES).repeat_interleave(SIZE // CLASSES)
+
+
+def value(loss: Any, *arguments: Any, **keywords: Any) -> Tensor:
+    """The loss, with the same random choices in every call."""
+    torch.manual_seed(2)
+    result: Tensor = loss(*arguments, **keywords)
+    return result.mean()
+
+
+every_loss = pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, marks=[] if row.loss in INSTALLED else pytest.mark.skip("not in PML"))
+        for row in LOSSES.values()
+        if not row.notes.endswith("not a loss")
+    ],
+    ids=lambda row: row.loss,
+)
+# torch about HistogramLoss, PML 2.9
+quiet = pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")
+
+
+def test_every_class_of_pml_is_listed_once() -> None:
+    names = [row[0] for row in tables("per_sample_loss.md", "Loss")]
+    assert len(set(names)) == len(names)
+    assert not INSTALLED - set(LOSSES), "not in the table of docs/per_sample_loss.md"
+    if pytorch_metric_learning.__version__.startswith("2.9"):
+        assert not set(LOSSES) - INSTALLED, "in the table, not in PML 2.9"
+
+
+@every_loss
+@quiet
+def test_weighted(row: Row) -> None:
+    embeddings, labels = batch()
+    if row.weighted == "no":
+        with pytest.raises(TypeError, match=re.escape(code(row.notes))):
+            per_sample_loss(build(row.loss), embeddings, labels)
+        return
+    assert row.weighted == "yes"
+    per_sample = value(lambda: per_sample_loss(build(row.loss), embeddings, labels))
+    torch.testing.assert_close(
+        per_sample, value(build(row.loss), embeddings, labels), rtol=1e-6, atol=1e-6
+    )
+
+    weight = torch.linspace(0, 1, SIZE)
+    torch.manual_seed(2)
+    shares = per_sample_loss(build(row.loss), embeddings, labels)
+    loss = value(GatheredLoss(build(row.loss)), embeddings, labels, sample_weight=weight)
+    torch.testing.assert_close(loss, (weight * shares).mean(), rtol=1e-6, atol=1e-6)
+    assert torch.autograd.grad(loss, embeddings)[0].isfinite().all()
+
+
+@every_loss
+@quiet
+def test_filtered(row: Row) -> None:
+    embeddings, labels = batch()
+    ids = torch.arange(SIZE)
+    if row.filtered == "no":
+        with pytest.raises(TypeError, match=re.escape(code(row.notes))):
+            GroundTruthFilter(build(row.loss), ids < 3)
+        return
+    assert row.filtered in ("yes", "equal classes only")
+    is_noisy = ids < 3  # three rows of the first class
+    if row.filtered == "equal classes only":
+        with pytest.raises(ValueError, match="same number of elements"):
+            GroundTruthFilter(build(row.loss), is_noisy)(embeddings, labels, sample_ids=ids)
+        is_noisy = ids % (SIZE // CLASSES) == 0  # a row of every class
+    loss = value(GroundTruthFilter(build(row.loss), is_noisy), embeddings, labels, sample_ids=ids)
+    expected = value(build(row.loss), embeddings[~is_noisy], labels[~is_noisy])
+    assert torch.equal(loss, expected)
+    loss.backward()
+    assert embeddings.grad is not None
+    assert not embeddings.grad[is_noisy].any()
+
+
+@every_loss
+@quiet
+def test_ref_emb(row: Row) -> None:
+    embeddings, labels = batch()
+    reference = {"ref_emb": embeddings.detach()[1:12].flip(1), "ref_labels": labels[1:12]}
+    if row.ref == "no":
+        with pytest.raises((TypeError, ValueError)):
+            build(row.loss)(embeddings, labels, **reference)
+        return
+    assert row.ref == "yes"
+    expected = value(build(row.loss), embeddings, labels, **reference)
+    if row.weighted == "yes":
+        shares = value(lambda: per_sample_loss(build(row.loss), embeddings, labels, **reference))
+        torch.testing.assert_close(shares, expected, rtol=1e-6, atol=1e-6)
+
+
+@every_loss
+@quiet
+def test_terms(row: Row) -> None:
+    if not row.terms or row.terms.startswith("those of"):
+        return
+    loss, seen = build(row.loss), []
+    loss.reducer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    embeddings, labels = batch()
+    loss(embeddings, labels)
+    kinds = {
+        entry["reduction_type"]
+        for part, entry in seen[-1].items()
+        if isinstance(entry["losses"], Tensor) and not part.endswith("_reg_loss")
+    }
+    assert kinds == TERMS[row.terms]
+    if row.terms == "proxies":
+        assert all(len(entry["indices"]) == CLASSES for entry in seen[-1].values())
+
+
+@pytest.mark.parametrize(
+    "name", [row.loss for row in LOSSES.values() if row.notes.endswith("not a loss")]
+)
+def test_bases_are_no_losses(name: str) -> None:
+    embeddings, labels = batch()
+    with pytest.raises((TypeError, NotImplementedError)):
+        per_sample_loss(build(name), embeddings, labels)
+
+
+# The refusals ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def objects() -> dict[str, Any]:
+    """The names that the examples of the protocol page define."""
+    text = (DOCS / "protocol.md").read_text(encoding="utf-8")
+    namespace: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        exec(block, namespace)
+    return namespace
+
+
+def snapshot(wrapper: LossWrapper) -> dict[str, Any]:
+    state = wrapper.state_dict()
+    return {name: x.clone() if isinstance(x, Tensor) else x for name, x in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [pytest.param(*map(code, row), id=code(row[0])) for row in tables("protocol.md", "Call")],
+)
+def test_refusals(objects: dict[str, Any], call: str, error: str, message: str) -> None:
+    wrappers = [x for x in objects.values() if isinstance(x, LossWrapper)]
+    before = [(snapshot(wrapper), wrapper.decision) for wrapper in wrappers]
+    with pytest.raises((TypeError, ValueError)) as refusal:
+        eval(call, dict(objects))
+    assert refusal.type.__name__ == error
+    if message.endswith("…"):
+        assert str(refusal.value).startswith(message.removesuffix("…"))
+    else:
+        assert str(refusal.value) == message
+
+    for wrapper, (state, decision) in zip(wrappers, before, strict=True):
+        torch.testing.assert_close(snapshot(wrapper), state, rtol=0, atol=0)
+        assert wrapper.decision is decision
+
+
+# The public names ------------------------------------------------------------------------------
+
+
+def test_api_page_has_every_public_name() -> None:
+    listed = re.findall(r"^::: ([\w.]+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
+    names = {path.rsplit(".", 1)[1] for path in listed}
+    public = {*noisydml.__all__, *noisydml.functional.__all__}
+    assert not public - names - {"__version__", "distributed", "functional"}
+    assert {path.split(".")[1] for path in listed} >= {"functional", "distributed"}
+
+
+# The import rule -------------------------------------------------------------------------------
+
+
+def test_imports_point_down() -> None:
+    """The table of layers in docs/design.md; a new module has to be put into it."""
+    layers = {
+        module: depth
+        for depth, row in enumerate(tables("design.md", "Layer"))
+        for module in re.findall(r"`([\w.*]+)`", row[1])
+    }
+
+    def layer(module: str) -> int:
+        parts = module.split(".")[1:] or ["__init__"]
+        if parts[0] == "wrappers" and len(parts) > 1 and parts[1] != "base":
+            return layers["wrappers.*"]
+        return layers[".".join(parts[:2]) if parts[0] == "wrappers" else parts[0]]
+
+    package = Path(noisydml.__file__).parent
+    for path in package.rglob("*.py"):
+        parts = path.relative_to(package).with_suffix("").parts
+        if parts in (("version",), ("wrappers", "__init__")) or parts[0] == "functional":
+            continue
+        importer = "noisydml" if parts == ("__init__",) else ".".join(("noisydml", *parts))
+        for module in imports(path):
+            if module != "noisydml.version":
+                assert layer(importer) < layer(module), f"{importer} imports {module}"
+
+    for path in (package / "functional").glob("*.py"):
+        assert all(module.startswith("noisydml.functional") for module in imports(path)), path
+
+
+def imports(path: Path) -> list[str]:
+    """The modules of the package that a file imports."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "noisydml":
+            found += [f"noisydml.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.append(node.module)
+    return [name for name in found if name.split(".")[0] == "noisydml"]

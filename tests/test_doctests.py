@@ -1,0 +1,39 @@
+"""The examples in the docstrings of the package."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import noisydml
+
+MODULES = ["noisydml"] + [
+    module.name for module in pkgutil.walk_packages(noisydml.__path__, "noisydml.")
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_doctests(name: str) -> None:
+    module = importlib.import_module(name)
+    runner, report = doctest.DocTestRunner(), list[str]()
+    for test in doctest.DocTestFinder().find(module):
+        runner.run(test, out=report.append)
+    assert not runner.failures, "".join(report)
+
+
+@pytest.mark.parametrize(
+    "public",
+    [
+        noisydml.per_sample_loss,
+        noisydml.ConfidenceWeightedLoss,
+        noisydml.GatheredLoss,
+        noisydml.GroundTruthFilter,
+        *(getattr(noisydml.functional, name) for name in noisydml.functional.__all__),
+    ],
+    ids=lambda public: public.__name__,
+)
+def test_public_names_have_an_example(public: object) -> None:
+    assert any(test.examples for test in doctest.DocTestFinder(recurse=False).find(public))
