@@ -92,8 +92,7 @@ def split(loss: Loss, batch: Batch) -> Terms:
 def sample_losses(loss: Loss, batch: Batch) -> Tensor:
     """(B,) loss of every sample, for scoring; Proxy-NCA without any host synchronisation."""
     if _is_plain_proxy_nca(loss):
-        proxies = loss.proxies.to(batch.embeddings.dtype)  # type: ignore[attr-defined]
-        scale: float = loss.softmax_scale  # type: ignore[attr-defined]
+        proxies, scale = loss.proxies, loss.softmax_scale  # type: ignore[attr-defined]
         return proxy_nca(batch.embeddings, batch.labels, proxies, scale)
     terms = split(loss, batch)
     return terms.per_sample + terms.unweighted

@@ -7,7 +7,8 @@ Timed: Otsu's threshold, Lambert's W, the confidence and the weighting. They sta
   ``scipy.special.lambertw``, with the losses copied to the host and the result copied back.
 
 Every repeat times everything once, in a new order, and gives one ratio; the table has the median
-of the ratios and, in brackets, the lowest and the highest. Milliseconds are for scale only.
+of the ratios and, in brackets, the lowest and the highest. Milliseconds are for scale only. Give
+it no more threads than there are idle cores: torch's threads wait for the slowest at every step.
 
     python examples/benchmarks/confidence_cost.py
     python examples/benchmarks/confidence_cost.py --threads 1 --sizes 64 360 --repeats 51

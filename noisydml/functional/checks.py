@@ -59,5 +59,9 @@ def require_decay(value: float | None) -> None:
 def require_positive(name: str, value: float) -> None:
     """Raise unless ``value`` is a finite number above 0."""
     require_number(name, value)
-    if not 0 < value < math.inf:
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond every float
+        number = math.inf
+    if not 0 < number < math.inf:
         raise ValueError(f"{name} must be a finite number above 0, got {value}")

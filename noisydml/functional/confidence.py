@@ -24,7 +24,8 @@ def confidence(losses: Tensor, threshold: Tensor | float, lam: float, lower: flo
 
     Args:
         losses: floating-point tensor of any shape.
-        threshold: :math:`\tau`, a number or a 0-dim tensor; ``inf`` trusts every sample.
+        threshold: :math:`\tau`, a number, a 0-dim tensor, or one value per loss; ``inf`` trusts
+            every sample.
         lam: :math:`\lambda`, finite and above 0, in the unit of the losses. The larger, the more
             equal the samples: as it goes to 0 the weights become 0 or 1, as it grows they
             become 1. (The paper's appendix A.4 says in words that a larger one penalises more;
@@ -37,7 +38,7 @@ def confidence(losses: Tensor, threshold: Tensor | float, lam: float, lower: flo
 
     Raises:
         TypeError: if ``losses`` is not a floating-point tensor or ``lam`` not a number.
-        ValueError: if ``lam`` or ``lower`` is out of its range.
+        ValueError: if ``lam`` or ``lower`` is out of its range, or ``threshold`` of another shape.
 
     Example:
         >>> import torch
@@ -50,5 +51,10 @@ def confidence(losses: Tensor, threshold: Tensor | float, lam: float, lower: flo
     require_number("lower", lower)
     if not _LOWEST <= lower <= 0:
         raise ValueError(f"lower must be between -2/e = {_LOWEST:.6f} and 0, got {lower}")
+    if isinstance(threshold, Tensor) and threshold.ndim and threshold.shape != losses.shape:
+        raise ValueError(
+            f"threshold must be 0-dim or of the shape of losses, {tuple(losses.shape)}, "
+            f"got {tuple(threshold.shape)}"
+        )
     excess = (losses.double() - threshold) / lam
     return torch.exp(-lambertw(excess.clamp(min=lower) / 2)).to(losses.dtype)

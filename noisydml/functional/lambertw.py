@@ -14,8 +14,7 @@ _BRANCH_SERIES = (-1.0, 1.0, -1 / 3, 11 / 72, -43 / 540, 769 / 17280, -221 / 850
 # Below this p the series is exact to a few 1e-16, and Halley's step would divide by 1 + W ~ p.
 _SERIES_P = 0.01
 _SERIES_X = -0.25
-# The error of the first guess (under 3 %) is cubed by every step: three reach 1e-16, one is spare.
-_HALLEY_STEPS = 4
+_HALLEY_STEPS = 3  # each cubes the error, and the first guess is less than 3 % off
 
 
 def lambertw(x: Tensor) -> Tensor:
@@ -29,7 +28,7 @@ def lambertw(x: Tensor) -> Tensor:
 
     Returns:
         Tensor of the shape and dtype of ``x``. At the branch point ``-1/e``, and for the
-        values that ``-1/e`` rounds to in ``x.dtype``, it is ``-1``; ``W(inf)`` is ``inf``; below
+        values within a rounding of it in ``x.dtype``, it is ``-1``; ``W(inf)`` is ``inf``; below
         the branch point and for NaN it is NaN. The derivative at the branch point is ``inf``.
 
     Raises:

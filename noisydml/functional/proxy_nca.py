@@ -1,5 +1,6 @@
 """Proxy-NCA, one loss per sample (Movshovitz-Attias et al., 2017), without a host round trip."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,9 +26,9 @@ def proxy_nca(
         softmax_scale: s.
 
     Returns:
-        (B,) losses, differentiable with respect to embeddings and proxies. A sample however far
-        from its proxy has a finite loss: the logarithm is taken of the ratio, not of a
-        probability that may be rounded to 0.
+        (B,) losses in the wider of the two dtypes, and in float32 at least; differentiable with
+        respect to embeddings and proxies. A sample however far from its proxy has a finite loss:
+        the logarithm is taken of the ratio, not of a probability that may be rounded to 0.
 
     Raises:
         TypeError: if a tensor has the wrong kind of dtype.
@@ -47,6 +48,8 @@ def proxy_nca(
             f"embeddings and proxies must have the same width, "
             f"got {embeddings.shape[1]} and {proxies.shape[1]}"
         )
+    dtype = torch.promote_types(torch.promote_types(embeddings.dtype, proxies.dtype), torch.float32)
     # |x - p|^2 = 2 - 2 <x, p> for unit vectors, and the constant cancels in the softmax.
-    cosine = F.normalize(embeddings) @ F.normalize(proxies).T
-    return F.cross_entropy(2 * softmax_scale * cosine, labels.long(), reduction="none")
+    cosine = F.normalize(embeddings.to(dtype)) @ F.normalize(proxies.to(dtype)).T
+    log_probability = F.log_softmax(2 * softmax_scale * cosine, dim=1)
+    return -log_probability.gather(1, labels.long().unsqueeze(1)).squeeze(1)

@@ -7,11 +7,15 @@ import pytest
 import torch
 
 from noisydml.functional.checks import (
+    require_decay,
     require_floating,
     require_integer,
+    require_number,
     require_positive,
     require_vector,
 )
+
+NO_NUMBERS = [True, "1", [1.0], 1j, torch.tensor(1.0)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -84,7 +88,45 @@ def test_vector_looks_at_the_shape_only():
         require_vector("v", torch.ones(1), length=0)
 
 
-@pytest.mark.parametrize("value", [1, 0.1, 1e-300, 1e300, 5e-324, np.float64(2)])
+def test_a_wrong_length_is_told_with_what_the_entries_belong_to():
+    two = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"^v must have 3 entries, one per embedding, got 2$"):
+        require_vector("v", two, length=3)
+    with pytest.raises(ValueError, match=r"^v must have 3 entries, one per row, got 2$"):
+        require_vector("v", two, length=3, per="row")
+    with pytest.raises(ValueError, match=r"^v must have 3 entries, one per row, got 2$"):
+        require_integer("v", two, length=3, per="row")
+
+
+@pytest.mark.parametrize(
+    "value", [0, -1, 0.5, math.nan, math.inf, np.float32(1), np.float64(1), np.int64(1)]
+)
+def test_number_accepts_every_real_number(value):
+    require_number("lam", value)
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS)
+@pytest.mark.parametrize(
+    "require", [require_number, require_positive, lambda name, value: require_decay(value)]
+)
+def test_number_positive_and_decay_refuse_what_is_no_number(require, value):
+    message = rf"^decay must be a number, got {type(value).__name__}$"
+    with pytest.raises(TypeError, match=message):
+        require("decay", value)
+
+
+@pytest.mark.parametrize("value", [None, 0, 0.0, 0.9, 1 - 1e-16, np.float32(0.5)])
+def test_decay_accepts_none_and_numbers_from_0_to_below_1(value):
+    require_decay(value)
+
+
+@pytest.mark.parametrize("value", [1, 1.0, -1e-9, math.nan, math.inf])
+def test_decay_refuses_other_numbers(value):
+    with pytest.raises(ValueError, match=rf"^decay must be None or in \[0, 1\), got {value}$"):
+        require_decay(value)
+
+
+@pytest.mark.parametrize("value", [1, 0.1, 1e-300, 1e300, 5e-324, np.float64(2), np.float32(2)])
 def test_positive_accepts_finite_numbers_above_zero(value):
     require_positive("lam", value)
 
@@ -92,10 +134,4 @@ def test_positive_accepts_finite_numbers_above_zero(value):
 @pytest.mark.parametrize("value", [0, 0.0, -0.0, -1, math.inf, -math.inf, math.nan])
 def test_positive_refuses_other_numbers(value):
     with pytest.raises(ValueError, match=rf"^lam must be a finite number above 0, got {value}$"):
-        require_positive("lam", value)
-
-
-@pytest.mark.parametrize("value", [True, "1", None, [1.0], torch.tensor(1.0)])
-def test_positive_refuses_what_is_no_number(value):
-    with pytest.raises(TypeError, match=rf"^lam must be a number, got {type(value).__name__}$"):
         require_positive("lam", value)

@@ -121,12 +121,12 @@ def test_changes_nothing_in_place():
 
 
 @pytest.mark.parametrize("decay", [0.9, None])
-def test_never_asks_the_host(decay):
-    # A meta tensor has no data to ask for, and takes no partner on another device.
-    mean, count = torch.empty((), device="meta"), torch.empty((), device="meta", dtype=torch.int64)
-    got = running_mean(mean, count, torch.empty(5, device="meta"), decay)
+def test_never_asks_the_host(decay, dataless):
+    mean = torch.empty((), device=dataless, dtype=torch.float64)
+    count = torch.empty((), device=dataless, dtype=torch.int64)
+    got = running_mean(mean, count, torch.empty(5, device=dataless), decay)
 
-    assert got.device.type == "meta"
+    assert (got.dtype, got.device) == (torch.float64, dataless)
 
 
 def test_refuses_integers_and_what_is_no_tensor():
@@ -150,4 +150,10 @@ def test_refuses_an_empty_batch_and_wrong_shapes():
 @pytest.mark.parametrize("decay", [1, 1.5, -0.1, math.nan, math.inf])
 def test_refuses_a_decay_outside_its_range(decay):
     with pytest.raises(ValueError, match=r"^decay must be None or in \[0, 1\), got"):
+        running_mean(torch.tensor(0.0), torch.tensor(0), torch.ones(2), decay)
+
+
+@pytest.mark.parametrize("decay", [True, "0.9", torch.tensor(0.9)])
+def test_refuses_a_decay_that_is_no_number(decay):
+    with pytest.raises(TypeError, match=r"^decay must be a number, got"):
         running_mean(torch.tensor(0.0), torch.tensor(0), torch.ones(2), decay)
