@@ -211,10 +211,8 @@ def test_impossible_settings_of_ground_truth(is_noisy: Any, error: type) -> None
 
 
 def test_an_unweightable_loss_is_refused_by_the_first_call_even_in_warmup() -> None:
-    wrapper = ConfidenceWeightedLoss(
-        losses.ThresholdConsistentMarginLoss(), proxies(), lam=1.0, warmup=100
-    )
-    assert_refused(wrapper, make_batch(), TypeError, "ThresholdConsistentMarginLoss cannot be")
+    wrapper = ConfidenceWeightedLoss(losses.PNPLoss(), proxies(), lam=1.0, warmup=100)
+    assert_refused(wrapper, make_batch(), TypeError, "PNPLoss cannot be")
 
 
 def test_a_threshold_that_returns_a_vector_is_refused() -> None:

@@ -133,11 +133,11 @@ def test_sample_weights_are_cut_with_the_rows(leaf: str) -> None:
 
 def test_a_reduced_loss_can_be_filtered_but_not_weighted() -> None:
     arguments = make_batch()
-    loss = losses.ThresholdConsistentMarginLoss()
+    loss = losses.PNPLoss()
     assert build("ground_truth")  # fine
     wrapper = GroundTruthFilter(loss, torch.arange(SAMPLES) % 3 == 0)
     value = wrapper(**arguments)
     keep = wrapper.decision.keep
     assert torch.equal(value, loss(arguments["embeddings"][keep], arguments["labels"][keep]))
-    with pytest.raises(TypeError, match="ThresholdConsistentMarginLoss cannot be weighted"):
+    with pytest.raises(TypeError, match="PNPLoss cannot be weighted"):
         wrapper(**arguments, sample_weight=torch.rand(24))

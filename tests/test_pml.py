@@ -1,0 +1,121 @@
+"""What is known of pytorch-metric-learning beyond the per-sample terms (see test_per_sample.py)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pytorch_metric_learning import losses, reducers
+from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
+from torch import nn
+
+from noisydml import pml
+from noisydml.batch import Batch
+
+CLASSES, WIDTH = 4, 8
+
+
+def batch(size: int = 12, **settings: torch.Tensor) -> Batch:
+    return Batch(torch.randn(size, WIDTH), torch.arange(size) % CLASSES, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"softmax_scale": 7.5},
+        {"reducer": reducers.SumReducer()},
+        {"distance": CosineSimilarity()},
+        {"distance": LpDistance(normalize_embeddings=False, power=2)},
+        {"distance": LpDistance(power=1)},
+    ],
+    ids=str,
+)
+def test_sample_losses_are_pml_s_terms(settings: dict[str, object]) -> None:
+    """By noisydml's own Proxy-NCA where the settings allow it, through PML elsewhere."""
+    loss, data = losses.ProxyNCALoss(CLASSES, WIDTH, **settings), batch()
+    got = pml.sample_losses(loss, data)
+    expected = loss(data.embeddings, data.labels)
+    torch.testing.assert_close(got.mean(), expected)
+    torch.testing.assert_close(got, pml.split(loss, data).per_sample)
+
+
+def test_a_sample_far_from_its_proxy_is_the_most_suspicious_not_the_least() -> None:
+    """PML drops a row whose probability rounds to 0, so its loss would be 0."""
+    loss = losses.ProxyNCALoss(2, 2, softmax_scale=100)
+    loss.proxies.data = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    data = Batch(torch.tensor([[1.0, 0.0], [-1.0, 0.1]]), torch.tensor([0, 0]))
+    good, bad = pml.sample_losses(loss, data).tolist()
+    assert good < 1e-6
+    assert bad == pytest.approx(398, abs=2)
+    assert pml.split(loss, data).per_sample[1] == 0  # PML's own account
+
+
+def test_weights_multiply_terms_and_leave_regularizers_alone() -> None:
+    from pytorch_metric_learning.regularizers import LpRegularizer
+
+    loss = losses.MultiSimilarityLoss(embedding_regularizer=LpRegularizer())
+    weight = torch.rand(12)
+    data = batch(sample_weight=weight)
+    terms = pml.split(loss, data)
+    assert terms.unweighted > 1
+    expected = (weight * terms.per_sample).mean() + terms.unweighted
+    torch.testing.assert_close(pml.call(loss, data), expected)
+    torch.testing.assert_close(terms.per_sample.mean() + terms.unweighted, terms.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: losses.ProxyNCALoss(5, 7), (5, 7)),
+        (lambda: losses.NormalizedSoftmaxLoss(5, 7), (5, 7)),
+        (lambda: losses.ArcFaceLoss(5, 7), (5, None)),
+        (lambda: losses.ContrastiveLoss(), (None, None)),
+        (lambda: nn.CrossEntropyLoss(reduction="none"), (None, None)),
+        (lambda: lambda e, y: e.sum(dim=1), (None, None)),
+    ],
+)
+def test_embedding_shape(make, expected) -> None:  # type: ignore[no-untyped-def]
+    assert pml.embedding_shape(make()) == expected
+
+
+def test_unsaved_state_of_nested_losses() -> None:
+    memory = losses.CrossBatchMemory(losses.ContrastiveLoss(), WIDTH, 16)
+    both = losses.MultipleLosses([memory, losses.DynamicSoftMarginLoss()])
+    state = pml.UnsavedState(both)
+    assert state
+    data = batch(10)
+    memory(data.embeddings, data.labels)
+    saved = state.get_extra_state()
+    assert saved[0] == {"queue_idx": 10, "has_been_filled": False}
+    assert set(saved[1]) == {"hist_"}
+
+    fresh = losses.CrossBatchMemory(losses.ContrastiveLoss(), WIDTH, 16)
+    other = losses.DynamicSoftMarginLoss()
+    pml.UnsavedState(losses.MultipleLosses([fresh, other])).set_extra_state(saved)
+    assert fresh.queue_idx == 10
+    with pytest.raises(ValueError, match="2 losses, this one has 1"):
+        pml.UnsavedState(fresh).set_extra_state(saved)
+    assert not pml.UnsavedState(losses.ContrastiveLoss())
+
+
+def test_multiple_losses_take_no_reference() -> None:
+    loss = losses.MultipleLosses([losses.ContrastiveLoss()])
+    data = batch(ref_emb=torch.randn(3, WIDTH), ref_labels=torch.arange(3))
+    with pytest.raises(TypeError, match="ref_emb"):
+        pml.split(loss, data)
+    with pytest.raises(TypeError, match="ref_emb"):
+        pml.call(loss, data)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_loss_keeps_the_dtype_of_its_proxies_and_memory(dtype: torch.dtype) -> None:
+    for loss in (
+        losses.SoftTripleLoss(CLASSES, WIDTH),
+        losses.CrossBatchMemory(losses.ContrastiveLoss(), WIDTH, 16),
+        losses.MultipleLosses([losses.ProxyNCALoss(CLASSES, WIDTH)]),
+    ):
+        data = batch()
+        data = Batch(data.embeddings.to(dtype), data.labels, sample_weight=torch.rand(12))
+        pml.call(loss, data)
+        state = [*loss.parameters(), *loss.buffers()]
+        assert {t.dtype for t in state if t.is_floating_point()} == {torch.float32}
