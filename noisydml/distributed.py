@@ -8,7 +8,7 @@ from torch import Tensor
 
 from noisydml import collectives
 from noisydml.batch import Batch, batch_columns, index_groups
-from noisydml.wrappers.base import Decision, LossWrapper, call_loss
+from noisydml.wrappers.base import Decision, Judgement, LossWrapper
 
 
 class GatheredLoss(LossWrapper):
@@ -39,10 +39,11 @@ class GatheredLoss(LossWrapper):
         tensor(0.6566)
     """
 
-    def run(self, batch: Batch) -> Tensor:
-        value = call_loss(self.loss, gather_batch(batch) if self.training else batch)
-        self.decision = Decision.trusting(batch)
-        return value
+    def judge(self, batch: Batch) -> Judgement:
+        return Judgement(Decision.trusting(batch))
+
+    def narrowed(self, batch: Batch, decision: Decision) -> Batch:
+        return gather_batch(batch)
 
 
 def gather_batch(batch: Batch) -> Batch:

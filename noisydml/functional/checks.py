@@ -41,6 +41,14 @@ def require_vector(
         raise ValueError(f"{name} must have {length} entries, one per {per}, got {len(value)}")
 
 
+def require_loss(name: str, value: object) -> None:
+    """Raise unless ``value`` is a loss: something callable, and not its class."""
+    if isinstance(value, type):
+        raise TypeError(f"{name} must be a loss, got the class {value.__name__}; call it first")
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, got {type(value).__name__}")
+
+
 def require_number(name: str, value: object) -> None:
     """Raise unless ``value`` is a real number; a tensor is none, as reading it asks the host."""
     if isinstance(value, bool) or not isinstance(value, Real):

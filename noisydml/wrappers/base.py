@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from noisydml import collectives, pml
 from noisydml.batch import Batch
+from noisydml.functional.checks import require_loss
 from noisydml.validation import (
     ValueCheck,
     agree_across_ranks,
@@ -56,7 +58,7 @@ class Judgement(NamedTuple):
     own_loss: Tensor | None = None
 
 
-class LossWrapper(nn.Module):
+class LossWrapper(nn.Module, ABC):
     """Base of all wrappers: a loss around a loss, called like one of pytorch-metric-learning.
 
     A subclass says in ``judge`` what it makes of a batch, changes nothing there, and writes its
@@ -68,7 +70,7 @@ class LossWrapper(nn.Module):
             number.
         validate_args: whether the *values* of arguments are checked (NaN, labels and ids out of
             range), which costs one host synchronisation a step on CUDA. Types and shapes are
-            always checked.
+            always checked. Of nested wrappers the outermost checks, and its setting counts.
 
     Attributes:
         decision: the :class:`Decision` on the last batch; None before the first.
@@ -76,8 +78,7 @@ class LossWrapper(nn.Module):
 
     def __init__(self, loss: Callable[..., Any], *, validate_args: bool = True) -> None:
         super().__init__()
-        if not callable(loss):
-            raise TypeError(f"loss must be callable, got {type(loss).__name__}")
+        require_loss("loss", loss)
         pml.refuse_unlabelled(loss)
         self.loss = loss
         self.validate_args = validate_args
@@ -137,13 +138,13 @@ class LossWrapper(nn.Module):
         self.decision = decision
         return value
 
+    @abstractmethod
     def judge(self, batch: Batch) -> Judgement:
         """Decide about a batch without changing any state."""
-        raise NotImplementedError
 
+    @abstractmethod
     def narrowed(self, batch: Batch, decision: Decision) -> Batch:
         """What the wrapped loss gets to see of the batch."""
-        raise NotImplementedError
 
     def commit(self, batch: Batch, decision: Decision) -> None:
         """Write the state that follows from a batch; by default there is none."""

@@ -13,7 +13,7 @@ from noisydml import pml
 from noisydml.batch import Batch
 from noisydml.distributed import gather_batch
 from noisydml.functional import confidence, otsu_threshold, running_mean
-from noisydml.functional.checks import require_decay, require_positive
+from noisydml.functional.checks import require_decay, require_loss, require_positive
 from noisydml.validation import ValueCheck, in_range
 from noisydml.wrappers.base import Decision, Judgement, LossWrapper
 
@@ -97,7 +97,8 @@ class ConfidenceWeightedLoss(LossWrapper):
         validate_args: bool = True,
     ) -> None:
         super().__init__(loss, validate_args=validate_args)
-        if not callable(confidence_loss) or isinstance(confidence_loss, LossWrapper):
+        require_loss("confidence_loss", confidence_loss)
+        if isinstance(confidence_loss, LossWrapper):
             raise TypeError(
                 "confidence_loss must be a loss that gives one value per sample, such as "
                 f"ProxyNCALoss, got {type(confidence_loss).__name__}"

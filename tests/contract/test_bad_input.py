@@ -185,7 +185,9 @@ def test_value_checks_can_be_switched_off_but_not_the_others(case: str) -> None:
         ({"confidence_loss": losses.ProxyAnchorLoss(5, 16)}, TypeError, "ProxyAnchorLoss"),
         ({"loss": losses.ProxyAnchorLoss(5, 16)}, TypeError, "ProxyAnchorLoss"),
         ({"loss": losses.VICRegLoss()}, TypeError, "VICRegLoss takes no labels"),
-        ({"loss": 3}, TypeError, "loss"),
+        ({"loss": 3}, TypeError, "loss must be callable, got int"),
+        ({"loss": losses.ContrastiveLoss}, TypeError, "loss must be a loss, got the class Contr"),
+        ({"confidence_loss": losses.ProxyNCALoss}, TypeError, "confidence_loss .* the class Prox"),
     ],
 )
 def test_impossible_settings_of_confidence(
