@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -231,3 +232,41 @@ def test_the_arguments_themselves_are_not_changed() -> None:
         build(case)(**arguments)
         for name, value in arguments.items():
             assert torch.equal(value, copies[name])
+
+
+def junk(rng: random.Random) -> Any:
+    """Something of a random kind, shape, dtype and content: mostly wrong, sometimes right."""
+    shape = rng.choice([(24,), (24, WIDTH), (24, 1), (0,), (0, WIDTH), (), (1,), (23,), (3, 4, 5)])
+    dtype = rng.choice(
+        [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+    )
+    value = torch.full(shape, rng.choice([0, 1, 3, 200]), dtype=dtype)
+    if dtype.is_floating_point and value.numel() and rng.random() < 0.3:
+        value.view(-1)[-1] = rng.choice([math.nan, math.inf, -math.inf, -1.0])
+    return rng.choice(
+        [value, value, value, None, "text", 3, value.tolist(), (value, value, value), (value,) * 4]
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fuzz(case: str) -> None:
+    """Whatever is passed, a call returns a finite number or is refused and leaves no trace."""
+    rng = random.Random(0)
+    wrapper = build(case)
+    wrapper(**make_batch(seed=1))
+    names = ["embeddings", "labels", "indices_tuple", "ref_emb", "ref_labels", "sample_weight"]
+    refused = 0
+    for _ in range(150):
+        arguments = make_batch()
+        for name in rng.sample([*names, "sample_ids"], rng.choice([1, 1, 2])):
+            arguments[name] = junk(rng)
+        before, decisions = state_of(wrapper), [each.decision for each in chain(wrapper)]
+        try:
+            value = wrapper(**arguments)
+        except (TypeError, ValueError):
+            refused += 1
+            assert_same_state(before, wrapper)
+            assert [each.decision for each in chain(wrapper)] == decisions
+        else:
+            assert value.isfinite()
+    assert 50 < refused < 150

@@ -4,48 +4,16 @@ from __future__ import annotations
 
 import copy
 import io
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-from contract.cases import CASES, LEAVES, WIDTH, assert_same_state, build, make_batch, state_of
-from torch import nn
-
-from noisydml import LossWrapper
+import torch.multiprocessing as mp
+from contract.cases import CASES, LEAVES, assert_same_state, build, make_batch, state_of
+from contract.runs import Run, train_until_killed
 
 STEPS = 8
-
-
-class Run:
-    """A model, a wrapper and an optimiser that train on the batches 0, 1, 2, ..."""
-
-    def __init__(self, case: str, leaf: str, seed: int) -> None:
-        torch.manual_seed(seed)
-        self.model = nn.Linear(WIDTH, WIDTH)
-        self.loss_fn: LossWrapper = build(case, leaf, seed=seed)
-        groups = [{"params": self.model.parameters()}, *self.loss_fn.parameter_groups(1e-2, 1e-1)]
-        self.optimizer = torch.optim.Adam(groups, lr=1e-2)
-
-    def steps(self, start: int, stop: int) -> list[torch.Tensor]:
-        values = []
-        for step in range(start, stop):
-            arguments = make_batch(seed=step)
-            arguments["embeddings"] = self.model(arguments["embeddings"].detach())
-            value = self.loss_fn(**arguments)
-            self.optimizer.zero_grad()
-            value.backward()
-            self.optimizer.step()
-            values.append(value.detach())
-        return values
-
-    def save(self, path: Path) -> None:
-        parts = (self.model, self.loss_fn, self.optimizer)
-        torch.save([part.state_dict() for part in parts], path)
-
-    def load(self, path: Path) -> None:
-        parts = (self.model, self.loss_fn, self.optimizer)
-        for part, state in zip(parts, torch.load(path, weights_only=True), strict=True):
-            part.load_state_dict(state)
 
 
 @pytest.mark.parametrize("stop", [0, 1, 5])
@@ -77,6 +45,29 @@ def test_wrappers_can_be_copied_and_pickled(case: str) -> None:
     expected = copy.deepcopy(run.loss_fn)(**arguments)
     assert torch.equal(torch.load(file, weights_only=False)(**arguments), expected)
     assert torch.equal(run.loss_fn(**arguments), expected)
+
+
+@pytest.mark.parametrize(
+    ("case", "leaf"),
+    [
+        ("running_mean", "cross_batch_memory"),
+        ("ground_truth(confidence(gathered))", "soft_triple"),
+    ],
+)
+def test_a_run_that_was_killed_in_the_middle_of_a_step_resumes(
+    case: str, leaf: str, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint.pt"
+    process = mp.get_context("spawn").Process(
+        target=train_until_killed, args=(case, leaf, str(checkpoint), 3)
+    )
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    resumed = Run(case, leaf, seed=2)
+    resumed.load(checkpoint)
+    expected = Run(case, leaf, seed=1).steps(0, STEPS)[3:]
+    assert torch.equal(torch.stack(resumed.steps(3, STEPS)), torch.stack(expected))
 
 
 def test_a_state_of_another_leaf_is_refused() -> None:
