@@ -11,7 +11,7 @@ from torch import Tensor
 IndicesTuple = tuple[Tensor, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """The arguments of a loss call.
 
@@ -44,6 +44,12 @@ class Batch:
             "ref_labels": self.ref_labels,
         }
         return {name: value for name, value in candidates.items() if value is not None}
+
+    def own_rows(self, everyone: Batch, values: Tensor) -> Tensor:
+        """Of ``values``, one a row of the gathered batch ``everyone``, those of this batch."""
+        if self.first_own is not None or everyone.first_own is None:
+            return values  # the batch is the gathered one itself
+        return values.narrow(0, everyone.first_own, len(self))
 
     def select(self, keep: Tensor) -> Batch:
         """The rows where ``keep`` (B,) is true, pairs and triplets cut and renumbered with them.

@@ -42,6 +42,10 @@ class GatheredLoss(LossWrapper):
     def judge(self, batch: Batch) -> Judgement:
         return Judgement(Decision.trusting(batch))
 
+    def shared_state(self) -> list[Tensor]:
+        # Every rank computes the same loss, so that its parameters must be the same, too.
+        return [*self.parameters(), *super().shared_state()]
+
     def narrowed(self, batch: Batch, decision: Decision) -> Batch:
         return gather_batch(batch)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from noisydml import pml
 from noisydml.validation import make_batch
+from noisydml.wrappers.base import LossWrapper
 
 
 def per_sample_loss(
@@ -37,7 +38,9 @@ def per_sample_loss(
 
     Returns:
         (B,) tensor with ``per_sample.mean()`` equal to ``loss(embeddings, labels, ...)`` in value
-        and gradient. With no sample, an empty tensor that has a graph.
+        and, for every built-in reducer, in gradient: the share of a term is taken as a constant, so
+        a reducer that itself uses the embeddings or has parameters passes no gradient to them.
+        With no sample, an empty tensor that has a graph.
 
     Raises:
         TypeError: for a loss that is reduced before a sample's part can be told
@@ -52,6 +55,11 @@ def per_sample_loss(
         >>> per_sample_loss(TripletMarginLoss(margin=0.5), embeddings, torch.tensor([0, 0, 1, 1]))
         tensor([0.1587, 0.7251, 0.1587, 0.7251])
     """
+    if isinstance(loss, LossWrapper):
+        raise TypeError(
+            f"{type(loss).__name__} is a wrapper, which judges when it is called; give the loss "
+            "that it wraps, and take the weights from its decision"
+        )
     batch = make_batch(embeddings, labels, indices_tuple, ref_emb, ref_labels)
     if len(batch) == 0:
         return embeddings.sum(dim=1)

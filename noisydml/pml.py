@@ -1,6 +1,6 @@
-"""The only file that knows the inside of pytorch-metric-learning (PML).
+"""The inside of pytorch-metric-learning (PML): per-sample terms, and the dtype it computes in.
 
-Per-sample terms, the state PML forgets to save, and the dtype its losses compute in.
+Only this file and pml_state.py know it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import (
     BaseMetricLossFunction,
     CrossBatchMemory,
-    DynamicSoftMarginLoss,
     ManifoldLoss,
     MultipleLosses,
     NormalizedSoftmaxLoss,
@@ -34,11 +33,8 @@ from noisydml.functional import proxy_nca
 Loss = Callable[..., Any]
 LossDict = dict[str, dict[str, Any]]
 
+_PML = (BaseMetricLossFunction, CrossBatchMemory, MultipleLosses)
 _TAKES_NO_LABELS = (ManifoldLoss, SelfSupervisedLoss, VICRegLoss)
-_UNSAVED: dict[type, tuple[str, ...]] = {
-    CrossBatchMemory: ("queue_idx", "has_been_filled"),
-    DynamicSoftMarginLoss: ("hist_",),
-}
 
 
 @dataclass(frozen=True)
@@ -81,6 +77,7 @@ def split(loss: Loss, batch: Batch) -> Terms:
     Raises:
         TypeError: if the loss has no such contributions; the message says why.
     """
+    refuse_unweightable(loss)
     if isinstance(loss, MultipleLosses):
         return _split_multiple(loss, batch)
     pml_loss = loss.loss if isinstance(loss, CrossBatchMemory) else loss
@@ -100,26 +97,28 @@ def sample_losses(loss: Loss, batch: Batch) -> Tensor:
 
 def refuse_unlabelled(loss: Loss) -> None:
     """Raise TypeError for the losses that are called without labels."""
-    if isinstance(loss, _TAKES_NO_LABELS):
-        raise TypeError(
-            f"{_name(loss)} takes no labels, so none of them can be wrong: it cannot be wrapped"
-        )
+    for part in _parts(loss):
+        if isinstance(part, _TAKES_NO_LABELS):
+            raise TypeError(
+                f"{_name(part)} takes no labels, so none of them can be wrong: it cannot be wrapped"
+            )
 
 
 def refuse_unweightable(loss: Loss) -> None:
     """Raise TypeError for the losses known to have no per-sample contributions."""
     refuse_unlabelled(loss)
-    if isinstance(loss, ProxyAnchorLoss):
-        raise _unweightable(
-            loss,
-            "its terms belong to proxies, each a logarithm over all samples of the batch. "
-            "Use ProxyNCALoss or SoftTripleLoss",
-        )
+    for part in _parts(loss):
+        if isinstance(part, ProxyAnchorLoss):
+            raise _unweightable(
+                part,
+                "its terms belong to proxies, each a logarithm over all samples of the batch. "
+                "Use ProxyNCALoss or SoftTripleLoss",
+            )
 
 
 def refuse_memory(confidence_loss: Loss) -> None:
     """Raise TypeError for a loss that would remember the batch it only judges."""
-    if isinstance(confidence_loss, CrossBatchMemory):
+    if any(isinstance(part, CrossBatchMemory) for part in _parts(confidence_loss)):
         raise TypeError(
             "confidence_loss must not be a CrossBatchMemory: judging would enqueue the batch"
         )
@@ -136,58 +135,44 @@ def embedding_shape(loss: Loss) -> tuple[int | None, int | None]:
     return (num_classes if isinstance(num_classes, int) and num_classes > 0 else None), None
 
 
-class UnsavedState(nn.Module):
-    """Carries into ``state_dict`` what PML's losses keep outside of it.
-
-    ``CrossBatchMemory`` saves its queue but not where it ends, and ``DynamicSoftMarginLoss`` not
-    its histogram: resumed runs would differ.
-    """
-
-    def __init__(self, loss: nn.Module) -> None:
-        super().__init__()
-        # In a tuple, so that it is not registered as a submodule a second time.
-        self._owners = tuple(m for m in loss.modules() if isinstance(m, tuple(_UNSAVED)))
-
-    def __bool__(self) -> bool:
-        return bool(self._owners)
-
-    def get_extra_state(self) -> list[dict[str, Any]]:
-        return [
-            {name: getattr(owner, name) for name in _attributes(owner)} for owner in self._owners
-        ]
-
-    def set_extra_state(self, state: list[dict[str, Any]]) -> None:
-        if len(state) != len(self._owners):
-            raise ValueError(
-                f"the saved state belongs to {len(state)} losses, this one has {len(self._owners)}"
-            )
-        for owner, values in zip(self._owners, state, strict=True):
-            for name, value in values.items():
-                setattr(owner, name, value)
-
-
-def _attributes(owner: nn.Module) -> tuple[str, ...]:
-    return next(names for kind, names in _UNSAVED.items() if isinstance(owner, kind))
+def _parts(loss: Loss) -> Iterator[Loss]:
+    """The loss, and those inside PML's own containers."""
+    yield loss
+    if isinstance(loss, MultipleLosses):
+        for inner in loss.losses.values() if loss.is_dict else loss.losses:
+            yield from _parts(inner)
+    elif isinstance(loss, CrossBatchMemory):
+        yield from _parts(loss.loss)
 
 
 def _output(loss: Loss, batch: Batch) -> Any:
-    return loss(_converted(loss, batch.embeddings), batch.labels, **batch.optional_arguments())
+    batch = _converted(loss, batch)
+    return loss(batch.embeddings, batch.labels, **batch.optional_arguments())
 
 
-def _converted(loss: Loss, embeddings: Tensor) -> Tensor:
-    """The embeddings in the dtype of the loss's own proxies and memories, where it has any.
+def _converted(loss: Loss, batch: Batch) -> Batch:
+    """The batch in the dtype of a PML loss's own proxies and memories, where it has any.
 
     PML does the reverse: it casts its proxies and memories to the dtype of the embeddings, in
     place, so that after one bfloat16 batch float32 proxies are bfloat16 for ever.
     """
-    if not isinstance(loss, nn.Module):
-        return embeddings
-    state = [t.dtype for t in (*loss.parameters(), *loss.buffers()) if t.is_floating_point()]
-    if state:
-        return embeddings.to(reduce(torch.promote_types, state))
+    if not isinstance(loss, _PML):
+        return batch
+    memories = [p.embedding_memory for p in _parts(loss) if isinstance(p, CrossBatchMemory)]
+    state = [t.dtype for t in (*loss.parameters(), *memories)]
+    dtype = reduce(torch.promote_types, state) if state else batch.embeddings.dtype
     # torch.cdist, on which LpDistance stands, has no bfloat16.
-    no_bfloat16 = any(isinstance(module, LpDistance) for module in loss.modules())
-    return embeddings.float() if no_bfloat16 and embeddings.dtype == torch.bfloat16 else embeddings
+    if not state and dtype == torch.bfloat16 and _has_lp_distance(loss):
+        dtype = torch.float32
+    embeddings = batch.embeddings.to(dtype)
+    # PML knows by identity that a batch is compared with itself.
+    itself = batch.ref_emb is batch.embeddings
+    ref_emb = embeddings if itself or batch.ref_emb is None else batch.ref_emb.to(dtype)
+    return replace(batch, embeddings=embeddings, ref_emb=None if batch.ref_emb is None else ref_emb)
+
+
+def _has_lp_distance(loss: nn.Module) -> bool:
+    return any(isinstance(module, LpDistance) for module in loss.modules())
 
 
 def _reduced(loss: Loss, output: Any, batch_size: int) -> Tensor:
@@ -206,7 +191,6 @@ def _reduced(loss: Loss, output: Any, batch_size: int) -> Tensor:
 
 
 def _split_callable(loss: Loss, batch: Batch) -> Terms:
-    refuse_unweightable(loss)
     output = _output(loss, batch)
     value = _reduced(loss, output, len(batch))
     if output.shape != (len(batch),):
@@ -221,7 +205,7 @@ def _split_callable(loss: Loss, batch: Batch) -> Terms:
 def _split_multiple(loss: MultipleLosses, batch: Batch) -> Terms:
     if batch.ref_emb is not None:
         raise TypeError("MultipleLosses takes no ref_emb")
-    batch = replace(batch, embeddings=_converted(loss, batch.embeddings))
+    batch = _converted(loss, batch)
     parts = []
     for name in loss.losses.keys() if loss.is_dict else range(len(loss.losses)):
         indices = loss.get_indices_tuple(name, batch.embeddings, batch.labels, batch.indices_tuple)
@@ -234,23 +218,22 @@ def _split_pml(loss: Loss, pml_loss: BaseMetricLossFunction, batch: Batch) -> Te
     """Read the terms that PML hands to its reducer, and let the reducer share its value out.
 
     A reducer r is homogeneous of degree one in its terms t, so by Euler's identity
-    r(t) = sum_k t_k dr/dt_k: the k-th summand is term k's share, whatever the reducer.
+    r(t) = sum_k t_k dr/dt_k: the k-th summand is term k's share, whatever the reducer. The slopes
+    dr/dt_k are constants to the gradient.
     """
-    refuse_unweightable(pml_loss)
     if isinstance(pml_loss.reducer, DoNothingReducer):
         raise TypeError(f"{_name(pml_loss)} has a DoNothingReducer, so there is no loss to wrap")
-    with _reducer_input(pml_loss.reducer) as seen:
-        value = _reduced(loss, _output(loss, batch), len(batch))
-    if not seen:
-        raise _unweightable(pml_loss, "it never calls its reducer")
-    loss_dict, embeddings, labels = seen[-1]
-    shares = _shares(pml_loss.reducer, loss_dict, embeddings, labels)
-    main = [anchors for name, (_, anchors) in shares.items() if not _is_regularizer(name)]
-    if main and all(anchors is None for anchors in main):
+    with _observed(pml_loss.reducer) as calls:
+        output = _output(loss, batch)
+    if len(calls) != 1 or calls[0].output is not output:
+        raise _unweightable(pml_loss, "its value is not what one call of its reducer returned")
+    shares = _shares(pml_loss.reducer, calls[0])
+    if any(anchors is None and not _is_regularizer(name) for name, (_, anchors) in shares.items()):
         raise _unweightable(
             pml_loss, "it reduces its terms itself, before a sample's part could be told"
         )
 
+    value = _reduced(loss, output, len(batch))
     # Many half-precision terms would not add up in half precision.
     dtype = torch.promote_types(value.dtype, torch.float32)
     per_sample = torch.zeros(len(batch), dtype=dtype, device=value.device)
@@ -263,41 +246,61 @@ def _split_pml(loss: Loss, pml_loss: BaseMetricLossFunction, batch: Batch) -> Te
     return Terms(value, per_sample * len(batch), unweighted)
 
 
+@dataclass(frozen=True)
+class _ReducerCall:
+    loss_dict: LossDict
+    embeddings: Tensor
+    labels: Tensor
+    output: Any
+
+
 @contextmanager
-def _reducer_input(reducer: nn.Module) -> Iterator[list[tuple[LossDict, Tensor, Tensor]]]:
-    """Note what the reducer is called with; the reducer itself is left as it was."""
-    seen: list[tuple[LossDict, Tensor, Tensor]] = []
-    handle = reducer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
+def _observed(reducer: nn.Module) -> Iterator[list[_ReducerCall]]:
+    """Note the reducer's calls; the reducer itself is left as it was."""
+    calls: list[_ReducerCall] = []
+
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        named = dict(zip(("loss_dict", "embeddings", "labels"), args, strict=False))
+        calls.append(_ReducerCall(**{**named, **kwargs}, output=output))
+
+    handle = reducer.register_forward_hook(note, with_kwargs=True)
     try:
-        yield seen
+        yield calls
     finally:
         handle.remove()
 
 
-def _shares(
-    reducer: nn.Module, loss_dict: LossDict, embeddings: Tensor, labels: Tensor
-) -> dict[str, tuple[Tensor, Tensor | None]]:
+def _shares(reducer: nn.Module, call: _ReducerCall) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Each sub-loss's terms times the reducer's derivative, with the anchors (None: no anchor)."""
     # A sub-loss that is the number 0 is PML's way to say that it has no terms.
-    terms = {n: d["losses"] for n, d in loss_dict.items() if isinstance(d["losses"], Tensor)}
-    if not terms:
+    entries = {n: e for n, e in call.loss_dict.items() if isinstance(e["losses"], Tensor)}
+    if not entries:
         return {}
-    with torch.enable_grad():
-        leaves = {name: t.detach().requires_grad_() for name, t in terms.items()}
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = {n: _constant(e["losses"]).requires_grad_() for n, e in entries.items()}
         copy = {
-            name: {**entry, "losses": leaves.get(name, entry["losses"])}
-            for name, entry in loss_dict.items()
+            n: {k: _constant(v) for k, v in e.items()} | {"losses": leaves.get(n, e["losses"])}
+            for n, e in call.loss_dict.items()
         }
-        value = reducer(copy, embeddings.detach(), labels)
+        value = reducer(copy, _constant(call.embeddings), _constant(call.labels))
         slopes = (
             torch.autograd.grad(value.sum(), list(leaves.values()), materialize_grads=True)
             if value.requires_grad
             else [torch.zeros_like(leaf) for leaf in leaves.values()]
         )
     return {
-        name: (terms[name] * slope, _anchors(loss_dict[name]))
-        for name, slope in zip(leaves, slopes, strict=True)
+        name: (entry["losses"] * slope, _anchors(entry))
+        for (name, entry), slope in zip(entries.items(), slopes, strict=True)
     }
+
+
+def _constant(value: Any) -> Any:
+    """A tensor, or the tensors of a tuple, without graph; inference tensors may not enter one."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(_constant(item) for item in value)
+    if not isinstance(value, Tensor):
+        return value
+    return value.clone() if value.is_inference() else value.detach()
 
 
 def _is_regularizer(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -46,6 +47,8 @@ def make_batch(
             raise TypeError(
                 f"sample_weight must be a torch.Tensor, got {type(sample_weight).__name__}"
             )
+        if sample_weight.is_complex():
+            raise TypeError(f"sample_weight must be real, got dtype {sample_weight.dtype}")
         require_vector("sample_weight", sample_weight, size)
         if not sample_weight.is_floating_point():
             sample_weight = sample_weight.float()
@@ -53,7 +56,7 @@ def make_batch(
     ref_emb, ref_labels = _check_reference(embeddings, ref_emb, ref_labels)
     return Batch(
         embeddings,
-        labels.to(device),
+        labels.to(device, torch.int64),
         _check_indices(indices_tuple, device),
         ref_emb,
         ref_labels,
@@ -112,17 +115,18 @@ def agree_across_ranks(error: Exception | None, batch: Batch | None) -> None:
     if len({signature for _, signature in reports}) > 1:
         raise ValueError(
             "indices_tuple, ref_emb, sample_weight and sample_ids must be given on all ranks or "
-            "on none"
+            "on none, with the same dtypes, and embeddings of the same width and dtype"
         )
 
 
 def _signature(batch: Batch | None) -> int:
-    """Which optional arguments a call had, as a number that other ranks can compare."""
+    """Arguments given, their dtypes and widths, as a number that other ranks can compare."""
     if batch is None:
         return -1
-    indices = 0 if batch.indices_tuple is None else len(batch.indices_tuple)
-    given = (batch.ref_emb, batch.ref_labels, batch.sample_weight, batch.sample_ids)
-    return indices * 16 + sum(1 << i for i, value in enumerate(given) if value is not None)
+    given: list[Tensor | None] = [batch.embeddings, batch.ref_emb, batch.ref_labels]
+    given += [batch.sample_weight, batch.sample_ids, *(batch.indices_tuple or ())]
+    kinds = [None if t is None else (str(t.dtype), t.shape[1:]) for t in given]
+    return zlib.crc32(repr(kinds).encode())
 
 
 def _check_reference(
@@ -140,7 +144,7 @@ def _check_reference(
         )
     if ref_labels is not None:
         require_integer("ref_labels", ref_labels, len(ref_emb), "row of ref_emb")
-        ref_labels = ref_labels.to(embeddings.device)
+        ref_labels = ref_labels.to(embeddings.device, torch.int64)
     return ref_emb.to(embeddings.device), ref_labels
 
 
@@ -163,7 +167,7 @@ def _check_indices(
                 "the columns of a pair or triplet in indices_tuple must be equally long, "
                 f"got lengths {[len(column) for column in group]}"
             )
-    return tuple(column.to(device) for column in indices_tuple)
+    return tuple(column.to(device, torch.int64) for column in indices_tuple)
 
 
 def _indices_in_range(batch: Batch) -> list[ValueCheck]:

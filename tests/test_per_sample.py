@@ -13,7 +13,7 @@ from pytorch_metric_learning import losses, miners, reducers, regularizers
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor, nn
 
-from noisydml import per_sample_loss
+from noisydml import ConfidenceWeightedLoss, per_sample_loss
 
 CLASSES, WIDTH = 5, 16
 
@@ -365,13 +365,81 @@ def test_the_loss_object_is_left_as_it_was_after_an_exception() -> None:
     assert not loss.reducer._forward_pre_hooks
 
 
-def test_no_gradient_is_needed() -> None:
-    embeddings, labels = batch()
-    expected = per_sample_loss(losses.MultiSimilarityLoss(), embeddings, labels)
-    with torch.no_grad():
-        got = per_sample_loss(losses.MultiSimilarityLoss(), embeddings, labels)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_no_gradient_is_needed(name: str, mode: type) -> None:
+    embeddings, labels = batch(dtype=torch.float32)
+    torch.manual_seed(3)
+    expected = per_sample_loss(make(name), embeddings, labels)
+    with mode():
+        loss = make(name)
+        torch.manual_seed(3)
+        got = per_sample_loss(loss, embeddings.detach().clone(), labels.clone())
     assert not got.requires_grad
     torch.testing.assert_close(got, expected.detach())
+
+
+class TimesTen(losses.MultiSimilarityLoss):
+    def forward(self, *arguments: Any, **keywords: Any) -> Tensor:
+        return 10 * super().forward(*arguments, **keywords)
+
+
+class Twice(losses.ContrastiveLoss):
+    def forward(self, *arguments: Any, **keywords: Any) -> Tensor:
+        return super().forward(*arguments, **keywords) + super().forward(*arguments, **keywords)
+
+
+class ByKeyword(losses.MultiSimilarityLoss):
+    def forward(self, embeddings: Tensor, labels: Tensor, *_: Any, **__: Any) -> Tensor:
+        terms = self.compute_loss(embeddings, labels, None, embeddings, labels)
+        return self.reducer(loss_dict=terms, embeddings=embeddings, labels=labels)
+
+
+class HalfReduced(losses.ContrastiveLoss):
+    """One sub-loss with anchors and one that it has reduced itself."""
+
+    def _sub_loss_names(self) -> list[str]:
+        return ["pos_loss", "neg_loss", "spread"]
+
+    def compute_loss(self, embeddings: Tensor, *arguments: Any) -> dict[str, Any]:
+        spread = embeddings.square().mean()
+        return {
+            **super().compute_loss(embeddings, *arguments),
+            "spread": {"losses": spread, "indices": None, "reduction_type": "already_reduced"},
+        }
+
+
+@pytest.mark.parametrize("kind", [TimesTen, Twice])
+def test_a_loss_that_changes_what_its_reducer_returned_is_refused(kind: type) -> None:
+    with pytest.raises(TypeError, match=f"{kind.__name__} cannot be weighted .* its reducer"):
+        per_sample_loss(kind(), *batch())
+
+
+def test_a_loss_that_is_reduced_in_part_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"HalfReduced cannot be weighted .* reduces its terms"):
+        per_sample_loss(HalfReduced(), *batch())
+
+
+def test_a_reducer_called_by_keyword() -> None:
+    assert_mean_is_loss(ByKeyword, *batch())
+
+
+def test_a_wrapper_is_refused_without_being_called() -> None:
+    embeddings, labels = batch(dtype=torch.float32)
+    wrapper = ConfidenceWeightedLoss(
+        losses.ContrastiveLoss(), losses.ProxyNCALoss(CLASSES, WIDTH), lam=1.0
+    )
+    with pytest.raises(TypeError, match="ConfidenceWeightedLoss is a wrapper"):
+        per_sample_loss(wrapper, embeddings, labels)
+    assert wrapper.decision is None
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.uint16])
+def test_labels_of_any_integer_dtype(dtype: torch.dtype) -> None:
+    embeddings, labels = batch()
+    expected = per_sample_loss(losses.MultiSimilarityLoss(), embeddings, labels)
+    got = per_sample_loss(losses.MultiSimilarityLoss(), embeddings, labels.to(dtype))
+    assert torch.equal(got, expected)
 
 
 def test_an_empty_batch_gives_an_empty_tensor_with_a_graph() -> None:

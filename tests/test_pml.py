@@ -10,6 +10,7 @@ from torch import nn
 
 from noisydml import pml
 from noisydml.batch import Batch
+from noisydml.pml_state import UnsavedState
 
 CLASSES, WIDTH = 4, 8
 
@@ -81,7 +82,7 @@ def test_embedding_shape(make, expected) -> None:  # type: ignore[no-untyped-def
 def test_unsaved_state_of_nested_losses() -> None:
     memory = losses.CrossBatchMemory(losses.ContrastiveLoss(), WIDTH, 16)
     both = losses.MultipleLosses([memory, losses.DynamicSoftMarginLoss()])
-    state = pml.UnsavedState(both)
+    state = UnsavedState(both)
     assert state
     data = batch(10)
     memory(data.embeddings, data.labels)
@@ -91,11 +92,11 @@ def test_unsaved_state_of_nested_losses() -> None:
 
     fresh = losses.CrossBatchMemory(losses.ContrastiveLoss(), WIDTH, 16)
     other = losses.DynamicSoftMarginLoss()
-    pml.UnsavedState(losses.MultipleLosses([fresh, other])).set_extra_state(saved)
+    UnsavedState(losses.MultipleLosses([fresh, other])).set_extra_state(saved)
     assert fresh.queue_idx == 10
     with pytest.raises(ValueError, match="2 losses, this one has 1"):
-        pml.UnsavedState(fresh).set_extra_state(saved)
-    assert not pml.UnsavedState(losses.ContrastiveLoss())
+        UnsavedState(fresh).set_extra_state(saved)
+    assert not UnsavedState(losses.ContrastiveLoss())
 
 
 def test_multiple_losses_take_no_reference() -> None:
@@ -119,3 +120,48 @@ def test_a_loss_keeps_the_dtype_of_its_proxies_and_memory(dtype: torch.dtype) ->
         pml.call(loss, data)
         state = [*loss.parameters(), *loss.buffers()]
         assert {t.dtype for t in state if t.is_floating_point()} == {torch.float32}
+
+
+def test_plain_modules_get_the_embeddings_as_they_are() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(WIDTH, CLASSES)
+            self.register_buffer("seen", torch.zeros((), dtype=torch.float64))
+
+        def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return nn.functional.cross_entropy(self.linear(embeddings), labels, reduction="none")
+
+    head, data = Head(), batch()
+    assert torch.equal(pml.call(head, data), head(data.embeddings, data.labels).mean())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: losses.TripletMarginLoss(),
+        lambda: losses.MarginLoss(learn_beta=True, num_classes=CLASSES),
+        lambda: losses.MultiSimilarityLoss(),
+    ],
+)
+def test_the_reference_has_the_dtype_of_the_embeddings(make, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
+    data = batch()
+    half = data.embeddings.to(dtype)
+    value = pml.call(make(), Batch(half, data.labels, ref_emb=half.flip(0), ref_labels=data.labels))
+    assert value.isfinite()
+
+
+def test_a_batch_compared_with_itself_stays_itself() -> None:
+    """PML leaves out self-comparisons where ref_emb is the very same tensor."""
+    loss, data = losses.NCALoss(), batch()
+    itself = Batch(data.embeddings, data.labels, ref_emb=data.embeddings, ref_labels=data.labels)
+    assert torch.equal(pml.call(loss, itself), loss(data.embeddings, data.labels))
+
+
+def test_refusals_look_inside_containers() -> None:
+    anchors = losses.MultipleLosses([losses.ProxyAnchorLoss(CLASSES, WIDTH)])
+    with pytest.raises(TypeError, match="ProxyAnchorLoss cannot be weighted"):
+        pml.refuse_unweightable(anchors)
+    with pytest.raises(TypeError, match="VICRegLoss takes no labels"):
+        pml.refuse_unlabelled(losses.MultipleLosses({"a": losses.VICRegLoss()}))

@@ -25,7 +25,7 @@ def confidence(losses: Tensor, threshold: Tensor | float, lam: float, lower: flo
     Args:
         losses: floating-point tensor of any shape.
         threshold: :math:`\tau`, a number, a 0-dim tensor, or one value per loss; ``inf`` trusts
-            every sample.
+            every sample of finite loss.
         lam: :math:`\lambda`, finite and above 0, in the unit of the losses. The larger, the more
             equal the samples: as it goes to 0 the weights become 0 or 1, as it grows they
             become 1. (The paper's appendix A.4 says in words that a larger one penalises more;

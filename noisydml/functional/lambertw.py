@@ -21,7 +21,7 @@ def lambertw(x: Tensor) -> Tensor:
     r"""Principal branch of Lambert's W function: the ``W`` with :math:`W e^W = x`.
 
     Computed in float64 on ``x.device`` without any transfer to the host, rounded once to
-    ``x.dtype``, and differentiable to any order.
+    ``x.dtype``, and differentiable to any order in reverse mode.
 
     Args:
         x: floating-point tensor of any shape, values in ``[-1/e, inf]``.
@@ -60,12 +60,12 @@ class _LambertW(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(output)
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Tensor:
-        w: Tensor = ctx.saved_tensors[0]
-        return grad_output * torch.exp(-w) / (1 + w)  # dW/dx = e^-W / (1 + W)
+        w = lambertw(ctx.saved_tensors[0].double())  # not the output, which has been rounded
+        return (grad_output * torch.exp(-w) / (1 + w)).to(grad_output.dtype)  # e^-W / (1 + W)
 
 
 def _evaluate(x: Tensor, rounding: float) -> Tensor:

@@ -8,8 +8,8 @@ from torch import Tensor
 from noisydml.functional.checks import require_floating
 
 _MIN_CLUSTER = 2  # Alg. 1, line 4: the candidates leave two samples on each side
-# Costs closer than this share of the total variance are equal but for rounding: the lower
-# threshold wins, as in the loop of Alg. 1 with exact arithmetic.
+# Variances between the groups closer than this share of the largest are equal but for rounding:
+# the lower threshold wins, as in the loop of Alg. 1 with exact arithmetic.
 _TIE = 1e-12
 
 

@@ -26,7 +26,7 @@ def running_mean(mean: Tensor, count: Tensor, values: Tensor, decay: float | Non
         to the host.
 
     Raises:
-        TypeError: if ``values`` is not a floating-point tensor.
+        TypeError: if ``mean`` or ``values`` is not a floating-point tensor.
         ValueError: if ``values`` has no entries or not one dimension, or ``decay`` is out of range.
 
     Example:
@@ -37,12 +37,13 @@ def running_mean(mean: Tensor, count: Tensor, values: Tensor, decay: float | Non
         >>> running_mean(mean, count + 1, torch.tensor([4.0, 4.0]), decay=0.75)
         tensor(2.5000)
     """
+    require_floating("mean", mean, ndim=0)
     require_floating("values", values, ndim=1)
     if len(values) == 0:
         raise ValueError("values must have at least one entry, got none")
     require_decay(decay)
-    batch_mean = values.to(mean.dtype).mean()
-    seen = count.to(mean.dtype)
-    past = seen / (seen + 1) if decay is None else decay
+    batch_mean = values.double().mean()
+    past = count.double() / (count + 1) if decay is None else decay
     # Where nothing is past, the old value must not enter, not even as 0 * nan.
-    return torch.where(count == 0, batch_mean, past * mean + (1 - past) * batch_mean)
+    updated = torch.where(count == 0, batch_mean, past * mean.double() + (1 - past) * batch_mean)
+    return updated.to(mean.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,16 +13,18 @@ from torch import Tensor, nn
 from noisydml import collectives, pml
 from noisydml.batch import Batch
 from noisydml.functional.checks import require_loss
+from noisydml.pml_state import UnsavedState
 from noisydml.validation import (
     ValueCheck,
     agree_across_ranks,
+    in_range,
     make_batch,
     raise_first,
     value_checks,
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Decision:
     """What a wrapper decided about one batch; detached, on the batch's device.
 
@@ -85,7 +87,7 @@ class LossWrapper(nn.Module, ABC):
         self.decision: Decision | None = None
         self._ranks_agree = False
         if isinstance(loss, nn.Module) and not isinstance(loss, LossWrapper):
-            unsaved = pml.UnsavedState(loss)
+            unsaved = UnsavedState(loss)
             if unsaved:
                 self.unsaved_state = unsaved
 
@@ -166,7 +168,8 @@ class LossWrapper(nn.Module, ABC):
             One or two groups, to be added to the model's:
             ``torch.optim.Adam([{"params": model.parameters()}, *loss_fn.parameter_groups(lr)])``.
         """
-        own = [p for wrapper in self._chain() for p in wrapper.own_parameters()]
+        wrappers = [module for module in self.modules() if isinstance(module, LossWrapper)]
+        own = list({id(p): p for each in wrappers for p in each.own_parameters()}.values())
         taken = {id(p) for p in own}
         wrapped = [p for p in self.parameters() if id(p) not in taken]
         groups: list[dict[str, Any]] = []
@@ -180,6 +183,10 @@ class LossWrapper(nn.Module, ABC):
         """The parameters that serve only to judge the samples."""
         return []
 
+    def shared_state(self) -> list[Tensor]:
+        """What must be equal on all ranks; they take it over from rank 0 before the first step."""
+        return [*self.own_parameters(), *self.buffers(recurse=False)]
+
     def _chain(self) -> Iterator[LossWrapper]:
         """This wrapper and those inside it."""
         loss: Any = self
@@ -189,23 +196,31 @@ class LossWrapper(nn.Module, ABC):
 
     def _checked(self, embeddings: Tensor, *arguments: Any) -> Batch:
         batch, error = None, None
+        judging = [wrapper for wrapper in self._chain() if wrapper.training]
         try:
             batch = make_batch(embeddings, *arguments)
             checks = value_checks(batch) if self.validate_args else []
-            if self.training:
-                checks += [
-                    check for wrapper in self._chain() for check in wrapper.own_checks(batch)
-                ]
+            for wrapper in judging:
+                checks += wrapper.own_checks(batch)
+            checks += self._leaf_checks(batch)
             if self.validate_args:
                 raise_first(checks)
         except (TypeError, ValueError) as refusal:
             error = refusal
-        if self.training:
+        if judging:
             agree_across_ranks(error, batch)
         elif error is not None:
             raise error
         assert batch is not None
         return batch
+
+    def _leaf_checks(self, batch: Batch) -> list[ValueCheck]:
+        """The range of labels that the innermost loss has proxies for."""
+        *_, innermost = self._chain()
+        num_classes, _ = pml.embedding_shape(innermost.loss)
+        if num_classes is None or not self.validate_args:
+            return []
+        return [in_range("labels", batch.labels, num_classes, "the classes of the wrapped loss")]
 
     def _prepare(self, device: torch.device) -> None:
         """On first use: all state where the embeddings are, and all ranks with the same proxies."""
@@ -213,7 +228,8 @@ class LossWrapper(nn.Module, ABC):
         if any(tensor.device != device for tensor in state):
             self.to(device)
         if self.training and not self._ranks_agree and collectives.world_size() > 1:
-            collectives.broadcast_from_first([p.data for p in self.parameters()])
+            shared = [tensor for wrapper in self._chain() for tensor in wrapper.shared_state()]
+            collectives.broadcast_from_first([tensor.data for tensor in shared])
             self._ranks_agree = True
 
 
@@ -226,5 +242,17 @@ def call_loss(loss: Callable[..., Any], batch: Batch) -> Tensor:
     if isinstance(loss, LossWrapper):
         return loss.run(batch)
     if len(batch) == 0:
-        return batch.embeddings.sum() * 0
+        parameters = loss.parameters() if isinstance(loss, nn.Module) else ()
+        return zero_with_graph(batch.embeddings, parameters)
     return pml.call(loss, batch)
+
+
+def zero_with_graph(embeddings: Tensor, parameters: Iterable[Tensor]) -> Tensor:
+    """0, of which all get a gradient of zeros: DistributedDataParallel waits for each parameter.
+
+    A sum of no elements is 0 whatever the tensors hold.
+    """
+    zero = embeddings.reshape(-1).narrow(0, 0, 0).sum()
+    for parameter in parameters:
+        zero = zero + parameter.reshape(-1).narrow(0, 0, 0).sum().to(zero.dtype)
+    return zero

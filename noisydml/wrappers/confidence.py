@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -15,11 +16,11 @@ from noisydml.distributed import gather_batch
 from noisydml.functional import confidence, otsu_threshold, running_mean
 from noisydml.functional.checks import require_decay, require_loss, require_positive
 from noisydml.validation import ValueCheck, in_range
-from noisydml.wrappers.base import Decision, Judgement, LossWrapper
+from noisydml.wrappers.base import Decision, Judgement, LossWrapper, zero_with_graph
 
 Threshold = Literal["otsu", "running_mean"] | Callable[[Tensor], Tensor | float]
 
-_IDLE_STEPS = 100  # proxies that nobody has trained for so long were most likely forgotten
+_IDLE_STEPS = 500  # proxies that nobody has trained for so long were most likely forgotten
 
 
 class ConfidenceWeightedLoss(LossWrapper):
@@ -120,14 +121,16 @@ class ConfidenceWeightedLoss(LossWrapper):
         self.decay = decay
         self.warmup = warmup
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
-        self._proxy_version = 0
-        self._idle_steps = 0
+        if threshold == "running_mean":
+            self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
+        self._graph_steps = 0
+        self._first_fingerprint: Tensor | None = None
 
     def judge(self, batch: Batch) -> Judgement:
         everyone = gather_batch(self._detached(batch))
         if len(everyone) == 0:
-            return Judgement(Decision.trusting(batch))
+            own_loss = zero_with_graph(batch.embeddings.detach(), self.own_parameters())
+            return Judgement(Decision.trusting(batch), own_loss)
         trains = bool(self.own_parameters()) and torch.is_grad_enabled()
         with torch.autocast(batch.device.type, enabled=False), torch.set_grad_enabled(trains):
             losses = pml.sample_losses(self.confidence_loss, everyone)  # (N,), all ranks' rows
@@ -136,13 +139,10 @@ class ConfidenceWeightedLoss(LossWrapper):
         tau = self._threshold(scores)
         sigma = confidence(scores, tau, self.lam)
         sigma = torch.where(self.step < self.warmup, 1.0, sigma)
-        if batch.first_own is None and everyone.first_own is not None:
-            sigma = sigma.narrow(0, everyone.first_own, len(batch))
-            scores = scores.narrow(0, everyone.first_own, len(batch))
         decision = Decision(
             keep=torch.ones(len(batch), dtype=torch.bool, device=batch.device),
-            weight=sigma,
-            score=-scores,
+            weight=batch.own_rows(everyone, sigma),
+            score=batch.own_rows(everyone, -scores),
             threshold=-tau,
         )
         return Judgement(decision, losses.mean() if trains else None)
@@ -191,7 +191,12 @@ class ConfidenceWeightedLoss(LossWrapper):
         if self.threshold == "running_mean":
             return running_mean(self.mean, self.step, losses, self.decay)
         assert callable(self.threshold)
-        tau = torch.as_tensor(self.threshold(losses), dtype=torch.float64, device=losses.device)
+        tau = self.threshold(losses)
+        if not isinstance(tau, (Tensor, Real)):
+            raise TypeError(
+                f"threshold must return a number or a 0-dim tensor, got {type(tau).__name__}"
+            )
+        tau = torch.as_tensor(tau, dtype=torch.float64, device=losses.device)
         if tau.numel() != 1:
             raise ValueError(
                 f"threshold must return a number or a 0-dim tensor, got shape {tuple(tau.shape)}"
@@ -199,14 +204,23 @@ class ConfidenceWeightedLoss(LossWrapper):
         return tau.detach().reshape(())
 
     def _warn_if_forgotten(self) -> None:
+        """Compare the proxies once, after many steps, with what they were in the first."""
         proxies = [p for p in self.own_parameters() if p.requires_grad]
-        version = sum(p._version for p in proxies)  # counts in-place changes, such as a step's
-        self._idle_steps = self._idle_steps + 1 if proxies and version == self._proxy_version else 0
-        self._proxy_version = version
-        if self._idle_steps == _IDLE_STEPS:
-            warnings.warn(
-                f"the proxies of the confidence loss have not changed in {_IDLE_STEPS} steps; "
-                "give them to an optimiser: "
-                'Adam([{"params": model.parameters()}, *loss_fn.parameter_groups(lr)])',
-                stacklevel=2,
-            )
+        if not proxies or not torch.is_grad_enabled() or self._graph_steps > _IDLE_STEPS:
+            return
+        if self._graph_steps == 0:
+            self._first_fingerprint = _fingerprint(proxies)
+        if self._graph_steps == _IDLE_STEPS:
+            assert self._first_fingerprint is not None
+            if torch.equal(self._first_fingerprint, _fingerprint(proxies)):
+                warnings.warn(
+                    f"the proxies of the confidence loss have not changed in {_IDLE_STEPS} steps; "
+                    "give them to an optimiser: "
+                    'Adam([{"params": model.parameters()}, *loss_fn.parameter_groups(lr)])',
+                    stacklevel=7,  # the line that called the wrapper
+                )
+        self._graph_steps += 1
+
+
+def _fingerprint(tensors: list[nn.Parameter]) -> Tensor:
+    return torch.stack([tensor.detach().double().square().sum() for tensor in tensors])

@@ -101,6 +101,7 @@ def refusals(rank: int) -> dict[str, str]:
         "type": {"embeddings": None},
         "label": {"labels": torch.full((24,), 99)},
         "other arguments": {"sample_weight": torch.ones(24)},
+        "other dtype": {"embeddings": make_batch()["embeddings"].detach().double()},
     }
     for name, bad in bad_calls.items():
         wrapper = build("confidence")
@@ -116,6 +117,15 @@ def refusals(rank: int) -> dict[str, str]:
     return messages
 
 
+def loaded_on_rank_0(rank: int) -> list[Tensor]:
+    """Thresholds where only rank 0 has loaded a state, as is usual, before the first step."""
+    wrapper = build("running_mean", seed=5 + rank)
+    if rank == 0:
+        wrapper.step.fill_(100)
+        wrapper.mean.fill_(5.0)
+    return [wrapper(**make_batch(seed=7)), wrapper.decision.threshold, wrapper.step, wrapper.mean]
+
+
 def main(rank: int, world: int, folder: str, jobs: list[tuple[str, str]]) -> None:
     """Run all jobs on this rank and leave the results in a file."""
     torch.set_num_threads(1)
@@ -124,5 +134,6 @@ def main(rank: int, world: int, folder: str, jobs: list[tuple[str, str]]) -> Non
     results: dict[Any, Any] = {job: train(*job, rank, world) for job in jobs}
     results["mined"] = train("ground_truth(gathered)", "triplet", rank, world, mined=True)
     results["refusals"] = refusals(rank)
+    results["loaded"] = loaded_on_rank_0(rank)
     torch.save(results, Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()

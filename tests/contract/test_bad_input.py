@@ -270,3 +270,35 @@ def test_fuzz(case: str) -> None:
         else:
             assert value.isfinite()
     assert 50 < refused < 150
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_labels_beyond_the_proxies_of_the_wrapped_loss(case: str, train: bool) -> None:
+    wrapper = CASES[case].make(losses.ProxyNCALoss(CLASSES, WIDTH)).train(train)
+    change = put("labels", 5, CLASSES)
+    assert_refused(wrapper, change(make_batch()), ValueError, rf"labels .* \[0, {CLASSES}\)")
+
+
+def test_an_inner_wrapper_that_trains_inside_one_that_does_not_is_checked() -> None:
+    wrapper = build("confidence(ground_truth)").eval()
+    wrapper.loss.train()
+    missing = {k: v for k, v in make_batch().items() if k != "sample_ids"}
+    assert_refused(wrapper, missing, ValueError, "sample_ids")
+    wrapper(**make_batch())
+    assert not wrapper.loss.decision.keep.all()
+    assert wrapper.decision.keep.all()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+def test_small_integers_do_not_wrap_around(dtype: torch.dtype) -> None:
+    wrapper = ConfidenceWeightedLoss(
+        losses.ContrastiveLoss(), losses.ProxyNCALoss(300, WIDTH), lam=1.0
+    )
+    arguments = make_batch()
+    wrapper(arguments["embeddings"], (arguments["labels"] + 100).to(dtype))
+
+
+def test_complex_weights() -> None:
+    arguments = {**make_batch(), "sample_weight": torch.ones(24, dtype=torch.complex64)}
+    assert_refused(build("ground_truth"), arguments, TypeError, "sample_weight must be real")

@@ -108,10 +108,18 @@ def test_mined_tuples_point_into_the_gathered_rows(two: list[Any]) -> None:
         torch.testing.assert_close(result["mined"]["gradients"], one["gradients"])
 
 
-@pytest.mark.parametrize("bad", ["nan", "type", "label", "other arguments"])
+def test_a_state_loaded_on_rank_0_reaches_the_others(two: list[Any]) -> None:
+    first, second = two[0]["loaded"], two[1]["loaded"]
+    assert first[2] == 101
+    assert -first[1] > 4  # the mean of 5 has nine tenths of the weight
+    for mine, other in zip(first[1:], second[1:], strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("bad", ["nan", "type", "label", "other arguments", "other dtype"])
 def test_a_bad_batch_on_one_rank_is_refused_on_all(bad: str, two: list[Any]) -> None:
     first, second = (result["refusals"] for result in two)
-    if bad == "other arguments":
+    if bad.startswith("other"):
         assert first[bad] == second[bad]
         assert "on all ranks or on none" in first[bad]
     else:

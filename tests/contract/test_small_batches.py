@@ -70,3 +70,13 @@ def test_identical_and_zero_embeddings(case: str) -> None:
     arguments["embeddings"] = torch.zeros(24, WIDTH, requires_grad=True)
     wrapper(**arguments).backward()
     assert arguments["embeddings"].grad.isfinite().all()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_empty_batch_reaches_every_parameter(case: str) -> None:
+    """DistributedDataParallel around a wrapper waits for all of them, on every rank."""
+    wrapper = build(case, "soft_triple")
+    wrapper(**make_batch(0)).backward()
+    for parameter in wrapper.parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad.any()

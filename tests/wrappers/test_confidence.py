@@ -215,19 +215,20 @@ class TestProxiesInTheOptimizer:
 
     def test_forgotten_proxies_are_reported_once(self) -> None:
         loss_fn = make()
-        for _ in range(100):
+        for _ in range(500):
             self.step(loss_fn, None)
-        with pytest.warns(UserWarning, match=r"have not changed in 100 steps.*parameter_groups"):
+        with pytest.warns(UserWarning, match=r"not changed in 500 .*parameter_groups") as caught:
             self.step(loss_fn, None)
-        for _ in range(120):
+        assert caught[0].filename == __file__
+        for _ in range(510):
             self.step(loss_fn, None)  # warnings are errors here
 
     @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD, torch.optim.AdamW])
-    @pytest.mark.parametrize("foreach", [False, True])
-    def test_trained_proxies_are_not(self, kind: type, foreach: bool) -> None:
+    @pytest.mark.parametrize("how", ["foreach", "fused"])
+    def test_trained_proxies_are_not(self, kind: type, how: str) -> None:
         loss_fn = make()
-        optimizer = kind(loss_fn.parameter_groups(lr=1e-3), foreach=foreach)
-        for _ in range(120):
+        optimizer = kind(loss_fn.parameter_groups(lr=1e-3), **{how: True})
+        for _ in range(510):
             self.step(loss_fn, optimizer)
 
     def test_frozen_proxies_are_not(self) -> None:
@@ -235,14 +236,33 @@ class TestProxiesInTheOptimizer:
         loss_fn.confidence_loss.requires_grad_(False)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            for _ in range(120):
+            for _ in range(510):
                 self.step(loss_fn, None)
 
+    def test_wrappers_inside_multiple_losses_are_reached(self) -> None:
+        inner = make()
+        outer = GroundTruthFilter(losses.MultipleLosses([inner]), torch.zeros(3).bool())
+        assert self.groups(outer) == self.groups(inner)
 
-def test_a_memory_cannot_judge() -> None:
+
+def test_a_state_without_running_mean_is_refused() -> None:
+    """Else the mean would start from a 0 that no batch has had."""
+    with pytest.raises(RuntimeError, match=r"Missing key.*mean"):
+        make(threshold="running_mean").load_state_dict(make().state_dict())
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_memory_cannot_judge(inside: bool) -> None:
     memory = losses.CrossBatchMemory(losses.ContrastiveLoss(), WIDTH)
+    judge = losses.MultipleLosses([memory]) if inside else memory
     with pytest.raises(TypeError, match="CrossBatchMemory"):
-        ConfidenceWeightedLoss(losses.ContrastiveLoss(), memory, lam=1.0)
+        ConfidenceWeightedLoss(losses.ContrastiveLoss(), judge, lam=1.0)
+
+
+def test_a_threshold_of_no_number_is_named() -> None:
+    x, y = (torch.tensor(part) for part in random_batch(np.random.default_rng(8)))
+    with pytest.raises(TypeError, match=r"threshold must return a number .* got NoneType"):
+        make(threshold=lambda values: None)(x, y)
 
 
 def test_repr_shows_the_settings() -> None:
