@@ -212,7 +212,8 @@ class ConfidenceWeightedLoss(LossWrapper):
             self._first_fingerprint = _fingerprint(proxies)
         if self._graph_steps == _IDLE_STEPS:
             assert self._first_fingerprint is not None
-            if torch.equal(self._first_fingerprint, _fingerprint(proxies)):
+            now = _fingerprint(proxies)
+            if torch.equal(self._first_fingerprint.to(now.device), now):
                 warnings.warn(
                     f"the proxies of the confidence loss have not changed in {_IDLE_STEPS} steps; "
                     "give them to an optimiser: "
