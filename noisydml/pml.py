@@ -165,10 +165,12 @@ def _converted(loss: Loss, batch: Batch) -> Batch:
     if not state and dtype == torch.bfloat16 and _has_lp_distance(loss):
         dtype = torch.float32
     embeddings = batch.embeddings.to(dtype)
-    # PML knows by identity that a batch is compared with itself.
-    itself = batch.ref_emb is batch.embeddings
-    ref_emb = embeddings if itself or batch.ref_emb is None else batch.ref_emb.to(dtype)
-    return replace(batch, embeddings=embeddings, ref_emb=None if batch.ref_emb is None else ref_emb)
+    ref_emb = batch.ref_emb
+    if ref_emb is batch.embeddings:  # PML knows by identity that a batch is compared with itself
+        ref_emb = embeddings
+    elif ref_emb is not None:
+        ref_emb = ref_emb.to(dtype)
+    return replace(batch, embeddings=embeddings, ref_emb=ref_emb)
 
 
 def _has_lp_distance(loss: nn.Module) -> bool:
@@ -227,19 +229,19 @@ def _split_pml(loss: Loss, pml_loss: BaseMetricLossFunction, batch: Batch) -> Te
         output = _output(loss, batch)
     if len(calls) != 1 or calls[0].output is not output:
         raise _unweightable(pml_loss, "its value is not what one call of its reducer returned")
-    shares = _shares(pml_loss.reducer, calls[0])
-    if any(anchors is None and not _is_regularizer(name) for name, (_, anchors) in shares.items()):
-        raise _unweightable(
-            pml_loss, "it reduces its terms itself, before a sample's part could be told"
-        )
+    for name, entry in _with_terms(calls[0].loss_dict).items():
+        if entry["reduction_type"] == "already_reduced" and not _is_regularizer(name):
+            raise _unweightable(
+                pml_loss, "it reduces its terms itself, before a sample's part could be told"
+            )
 
     value = _reduced(loss, output, len(batch))
     # Many half-precision terms would not add up in half precision.
     dtype = torch.promote_types(value.dtype, torch.float32)
     per_sample = torch.zeros(len(batch), dtype=dtype, device=value.device)
     unweighted = torch.zeros((), dtype=dtype, device=value.device)
-    for name, (share, anchors) in shares.items():
-        if anchors is None or _is_regularizer(name):
+    for share, anchors in _shares(pml_loss.reducer, calls[0]):
+        if anchors is None:
             unweighted = unweighted + share.to(dtype).sum()
         else:
             per_sample = per_sample.index_add(0, anchors, share.flatten().to(dtype))
@@ -270,12 +272,16 @@ def _observed(reducer: nn.Module) -> Iterator[list[_ReducerCall]]:
         handle.remove()
 
 
-def _shares(reducer: nn.Module, call: _ReducerCall) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Each sub-loss's terms times the reducer's derivative, with the anchors (None: no anchor)."""
-    # A sub-loss that is the number 0 is PML's way to say that it has no terms.
-    entries = {n: e for n, e in call.loss_dict.items() if isinstance(e["losses"], Tensor)}
+def _with_terms(loss_dict: LossDict) -> LossDict:
+    """The sub-losses that have terms; PML says that there are none by the number 0."""
+    return {n: e for n, e in loss_dict.items() if isinstance(e["losses"], Tensor)}
+
+
+def _shares(reducer: nn.Module, call: _ReducerCall) -> list[tuple[Tensor, Tensor | None]]:
+    """Each sub-loss's terms times the reducer's derivative, with their anchors."""
+    entries = _with_terms(call.loss_dict)
     if not entries:
-        return {}
+        return []
     with torch.inference_mode(False), torch.enable_grad():
         leaves = {n: _constant(e["losses"]).requires_grad_() for n, e in entries.items()}
         copy = {
@@ -288,10 +294,10 @@ def _shares(reducer: nn.Module, call: _ReducerCall) -> dict[str, tuple[Tensor, T
             if value.requires_grad
             else [torch.zeros_like(leaf) for leaf in leaves.values()]
         )
-    return {
-        name: (entry["losses"] * slope, _anchors(entry))
+    return [
+        (entry["losses"] * slope, _anchors(name, entry))
         for (name, entry), slope in zip(entries.items(), slopes, strict=True)
-    }
+    ]
 
 
 def _constant(value: Any) -> Any:
@@ -308,8 +314,9 @@ def _is_regularizer(name: str) -> bool:
     return name.endswith("_reg_loss")
 
 
-def _anchors(entry: dict[str, Any]) -> Tensor | None:
-    if entry["reduction_type"] == "already_reduced":
+def _anchors(name: str, entry: dict[str, Any]) -> Tensor | None:
+    """(K,) the row of the batch that each term belongs to; None for a regulariser."""
+    if _is_regularizer(name):
         return None
     indices = entry["indices"]
     anchors: Tensor = indices if isinstance(indices, Tensor) else indices[0]

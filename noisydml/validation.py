@@ -43,13 +43,9 @@ def make_batch(
         require_integer("sample_ids", sample_ids, size)
         sample_ids = sample_ids.to(device, torch.int64)
     if sample_weight is not None:
-        if not isinstance(sample_weight, Tensor):
-            raise TypeError(
-                f"sample_weight must be a torch.Tensor, got {type(sample_weight).__name__}"
-            )
+        require_vector("sample_weight", sample_weight, size)
         if sample_weight.is_complex():
             raise TypeError(f"sample_weight must be real, got dtype {sample_weight.dtype}")
-        require_vector("sample_weight", sample_weight, size)
         if not sample_weight.is_floating_point():
             sample_weight = sample_weight.float()
         sample_weight = sample_weight.detach().to(device)
@@ -98,17 +94,14 @@ def raise_first(checks: Iterable[ValueCheck]) -> None:
 
 
 def agree_across_ranks(error: Exception | None, batch: Batch | None) -> None:
-    """Raise on every rank if one refused its batch, or if they were not called alike.
+    """Raise where another rank refused its batch, or if the ranks were not called alike.
 
-    A rank that raised alone would leave the others waiting in the next collective for ever.
+    A rank that raised alone would leave the others waiting in the next collective for ever. The
+    one with the ``error`` tells the others and has it back, to raise it.
     """
-    if collectives.world_size() == 1:
-        if error is not None:
-            raise error
-        return
     reports = collectives.exchange([error is not None, _signature(batch)])
     if error is not None:
-        raise error
+        return
     failed = [rank for rank, (refused, _) in enumerate(reports) if refused]
     if failed:
         raise ValueError(f"rank {failed[0]} refused its batch; see the error raised there")

@@ -32,9 +32,11 @@ def require_integer(
 
 
 def require_vector(
-    name: str, value: Tensor, length: int | None = None, per: str = "embedding"
+    name: str, value: object, length: int | None = None, per: str = "embedding"
 ) -> None:
-    """Raise unless the tensor ``value`` has one dimension (and ``length`` entries)."""
+    """Raise unless ``value`` is a tensor of one dimension (and ``length`` entries)."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.ndim != 1:
         raise ValueError(f"{name} must have 1 dimension, got shape {tuple(value.shape)}")
     if length is not None and len(value) != length:

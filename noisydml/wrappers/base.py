@@ -199,17 +199,14 @@ class LossWrapper(nn.Module, ABC):
         judging = [wrapper for wrapper in self._chain() if wrapper.training]
         try:
             batch = make_batch(embeddings, *arguments)
-            checks = value_checks(batch) if self.validate_args else []
-            for wrapper in judging:
-                checks += wrapper.own_checks(batch)
-            checks += self._leaf_checks(batch)
+            checks = [check for wrapper in judging for check in wrapper.own_checks(batch)]
             if self.validate_args:
-                raise_first(checks)
+                raise_first([*value_checks(batch), *checks, *self._leaf_checks(batch)])
         except (TypeError, ValueError) as refusal:
             error = refusal
-        if judging:
+        if judging and collectives.world_size() > 1:
             agree_across_ranks(error, batch)
-        elif error is not None:
+        if error is not None:
             raise error
         assert batch is not None
         return batch
@@ -218,7 +215,7 @@ class LossWrapper(nn.Module, ABC):
         """The range of labels that the innermost loss has proxies for."""
         *_, innermost = self._chain()
         num_classes, _ = pml.embedding_shape(innermost.loss)
-        if num_classes is None or not self.validate_args:
+        if num_classes is None:
             return []
         return [in_range("labels", batch.labels, num_classes, "the classes of the wrapped loss")]
 

@@ -205,8 +205,10 @@ class ConfidenceWeightedLoss(LossWrapper):
 
     def _warn_if_forgotten(self) -> None:
         """Compare the proxies once, after many steps, with what they were in the first."""
+        if self._graph_steps > _IDLE_STEPS or not torch.is_grad_enabled():
+            return
         proxies = [p for p in self.own_parameters() if p.requires_grad]
-        if not proxies or not torch.is_grad_enabled() or self._graph_steps > _IDLE_STEPS:
+        if not proxies:
             return
         if self._graph_steps == 0:
             self._first_fingerprint = _fingerprint(proxies)
