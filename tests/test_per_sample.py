@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import literal
 import numpy as np
 import pytest
 import torch
@@ -314,15 +315,9 @@ def test_contrastive_terms_by_hand() -> None:
 def test_multi_similarity_terms_by_hand() -> None:
     """ProcSim Eq. 5, written as a loop."""
     embeddings, labels = batch(10)
-    alpha, beta, base = 2.0, 40.0, 0.1
-    x = torch.nn.functional.normalize(embeddings).detach().numpy()
-    expected = []
-    for i in range(10):
-        s = x @ x[i]
-        p = [np.exp(-alpha * (s[j] - base)) for j in range(10) if labels[j] == labels[i] and j != i]
-        n = [np.exp(beta * (s[j] - base)) for j in range(10) if labels[j] != labels[i]]
-        expected.append(np.log1p(sum(p)) / alpha + np.log1p(sum(n)) / beta)
-    loss = losses.MultiSimilarityLoss(alpha, beta, base)
+    settings = (2.0, 40.0, 0.1)
+    expected = literal.multi_similarity(embeddings.detach().numpy(), labels.tolist(), *settings)
+    loss = losses.MultiSimilarityLoss(*settings)
     np.testing.assert_allclose(per_sample_loss(loss, embeddings, labels).detach(), expected)
 
 

@@ -33,9 +33,11 @@ def ground_truth(loss: Any, trusting: bool = False, **settings: Any) -> LossWrap
     return GroundTruthFilter(loss, is_noisy() & (not trusting), **settings)
 
 
-def confidence(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+def confidence(
+    loss: Any, trusting: bool = False, judge: Callable[[], Any] = proxies, **settings: Any
+) -> LossWrapper:
     settings = {"lam": 0.1, "warmup": 1000 if trusting else 0, **settings}
-    return ConfidenceWeightedLoss(loss, proxies(), **settings)
+    return ConfidenceWeightedLoss(loss, judge(), **settings)
 
 
 def running_mean(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
@@ -47,9 +49,12 @@ def median(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
 
 
 def generic_confidence(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
-    """Judged by another loss than plain Proxy-NCA, whose terms come from PML."""
-    settings = {"lam": 0.1, "warmup": 1000 if trusting else 0, **settings}
-    return ConfidenceWeightedLoss(loss, losses.NormalizedSoftmaxLoss(CLASSES, WIDTH), **settings)
+    """Judged by another loss than plain Proxy-NCA: PML finds its terms with boolean masks."""
+
+    def judge() -> losses.NormalizedSoftmaxLoss:
+        return losses.NormalizedSoftmaxLoss(CLASSES, WIDTH)
+
+    return confidence(loss, trusting, judge, **settings)
 
 
 def gathered(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
@@ -86,7 +91,7 @@ CASES = {
     "confidence": Case(confidence, weighs=True),
     "running_mean": Case(running_mean, weighs=True),
     "median": Case(median, weighs=True),
-    "generic_confidence": Case(generic_confidence, weighs=True),
+    "generic_confidence": Case(generic_confidence, weighs=True, syncs=True),
     "gathered": Case(gathered),
     "ground_truth(confidence)": Case(nest(ground_truth, confidence), drops=True, weighs=True),
     "confidence(ground_truth)": Case(nest(confidence, ground_truth), drops=True, weighs=True),

@@ -6,58 +6,45 @@ or a tensor left on the CPU raises there. With a GPU the real thing runs too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from contract.cases import CASES, CLASSES, LEAVES, WIDTH, build, chain, make_batch
+from fake_cuda import fake_cuda
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from noisydml.validation import make_batch as pack
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
 
-CUDA = "cuda:0"
-
-
-@contextmanager
-def fake_cuda() -> Iterator[None]:
-    """Tensors that only have a shape and a device; no graph, which needs a real CUDA build."""
-    with FakeTensorMode(), torch.no_grad():
-        yield
-
-
-def fake_arguments() -> dict[str, Any]:
+def fake_arguments(device: torch.device) -> dict[str, Any]:
     return {
-        "embeddings": torch.randn(24, WIDTH, device=CUDA),
-        "labels": torch.randint(CLASSES, (24,), device=CUDA),
-        "sample_ids": torch.arange(24, device=CUDA),
+        "embeddings": torch.randn(24, WIDTH, device=device),
+        "labels": torch.randint(CLASSES, (24,), device=device),
+        "sample_ids": torch.arange(24, device=device),
     }
 
 
-def on_fake_cuda(wrapper: nn.Module) -> nn.Module:
+def moved(wrapper: nn.Module, device: torch.device) -> nn.Module:
     """Module.to() wants a real CUDA; moving the fake tensors one by one does not."""
     for module in wrapper.modules():
         for name, buffer in module._buffers.items():
-            module._buffers[name] = None if buffer is None else buffer.to(CUDA)
+            module._buffers[name] = None if buffer is None else buffer.to(device)
         for name, parameter in module._parameters.items():
-            module._parameters[name] = nn.Parameter(parameter.detach().to(CUDA))
+            module._parameters[name] = nn.Parameter(parameter.detach().to(device))
     return wrapper
 
 
-# PML's own terms are found with boolean masks: only plain Proxy-NCA is scored by noisydml itself.
-SCORES_ITSELF = [name for name in CASES if name != "generic_confidence"]
+SCORES_ITSELF = [name for name, case in CASES.items() if not case.syncs]
 
 
 @pytest.mark.parametrize("case", SCORES_ITSELF)
 def test_scoring_never_asks_the_host(case: str) -> None:
-    with fake_cuda():
-        wrapper = on_fake_cuda(build(case, "cross_entropy"))
-        batch = pack(**fake_arguments())
+    with fake_cuda() as device:
+        wrapper = moved(build(case, "cross_entropy"), device)
+        batch = pack(**fake_arguments(device))
         for each in chain(wrapper):
             judgement = each.judge(batch)
             assert judgement.decision.weight.device.type == "cuda"
@@ -66,16 +53,16 @@ def test_scoring_never_asks_the_host(case: str) -> None:
 
 @pytest.mark.parametrize("case", [name for name in SCORES_ITSELF if not CASES[name].drops])
 def test_a_whole_step_without_a_cut_never_asks_the_host(case: str) -> None:
-    with fake_cuda():
-        wrapper = on_fake_cuda(build(case, "cross_entropy", validate_args=False))
-        value = wrapper(**fake_arguments())
+    with fake_cuda() as device:
+        wrapper = moved(build(case, "cross_entropy", validate_args=False), device)
+        value = wrapper(**fake_arguments(device))
         assert value.device.type == "cuda"
 
 
 def test_the_proof_can_fail() -> None:
     """Fake tensors do raise for what the two tests above forbid."""
-    with fake_cuda():
-        values = torch.randn(24, device=CUDA)
+    with fake_cuda() as device:
+        values = torch.randn(24, device=device)
         for forbidden in (
             lambda: values.sum().item(),
             lambda: values[values > 0],

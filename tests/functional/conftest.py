@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from fake_cuda import fake_cuda
 
 
 @pytest.fixture(params=["meta", "pretended cuda"])
@@ -12,11 +12,10 @@ def dataless(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """A device whose tensors have no data.
 
     There ``.item()``, a branch on a value, a boolean mask, and a second tensor on another device
-    raise. Pretended CUDA tensors take the paths meant for CUDA, but need no GPU; under autograd
-    they abort the process where torch was built without CUDA, so gradients are for "meta" only.
+    raise. Pretended CUDA tensors take the paths meant for CUDA; gradients are for "meta" only.
     """
     if request.param == "meta":
         yield torch.device("meta")
     else:
-        with FakeTensorMode(), torch.no_grad():
-            yield torch.device("cuda", 0)
+        with fake_cuda() as device:
+            yield device

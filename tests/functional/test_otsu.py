@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 
+import literal
 import numpy as np
 import pytest
 import torch
@@ -22,20 +23,6 @@ HYPOTHESIS = settings(derandomize=True, deadline=None, max_examples=200)
 ROUNDING = 2e-12
 INPUTS_PER_FAMILY = 500  # times 20 families: 10,000 inputs
 LARGE_INPUTS = 240
-
-
-def literal_threshold(losses: np.ndarray) -> float:
-    """Algorithm 1, line by line, in floating point (i is 1-based there)."""
-    ordered = sorted(losses)
-    size = len(losses)
-    candidates = [(ordered[i - 1] + ordered[i]) / 2 for i in range(2, size - 1)]
-    best, threshold = math.inf, math.inf
-    for candidate in candidates:
-        low, high = losses[losses < candidate], losses[losses >= candidate]
-        cost = sum(len(group) * np.var(group) for group in (low, high) if len(group)) / size
-        if cost < best:
-            best, threshold = cost, candidate
-    return threshold
 
 
 def exact_costs(losses: np.ndarray) -> list[tuple[float, Fraction]]:
@@ -65,8 +52,8 @@ def squared_deviations(group: list[int]) -> Fraction:
     return sum(x * x for x in group) - Fraction(sum(group) ** 2, len(group))
 
 
-def check(losses: torch.Tensor, literal: bool = False) -> None:
-    """The threshold must be Algorithm 1's; ``literal`` compares with the float loop as well."""
+def check(losses: torch.Tensor, in_floats: bool = False) -> None:
+    """The threshold must be Algorithm 1's; ``in_floats``: that of the float loop, too."""
     got = otsu_threshold(losses)
     assert (got.dtype, got.shape) == (torch.float64, ())
     threshold = got.item()
@@ -88,8 +75,8 @@ def check(losses: torch.Tensor, literal: bool = False) -> None:
 
     # The float loop picks any of the splits that cost the same, by the luck of its rounding.
     alone = all(cost - least > ROUNDING for candidate, cost in costs if candidate != first)
-    if literal and alone:
-        assert threshold == literal_threshold(values), losses.tolist()
+    if in_floats and alone:
+        assert threshold == literal.otsu_threshold(values), losses.tolist()
 
 
 def sizes(rng: np.random.Generator) -> int:
@@ -213,7 +200,7 @@ def name(family: Callable[..., np.ndarray]) -> str:
 def test_is_the_threshold_of_the_literal_loops(family):
     rng = np.random.default_rng(1)
     for _ in range(INPUTS_PER_FAMILY):
-        check(torch.from_numpy(family(rng, sizes(rng))), literal=True)
+        check(torch.from_numpy(family(rng, sizes(rng))), in_floats=True)
 
 
 @pytest.mark.parametrize("family", ADVERSARIAL, ids=name)
@@ -247,7 +234,7 @@ def test_is_the_threshold_of_the_literal_loops_for_all_small_inputs_of_few_value
     for code in range(4**size):
         digits = [code // 4**place % 4 for place in range(size)]
         if digits == sorted(digits):
-            check(torch.tensor(digits, dtype=torch.float64), literal=True)
+            check(torch.tensor(digits, dtype=torch.float64), in_floats=True)
 
 
 @pytest.mark.parametrize(

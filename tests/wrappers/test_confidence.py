@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import literal
 import numpy as np
 import pytest
 import scipy.special
@@ -17,47 +18,17 @@ CLASSES, WIDTH = 6, 12
 ALPHA, BETA, BASE = 2.0, 40.0, 0.1  # appendix A.4
 
 
-def unit(x: np.ndarray) -> np.ndarray:
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-
-def literal_proxy_nca(x: np.ndarray, y: np.ndarray, proxies: np.ndarray) -> np.ndarray:
-    result = []
-    for embedding, label in zip(unit(x), y, strict=True):
-        similarity = [np.exp(-np.sum((embedding - p) ** 2)) for p in unit(proxies)]
-        result.append(-np.log(similarity[label] / sum(similarity)))
-    return np.array(result)
-
-
-def literal_otsu(values: np.ndarray) -> float:
-    ordered, best, threshold = np.sort(values), np.inf, np.inf
-    for i in range(1, len(ordered) - 2):
-        candidate = (ordered[i] + ordered[i + 1]) / 2
-        low, high = values[values < candidate], values[values >= candidate]
-        cost = (len(low) * low.var() + len(high) * high.var()) / len(values)
-        if cost < best:
-            best, threshold = cost, candidate
-    return float(threshold)
-
-
-def literal_multi_similarity(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    x, result = unit(x), []
-    for i in range(len(x)):
-        positive = sum(
-            np.exp(-ALPHA * (x[i] @ x[j] - BASE)) for j in range(len(x)) if j != i and y[j] == y[i]
-        )
-        negative = sum(np.exp(BETA * (x[i] @ x[j] - BASE)) for j in range(len(x)) if y[j] != y[i])
-        result.append(np.log1p(positive) / ALPHA + np.log1p(negative) / BETA)
-    return np.array(result)
+def proxy_losses(x: np.ndarray, y: np.ndarray, proxies: np.ndarray) -> np.ndarray:
+    return np.array(literal.proxy_nca(x, y, proxies, scale=1.0))
 
 
 def step_of_the_paper(
     x: np.ndarray, y: np.ndarray, proxies: np.ndarray, lam: float, tau: float | None = None
 ) -> tuple[float, np.ndarray, float]:
-    judged = literal_proxy_nca(x, y, proxies)
-    tau = literal_otsu(judged) if tau is None else tau
+    judged = proxy_losses(x, y, proxies)
+    tau = literal.otsu_threshold(judged) if tau is None else tau
     sigma = np.exp(-scipy.special.lambertw(np.maximum((judged - tau) / (2 * lam), 0)).real)
-    return float(np.mean(sigma * literal_multi_similarity(x, y))), sigma, tau
+    return float(np.mean(sigma * literal.multi_similarity(x, y, ALPHA, BETA, BASE))), sigma, tau
 
 
 def make(**settings: object) -> ConfidenceWeightedLoss:
@@ -87,7 +58,7 @@ def test_equals_the_paper_over_random_steps(lam: float) -> None:
         assert loss.item() == pytest.approx(value, rel=1e-9)
         np.testing.assert_allclose(loss_fn.decision.weight, sigma, rtol=1e-9)
         assert -loss_fn.decision.threshold.item() == pytest.approx(tau, rel=1e-12)
-        np.testing.assert_allclose(-loss_fn.decision.score, literal_proxy_nca(x, y, proxies))
+        np.testing.assert_allclose(-loss_fn.decision.score, proxy_losses(x, y, proxies))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -104,7 +75,7 @@ def test_running_mean_threshold(decay: float | None) -> None:
     for step in range(20):
         x, y = random_batch(rng)
         loss = loss_fn(torch.tensor(x), torch.tensor(y))
-        means.append(literal_proxy_nca(x, y, proxies).mean())
+        means.append(proxy_losses(x, y, proxies).mean())
         if decay is None:
             tau = float(np.mean(means))
         else:
@@ -127,7 +98,7 @@ def test_callable_threshold_gets_all_losses() -> None:
     proxies = loss_fn.confidence_loss.proxies.detach().numpy()
     loss = loss_fn(torch.tensor(x), torch.tensor(y))
     assert loss.item() == pytest.approx(step_of_the_paper(x, y, proxies, 0.1, 1.5)[0], rel=1e-9)
-    np.testing.assert_allclose(seen[0], literal_proxy_nca(x, y, proxies))
+    np.testing.assert_allclose(seen[0], proxy_losses(x, y, proxies))
     assert seen[0].dtype == torch.float64
     assert not seen[0].requires_grad
 
@@ -167,7 +138,8 @@ def test_sample_weight_multiplies_the_confidence() -> None:
     proxies = loss_fn.confidence_loss.proxies.detach().numpy()
     loss = loss_fn(x, y, sample_weight=weight)
     _, sigma, _ = step_of_the_paper(x.numpy(), y.numpy(), proxies, 0.1)
-    expected = np.mean(weight.numpy() * sigma * literal_multi_similarity(x.numpy(), y.numpy()))
+    trained = literal.multi_similarity(x.numpy(), y.numpy(), ALPHA, BETA, BASE)
+    expected = np.mean(weight.numpy() * sigma * trained)
     assert loss.item() == pytest.approx(expected, rel=1e-9)
     np.testing.assert_allclose(loss_fn.decision.weight, sigma, rtol=1e-9)
 

@@ -1,0 +1,20 @@
+"""Tensors on a CUDA device that need no GPU: they have a shape and a device, but no data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+
+@contextmanager
+def fake_cuda() -> Iterator[torch.device]:
+    """Inside, an ``.item()``, a boolean mask or a tensor left on the CPU raises.
+
+    Without graphs: under autograd such tensors abort the process where torch was built without
+    CUDA. The device has a number, as naming "cuda" alone asks the driver for one.
+    """
+    with FakeTensorMode(), torch.no_grad():
+        yield torch.device("cuda", 0)

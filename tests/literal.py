@@ -1,0 +1,58 @@
+"""The paper's formulas as slow and plain as they are printed: what the tests compare with."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def otsu_threshold(losses: np.ndarray) -> float:
+    """Algorithm 1, line by line, in floating point (i is 1-based there)."""
+    ordered = sorted(losses)
+    size = len(losses)
+    candidates = [(ordered[i - 1] + ordered[i]) / 2 for i in range(2, size - 1)]
+    best, threshold = math.inf, math.inf
+    for candidate in candidates:
+        low, high = losses[losses < candidate], losses[losses >= candidate]
+        cost = sum(len(group) * np.var(group) for group in (low, high) if len(group)) / size
+        if cost < best:
+            best, threshold = cost, candidate
+    return threshold
+
+
+def proxy_nca(
+    embeddings: np.ndarray, labels: list[int], proxies: np.ndarray, scale: float
+) -> list[float]:
+    """-log of the probability that a stochastic nearest neighbour is the own class's proxy."""
+
+    def unit(vector):
+        return vector / math.sqrt(math.fsum(x * x for x in vector))
+
+    losses = []
+    for embedding, label in zip(embeddings, labels, strict=True):
+        distances = [
+            math.fsum((x - p) ** 2 for x, p in zip(unit(embedding), unit(proxy), strict=True))
+            for proxy in proxies
+        ]
+        # The nearest proxy's term is taken out of the sum, so that it never rounds to 0.
+        nearest = min(distances)
+        terms = [math.exp(-scale * (d - nearest)) for d in distances]
+        losses.append(scale * (distances[label] - nearest) + math.log(math.fsum(terms)))
+    return losses
+
+
+def multi_similarity(
+    embeddings: np.ndarray, labels: list[int], alpha: float, beta: float, base: float
+) -> np.ndarray:
+    """ProcSim Eq. 5, the loss of each sample as an anchor."""
+    x = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    size, losses = len(x), []
+    for i in range(size):
+        s = x @ x[i]
+        positive = [j for j in range(size) if labels[j] == labels[i] and j != i]
+        negative = [j for j in range(size) if labels[j] != labels[i]]
+        pull = sum(np.exp(-alpha * (s[j] - base)) for j in positive)
+        push = sum(np.exp(beta * (s[j] - base)) for j in negative)
+        losses.append(np.log1p(pull) / alpha + np.log1p(push) / beta)
+    return np.array(losses)
