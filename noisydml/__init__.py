@@ -7,6 +7,7 @@ from noisydml.version import __version__
 from noisydml.wrappers.base import Decision, LossWrapper
 from noisydml.wrappers.confidence import ConfidenceWeightedLoss
 from noisydml.wrappers.ground_truth import GroundTruthFilter
+from noisydml.wrappers.prism import PRISMFilter
 
 __all__ = [
     "ConfidenceWeightedLoss",
@@ -14,6 +15,7 @@ __all__ = [
     "GatheredLoss",
     "GroundTruthFilter",
     "LossWrapper",
+    "PRISMFilter",
     "__version__",
     "distributed",
     "functional",

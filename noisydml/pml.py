@@ -16,12 +16,21 @@ from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import (
     BaseMetricLossFunction,
     CrossBatchMemory,
+    FastAPLoss,
+    HistogramLoss,
+    LargeMarginSoftmaxLoss,
     ManifoldLoss,
     MultipleLosses,
     NormalizedSoftmaxLoss,
+    NPairsLoss,
+    P2SGradLoss,
+    PNPLoss,
     ProxyAnchorLoss,
     ProxyNCALoss,
+    RankedListLoss,
     SelfSupervisedLoss,
+    SmoothAPLoss,
+    SoftTripleLoss,
     VICRegLoss,
 )
 from pytorch_metric_learning.reducers import DoNothingReducer, MeanReducer
@@ -34,6 +43,22 @@ Loss = Callable[..., Any]
 LossDict = dict[str, dict[str, Any]]
 
 _PML = (BaseMetricLossFunction, CrossBatchMemory, MultipleLosses)
+_TAKES_NO_REFERENCE = (
+    FastAPLoss,
+    HistogramLoss,
+    LargeMarginSoftmaxLoss,
+    ManifoldLoss,
+    NormalizedSoftmaxLoss,
+    NPairsLoss,
+    P2SGradLoss,
+    PNPLoss,
+    ProxyAnchorLoss,
+    ProxyNCALoss,
+    RankedListLoss,
+    SmoothAPLoss,
+    SoftTripleLoss,
+    VICRegLoss,
+)
 _TAKES_NO_LABELS = (ManifoldLoss, SelfSupervisedLoss, VICRegLoss)
 
 
@@ -121,6 +146,15 @@ def refuse_memory(confidence_loss: Loss) -> None:
     if any(isinstance(part, CrossBatchMemory) for part in _parts(confidence_loss)):
         raise TypeError(
             "confidence_loss must not be a CrossBatchMemory: judging would enqueue the batch"
+        )
+
+
+def refuse_without_reference(loss: Loss) -> None:
+    """Raise TypeError unless the loss can compare a batch with other embeddings (``ref_emb``)."""
+    if not isinstance(loss, BaseMetricLossFunction) or isinstance(loss, _TAKES_NO_REFERENCE):
+        raise TypeError(
+            "memory_loss needs one of PML's pair or triplet losses, which can compare a batch with "
+            f"a memory, got {_name(loss)}"
         )
 
 

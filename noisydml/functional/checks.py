@@ -75,3 +75,11 @@ def require_positive(name: str, value: float) -> None:
         number = math.inf
     if not 0 < number < math.inf:
         raise ValueError(f"{name} must be a finite number above 0, got {value}")
+
+
+def require_count(name: str, value: object, least: int = 1) -> None:
+    """Raise unless ``value`` is an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")

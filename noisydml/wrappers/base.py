@@ -36,12 +36,20 @@ class Decision:
             method has none.
         threshold: 0-dim float in the unit of ``score``; samples below it are distrusted. None
             where the method has none.
+        noise_rate: 0-dim float, the share of wrong labels that the wrapper goes by, estimated or
+            given. None where the method needs none.
+        suggested_labels: (B,) int64, the label that the evidence speaks for. None where the
+            method makes no suggestion.
+        support: (B,) float in [0, 1], the share of the evidence that speaks for it; None likewise.
     """
 
     keep: Tensor
     weight: Tensor
     score: Tensor | None = None
     threshold: Tensor | None = None
+    noise_rate: Tensor | None = None
+    suggested_labels: Tensor | None = None
+    support: Tensor | None = None
 
     @classmethod
     def trusting(cls, batch: Batch) -> Decision:
@@ -51,13 +59,16 @@ class Decision:
 
 
 class Judgement(NamedTuple):
-    """A decision, and a loss that trains the wrapper's own parameters (proxies) beside it.
+    """A decision, and what goes with it.
 
-    ``own_loss`` must reach nothing but those parameters; its value is never added to the result.
+    ``own_loss`` trains the wrapper's own parameters (proxies): it must reach nothing but those,
+    and its value is never added to the result. ``evidence`` is whatever ``commit`` needs of what
+    ``judge`` has computed.
     """
 
     decision: Decision
     own_loss: Tensor | None = None
+    evidence: Any = None
 
 
 class LossWrapper(nn.Module, ABC):
@@ -131,12 +142,13 @@ class LossWrapper(nn.Module, ABC):
         if not self.training:
             self.decision = Decision.trusting(batch)
             return call_loss(self.loss, batch)
-        decision, own_loss = self.judge(batch)
-        value = call_loss(self.loss, self.narrowed(batch, decision))
+        judgement = self.judge(batch)
+        decision, own_loss, _ = judgement
+        value = self.wrapped_value(self.narrowed(batch, decision))
         if own_loss is not None and own_loss.requires_grad:
             own_loss = own_loss.to(value.dtype)
             value = value + (own_loss - own_loss.detach())  # its gradient, not its value
-        self.commit(batch, decision)
+        self.commit(batch, judgement)
         self.decision = decision
         return value
 
@@ -148,7 +160,11 @@ class LossWrapper(nn.Module, ABC):
     def narrowed(self, batch: Batch, decision: Decision) -> Batch:
         """What the wrapped loss gets to see of the batch."""
 
-    def commit(self, batch: Batch, decision: Decision) -> None:
+    def wrapped_value(self, batch: Batch) -> Tensor:
+        """Value of the wrapped loss on what it gets to see."""
+        return call_loss(self.loss, batch)
+
+    def commit(self, batch: Batch, judgement: Judgement) -> None:
         """Write the state that follows from a batch; by default there is none."""
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:

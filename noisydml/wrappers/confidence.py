@@ -150,7 +150,8 @@ class ConfidenceWeightedLoss(LossWrapper):
     def narrowed(self, batch: Batch, decision: Decision) -> Batch:
         return batch.reweight(decision.weight)
 
-    def commit(self, batch: Batch, decision: Decision) -> None:
+    def commit(self, batch: Batch, judgement: Judgement) -> None:
+        decision = judgement.decision
         if decision.threshold is None:  # no sample on any rank
             return
         self.step += 1

@@ -1,0 +1,99 @@
+"""The threshold below which a given share of the samples lies (PRISM), and that share itself."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from noisydml.functional.checks import require_floating, require_number, require_vector
+from noisydml.functional.clean_probability import own_similarity
+
+
+def top_r_threshold(
+    probabilities: Tensor, noise_rate: float | Tensor, known: Tensor | None = None
+) -> Tensor:
+    r"""The :math:`\lfloor R n \rfloor`-th smallest probability: what is above it is kept (TRM).
+
+    Args:
+        probabilities: (B,) floating point.
+        noise_rate: :math:`R`, a number in ``[0, 1]``, or a 0-dim tensor.
+        known: (B,) bool, the n samples that take part; None for all. Samples of a class that the
+            memory does not hold have probability 1 without evidence and must stay out, or they
+            would push the quantile up.
+
+    Returns:
+        0-dim float64 tensor; ``-inf``, which drops nobody, where :math:`\lfloor R n \rfloor` is 0.
+        No transfer to the host.
+
+    Raises:
+        TypeError, ValueError: for a bad argument.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import top_r_threshold
+        >>> top_r_threshold(torch.tensor([0.4, 0.1, 0.3, 0.2]), noise_rate=0.5)
+        tensor(0.2000, dtype=torch.float64)
+    """
+    require_floating("probabilities", probabilities, ndim=1)
+    size = len(probabilities)
+    if not isinstance(noise_rate, Tensor):
+        require_number("noise_rate", noise_rate)
+        if not 0 <= noise_rate <= 1:
+            raise ValueError(f"noise_rate must be in [0, 1], got {noise_rate}")
+    ordered = probabilities.double()
+    n: int | Tensor = size
+    if known is not None:
+        require_vector("known", known, size, "probability")
+        ordered = torch.where(known, ordered, math.inf)
+        n = known.sum()
+    if size == 0:
+        return torch.full((), -math.inf, dtype=torch.float64, device=probabilities.device)
+    ordered = ordered.sort().values
+    # A product that a rounding error keeps below a whole number is that number: 0.29 * 100.
+    drops = torch.as_tensor(noise_rate * n + 1e-9, device=ordered.device).floor().long()
+    threshold = ordered.gather(0, (drops - 1).clamp_min(0).reshape(1)).squeeze(0)
+    return torch.where(drops > 0, threshold, -math.inf)
+
+
+def low_rank_counts(similarities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    r"""How many labels rank in the lower half of the classes, and how many would if all were wrong.
+
+    Their ratio estimates the share of wrong labels. A wrong label says nothing of its sample, so
+    that the rank of the given class among the others is uniform; a right label ranks near the
+    top. Hence the lower half of the ranks holds half of the wrong labels and next to none of the
+    right ones: Storey's estimate of the proportion of true null hypotheses, at
+    :math:`\lambda = 1/2`. Labels that are wrong *and* similar to the right ones, such as a class's
+    neighbour in a hierarchy, rank high and are not counted: the estimate is a lower bound then.
+
+    Args:
+        similarities: (B, C) floating point, of each sample with each class; ``-inf`` for classes
+            that are not there. Only their order counts.
+        labels: (B,) integers in ``[0, C)``.
+
+    Returns:
+        Two 0-dim float64 tensors, to be summed over batches before they are divided. Samples
+        whose own class is not there, or is the only one, count in neither. No transfer to the
+        host.
+
+    References:
+        Storey, A direct approach to false discovery rates, JRSS B 2002.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import low_rank_counts
+        >>> similarities = torch.eye(8) - torch.arange(8) / 100
+        >>> labels = torch.tensor([0, 1, 2, 3, 4, 5, 0, 6])  # the last two are wrong
+        >>> found, expected = low_rank_counts(similarities, labels)
+        >>> found / expected
+        tensor(0.2188, dtype=torch.float64)
+    """
+    own = own_similarity(similarities, labels)
+    others = (similarities > -math.inf).sum(dim=1) - 1
+    known = (own > -math.inf) & (others > 0)
+    above = (similarities > own.unsqueeze(1)).sum(dim=1)  # 0 where the own class is the nearest
+    # Of the ranks 1 to K of a wrong label (the right class is above it) those beyond K / 2.
+    share = (others - others.div(2, rounding_mode="floor")).double() / others.clamp_min(1)
+    expected = torch.where(known, share, 0.0).sum()
+    return (known & (2 * above > others)).sum().double(), expected
