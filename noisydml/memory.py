@@ -110,7 +110,9 @@ class FeatureMemory(nn.Module):
             counts = torch.zeros(num_classes, dtype=torch.int64)
             self.register_buffer("counts", counts, persistent=False)
             self.register_buffer("centers", torch.zeros(shape), persistent=False)
-            self.register_load_state_dict_post_hook(FeatureMemory._after_loading)
+            self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+                FeatureMemory._after_loading
+            )
 
     def __len__(self) -> int:
         """The number of entries, empty ones included."""
@@ -132,24 +134,17 @@ class FeatureMemory(nn.Module):
             keep: (B,) bool, which rows to store; None for all of them.
         """
         self._check(embeddings, labels, sample_ids, keep)
-        size, device = len(embeddings), embeddings.device
-        newest = min(size, self.memory_size)
-        if newest == 0:
+        if keep is not None and embeddings.device.type == "cpu":  # where counting costs no wait
+            rows = keep.nonzero().squeeze(1)
+            embeddings, labels = embeddings.index_select(0, rows), labels.index_select(0, rows)
+            sample_ids = None if sample_ids is None else sample_ids.index_select(0, rows)
+            keep = None
+        if len(embeddings) == 0:
             return
         if keep is None:
-            keep = torch.ones(size, dtype=torch.bool, device=device)
-        # The kept rows from the last to the first, then the others, which write back what is
-        # there: the shapes do not depend on how many are kept, and the host need not know it.
-        order = keep.flip(0).logical_not().argsort(stable=True).narrow(0, 0, newest)
-        rows = size - 1 - order
-        age = torch.arange(newest, device=device)
-        kept = keep.sum()
-        slots = (self.total + kept - 1 - age).remainder(self.memory_size)
-        fresh, old = age < kept, self._entries(slots)
-        new = self._converted(embeddings, labels, sample_ids, rows)
-        new = _Entries(*(torch.where(_like(fresh, n), n, o) for n, o in zip(new, old, strict=True)))
-        self._replace(slots, old, new)
-        self.total = self.total + kept
+            self._enqueue_all(embeddings, labels, sample_ids)
+        else:
+            self._enqueue_masked(embeddings, labels, sample_ids, keep)
 
     def write(self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor) -> None:
         """Store rows in place: the row with sample id i becomes entry i.
@@ -205,6 +200,34 @@ class FeatureMemory(nn.Module):
                 f"got {keep.dtype} of shape {tuple(keep.shape)}"
             )
 
+    def _enqueue_all(self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None) -> None:
+        size, device = len(embeddings), embeddings.device
+        rows = torch.arange(max(0, size - self.memory_size), size, device=device)
+        slots = (rows + self.total).remainder(self.memory_size)
+        new = self._converted(embeddings, labels, sample_ids, rows)
+        self._replace(slots, self._entries(slots), new)
+        self.total = self.total + size
+
+    def _enqueue_masked(
+        self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None, keep: Tensor
+    ) -> None:
+        """The same for rows of which only the device knows how many are kept.
+
+        The kept rows come first, from the last to the first, then the others, which write back
+        what is there: no shape depends on how many are kept.
+        """
+        size, device = len(embeddings), embeddings.device
+        newest = min(size, self.memory_size)
+        order = keep.flip(0).logical_not().argsort(stable=True).narrow(0, 0, newest)
+        age = torch.arange(newest, device=device)
+        kept = keep.sum()
+        slots = (self.total + kept - 1 - age).remainder(self.memory_size)
+        fresh, old = age < kept, self._entries(slots)
+        new = self._converted(embeddings, labels, sample_ids, size - 1 - order)
+        new = _Entries(*(torch.where(_like(fresh, n), n, o) for n, o in zip(new, old, strict=True)))
+        self._replace(slots, old, new)
+        self.total = self.total + kept
+
     def _entries(self, slots: Tensor) -> _Entries:
         buffers = (self.features, self.labels, self.sample_ids)
         return _Entries(*(buffer.index_select(0, slots) for buffer in buffers))
@@ -218,7 +241,7 @@ class FeatureMemory(nn.Module):
         features = embeddings.detach().index_select(0, rows)
         if self.normalize:
             features = nn.functional.normalize(features.float())
-            features = (features * _GRAIN).round_() / _GRAIN
+            features = features.mul_(_GRAIN).round_().mul_(1 / _GRAIN)
         return _Entries(
             features.to(self.features.dtype),
             labels.index_select(0, rows).to(torch.int64),
@@ -234,23 +257,21 @@ class FeatureMemory(nn.Module):
         self.sample_ids.index_copy_(0, slots, new.sample_ids)
         if self.num_classes is None:
             return
-        classes = torch.cat([new.labels, old.labels])
-        change = torch.cat([new.features, -old.features]).double()  # an empty entry is zeros
-        present = (classes != EMPTY).long()
-        sign = torch.ones_like(present)
-        sign.narrow(0, len(slots), len(slots)).neg_()
+        entered, left = new.labels.clamp_min(0), old.labels.clamp_min(0)
+        change = torch.cat([new.features, old.features.neg()]).double()  # an empty entry is zeros
+        present = torch.cat([new.labels != EMPTY, old.labels != EMPTY]).long()
+        present.narrow(0, len(slots), len(slots)).neg_()
         if counted is not None:
             counted = torch.cat([counted, counted])
-            change, sign = change * counted.unsqueeze(1), sign * counted
-        classes = classes.clamp_min(0)
+            change, present = change * counted.unsqueeze(1), present * counted
+        classes = torch.cat([entered, left])
         self.sums.index_add_(0, classes, change)
-        self.counts.index_add_(0, classes, present * sign)
+        self.counts.index_add_(0, classes, present)
         self._update_centers(classes)
 
     def _update_centers(self, classes: Tensor) -> None:
-        counts = self.counts.index_select(0, classes).clamp_min(1)
-        means = self.sums.index_select(0, classes) / counts.unsqueeze(1)
-        self.centers.index_copy_(0, classes, means.to(self.centers.dtype))
+        means = _means(self.sums.index_select(0, classes), self.counts.index_select(0, classes))
+        self.centers.index_copy_(0, classes, means)
 
     def _recount(self) -> None:
         """Centers and counts from the entries alone."""
@@ -260,15 +281,14 @@ class FeatureMemory(nn.Module):
         zeros = torch.zeros_like(self.sums, dtype=torch.float64)
         self.sums = zeros.index_add_(0, classes, self.features.double())
         self.counts = torch.zeros_like(self.counts).index_add_(0, classes, present.long())
-        means = self.sums / self.counts.clamp_min(1).unsqueeze(1)
-        self.centers = means.float()
+        self.centers = _means(self.sums, self.counts)
 
     def _after_loading(self, _: Any) -> None:
         self._recount()
 
     def _apply(self, fn: Any, recurse: bool = True) -> FeatureMemory:
         """``.half()`` and the like change the stored features, never the precision of sums."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.num_classes is not None and self.sums.dtype != torch.float64:
             self._recount()
         return self
@@ -278,6 +298,11 @@ class _Entries(NamedTuple):
     features: Tensor  # (B, D)
     labels: Tensor  # (B,)
     sample_ids: Tensor  # (B,)
+
+
+def _means(sums: Tensor, counts: Tensor) -> Tensor:
+    """(C, D) float32; zeros for a class of no entries."""
+    return (sums * counts.clamp_min(1).double().reciprocal().unsqueeze(1)).float()
 
 
 def _like(mask: Tensor, values: Tensor) -> Tensor:

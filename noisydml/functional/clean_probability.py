@@ -11,6 +11,8 @@ from torch.nn.functional import normalize
 from noisydml.functional.checks import require_floating, require_integer, require_positive
 
 _BLOCK = 4_000_000  # similarities that the pairwise form holds at once
+_NOTHING = -80.0  # exp of it is lost beside 1, and exp of much less is slow: it is subnormal
+_TINY = 1e-12  # as in torch.nn.functional.normalize
 
 
 def class_similarity(
@@ -50,9 +52,8 @@ def class_similarity(
             f"got {centers.shape[1]}"
         )
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
-    queries = normalize(embeddings.to(dtype)) / temperature
     absent = torch.where(counts > 0, 0.0, -math.inf).to(dtype)
-    return torch.addmm(absent, queries, centers.to(dtype).T)
+    return torch.addmm(absent, _scaled(embeddings, temperature), centers.to(dtype).T)
 
 
 def class_similarity_pairs(
@@ -82,14 +83,14 @@ def class_similarity_pairs(
     require_integer("feature_labels", feature_labels, len(features), "feature")
     require_positive("temperature", temperature)
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
-    queries = normalize(embeddings.to(dtype)) / temperature
+    queries = _scaled(embeddings, temperature)
     # Column C takes what is to be ignored.
     columns = torch.where(feature_labels < 0, num_classes, feature_labels)
     sums = queries.new_zeros(len(queries), num_classes + 1)
     ones = torch.ones(len(features), dtype=torch.int64, device=columns.device)
     counts = ones.new_zeros(num_classes + 1).index_add_(0, columns, ones)
     rows = max(1, _BLOCK // max(1, len(queries)))
-    for block, column in zip(features.split(rows), columns.split(rows), strict=True):
+    for block, column in zip(torch.split(features, rows), torch.split(columns, rows), strict=True):
         sums.index_add_(1, column, queries @ normalize(block.to(dtype)).T)
     means = torch.where(counts > 0, sums / counts, -math.inf)
     return means.narrow(1, 0, num_classes)
@@ -112,8 +113,9 @@ def own_similarity(similarities: Tensor, labels: Tensor) -> Tensor:
 def softmax_probability(similarities: Tensor, labels: Tensor) -> Tensor:
     """(B,) Eq. 2 and 7 from the similarities: 1 for a class that the memory does not hold."""
     own = own_similarity(similarities, labels)
-    probability = (own - similarities.logsumexp(dim=1)).exp()
-    return torch.where(own == -math.inf, 1.0, probability)
+    # 1 / sum_k exp(s_k - s_own), of which one term is 1: where it overflows, P is 0 anyway.
+    excess = (similarities - own.unsqueeze(1)).clamp_min_(_NOTHING)
+    return torch.where(own == -math.inf, 1.0, excess.exp_().sum(dim=1).reciprocal())
 
 
 def clean_probability(
@@ -204,3 +206,10 @@ def batch_positive(embeddings: Tensor, labels: Tensor) -> Tensor:
     unit = normalize(embeddings.to(dtype))
     same = (labels.unsqueeze(1) == labels.unsqueeze(0)).to(dtype)
     return (unit @ unit.T * same).sum(dim=1) / same.sum(dim=1)
+
+
+def _scaled(embeddings: Tensor, temperature: float) -> Tensor:
+    """Of length 1 / temperature each (zeros stay zeros), in at least single precision."""
+    embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+    length: Tensor = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
+    return embeddings * (length.clamp_min(_TINY) * temperature).reciprocal()

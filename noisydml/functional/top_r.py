@@ -69,7 +69,7 @@ def low_rank_counts(similarities: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
 
     Args:
         similarities: (B, C) floating point, of each sample with each class; ``-inf`` for classes
-            that are not there. Only their order counts.
+            that are not there, for all samples alike. Only their order counts.
         labels: (B,) integers in ``[0, C)``.
 
     Returns:
@@ -90,10 +90,11 @@ def low_rank_counts(similarities: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
         tensor(0.2188, dtype=torch.float64)
     """
     own = own_similarity(similarities, labels)
-    others = (similarities > -math.inf).sum(dim=1) - 1
+    classes = similarities.narrow(0, 0, min(1, len(similarities))) > -math.inf
+    others = classes.sum() - 1
     known = (own > -math.inf) & (others > 0)
     above = (similarities > own.unsqueeze(1)).sum(dim=1)  # 0 where the own class is the nearest
     # Of the ranks 1 to K of a wrong label (the right class is above it) those beyond K / 2.
     share = (others - others.div(2, rounding_mode="floor")).double() / others.clamp_min(1)
-    expected = torch.where(known, share, 0.0).sum()
+    expected = known.sum() * share
     return (known & (2 * above > others)).sum().double(), expected

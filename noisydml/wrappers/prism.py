@@ -265,33 +265,36 @@ class PRISMFilter(LossWrapper):
 
     def _noise_rate(self, low_ranks: Tensor | None) -> Tensor:
         if low_ranks is None:
-            return torch.full((), self.noise_rate, dtype=torch.float64, device=self.step.device)
+            return torch.full(
+                (), float(self.noise_rate or 0), dtype=torch.float64, device=self.step.device
+            )
         found, expected = low_ranks.sum(dim=0).unbind()
         return (found / expected.clamp_min(1e-9)).clamp_max(_MOST_NOISE)
 
     def _smooth(
         self, scores: Tensor, known: Tensor, quantile: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The threshold (Eq. 4), and the window after this batch."""
-        counts = quantile > -math.inf
+        """The threshold (Eq. 4), and the window after this batch.
+
+        A quantile of ``-inf`` makes the mean ``-inf`` and does not enter the window.
+        """
         shifted = torch.cat([self.quantiles, quantile.reshape(1)]).narrow(0, 1, self.window)
         number = (self.num_quantiles + 1).clamp_max(self.window)
-        position = torch.arange(self.window, device=scores.device)
-        mean = torch.where(position >= self.window - number, shifted, 0.0).sum() / number
+        mean = shifted.sum() / number  # what is not in use yet is 0
 
-        unknown = known.logical_not().any()
-        starts_again = ((scores > mean) & known).any().logical_or(unknown).logical_not()
-        alone = torch.where(position == self.window - 1, shifted, 0.0)
-        all_equal = (scores > quantile).any().logical_not()
+        best = torch.where(known, scores, math.inf).amax()
+        starts_again = best <= mean
         below = torch.nextafter(quantile, torch.full_like(quantile, -math.inf))
-        top_r = torch.where(all_equal, below, quantile)
+        top_r = torch.where(best <= quantile, below, quantile)
+        threshold = torch.where(starts_again, top_r, mean)
 
-        threshold = torch.where(counts, torch.where(starts_again, top_r, mean), -math.inf)
-        new = torch.where(starts_again, alone, shifted)
+        alone = torch.nn.functional.pad(quantile.reshape(1), (self.window - 1, 0))
+        shifted = torch.where(starts_again, alone, shifted)
         number = torch.where(starts_again, 1, number)
+        counts = quantile > -math.inf
         return (
             threshold,
-            torch.where(counts, new, self.quantiles),
+            torch.where(counts, shifted, self.quantiles),
             torch.where(counts, number, self.num_quantiles),
         )
 
