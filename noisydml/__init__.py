@@ -1,12 +1,14 @@
 """Metric-learning losses that withstand wrong labels: wrap the loss, change nothing else."""
 
 from noisydml import distributed, functional
+from noisydml.audit import LabelIssues, find_label_issues
 from noisydml.distributed import GatheredLoss
 from noisydml.per_sample import per_sample_loss
 from noisydml.version import __version__
 from noisydml.wrappers.base import Decision, LossWrapper
 from noisydml.wrappers.confidence import ConfidenceWeightedLoss
 from noisydml.wrappers.ground_truth import GroundTruthFilter
+from noisydml.wrappers.knn import KNNDenoiser
 from noisydml.wrappers.prism import PRISMFilter
 
 __all__ = [
@@ -14,10 +16,13 @@ __all__ = [
     "Decision",
     "GatheredLoss",
     "GroundTruthFilter",
+    "KNNDenoiser",
+    "LabelIssues",
     "LossWrapper",
     "PRISMFilter",
     "__version__",
     "distributed",
+    "find_label_issues",
     "functional",
     "per_sample_loss",
 ]

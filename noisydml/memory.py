@@ -28,7 +28,8 @@ class FeatureMemory(nn.Module):
 
     Args:
         memory_size: number of entries, M, at least 1.
-        embedding_size: width of the features, D, at least 1.
+        embedding_size: width of the features, D, at least 1; None to take it from the first
+            embeddings that are stored, or from the state that is loaded. Centers need it.
         num_classes: number of classes, C, with labels in ``[0, C)``; None for a memory without
             centers and with any labels that are not negative.
         normalize: whether features are divided by their Euclidean norm on the way in. Centers
@@ -78,7 +79,7 @@ class FeatureMemory(nn.Module):
     def __init__(
         self,
         memory_size: int,
-        embedding_size: int,
+        embedding_size: int | None = None,
         num_classes: int | None = None,
         *,
         normalize: bool = True,
@@ -86,9 +87,12 @@ class FeatureMemory(nn.Module):
     ) -> None:
         super().__init__()
         require_count("memory_size", memory_size)
-        require_count("embedding_size", embedding_size)
+        if embedding_size is not None:
+            require_count("embedding_size", embedding_size)
         if num_classes is not None:
             require_count("num_classes", num_classes)
+            if embedding_size is None:
+                raise ValueError("num_classes needs embedding_size, the width of the centers")
             if not normalize:
                 raise ValueError(
                     "num_classes needs normalize=True: centers are means of unit vectors"
@@ -99,12 +103,14 @@ class FeatureMemory(nn.Module):
         self.embedding_size = embedding_size
         self.num_classes = num_classes
         self.normalize = normalize
-        self.register_buffer("features", torch.zeros(memory_size, embedding_size, dtype=dtype))
+        width = embedding_size or 0
+        self.register_buffer("features", torch.zeros(memory_size, width, dtype=dtype))
         self.register_buffer("labels", torch.full((memory_size,), EMPTY))
         self.register_buffer("sample_ids", torch.full((memory_size,), EMPTY))
         self.register_buffer("total", torch.zeros((), dtype=torch.int64))
+        self.register_load_state_dict_pre_hook(_take_width)  # type: ignore[no-untyped-call]
         if num_classes is not None:
-            shape = (num_classes, embedding_size)
+            shape = (num_classes, width)
             sums = torch.zeros(shape, dtype=torch.float64)
             self.register_buffer("sums", sums, persistent=False)
             counts = torch.zeros(num_classes, dtype=torch.int64)
@@ -169,6 +175,11 @@ class FeatureMemory(nn.Module):
         """(M,) bool, which entries hold something."""
         return self.labels != EMPTY
 
+    def allocate(self, embedding_size: int | None) -> None:
+        """Make room for features of this width where it was left open; what is stored is lost."""
+        self.embedding_size = embedding_size
+        self.features = self.features.new_zeros(self.memory_size, embedding_size or 0)
+
     def reset(self) -> None:
         """Forget everything."""
         for buffer in self.buffers():
@@ -186,6 +197,8 @@ class FeatureMemory(nn.Module):
         self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None, keep: Tensor | None
     ) -> None:
         require_floating("embeddings", embeddings, ndim=2)
+        if self.embedding_size is None and embeddings.shape[1] > 0:
+            self.allocate(embeddings.shape[1])
         if embeddings.shape[1] != self.embedding_size:
             raise ValueError(
                 f"embeddings must be as wide as the memory, {self.embedding_size}, "
@@ -292,6 +305,13 @@ class FeatureMemory(nn.Module):
         if self.num_classes is not None and self.sums.dtype != torch.float64:
             self._recount()
         return self
+
+
+def _take_width(memory: FeatureMemory, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """A memory whose width was left open has that of the state it loads."""
+    features = state.get(f"{prefix}features")
+    if features is not None and memory.num_classes is None and features.ndim == 2:
+        memory.allocate(features.shape[1] or None)
 
 
 class _Entries(NamedTuple):

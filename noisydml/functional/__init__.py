@@ -11,12 +11,14 @@ from noisydml.functional.clean_probability import (
 )
 from noisydml.functional.confidence import confidence
 from noisydml.functional.lambertw import lambertw
+from noisydml.functional.neighbors import NeighborVote, neighbor_label_score, neighbor_weights
 from noisydml.functional.otsu import otsu_threshold
 from noisydml.functional.proxy_nca import proxy_nca
 from noisydml.functional.running_mean import running_mean
 from noisydml.functional.top_r import low_rank_counts, top_r_threshold
 
 __all__ = [
+    "NeighborVote",
     "batch_positive",
     "class_similarity",
     "class_similarity_pairs",
@@ -25,6 +27,8 @@ __all__ = [
     "confidence",
     "lambertw",
     "low_rank_counts",
+    "neighbor_label_score",
+    "neighbor_weights",
     "otsu_threshold",
     "own_similarity",
     "proxy_nca",
