@@ -16,7 +16,8 @@ from noisydml.index import Metric, NeighborIndex
 from noisydml.neighbors import Neighborhood
 
 _BLOCK = 4096  # queries searched, and votes counted, at once
-_ROUNDS = 5  # of votes; from the third on hardly a decision changes
+_SHARPNESS = 8.0  # of the weights of the votes; figures for this and the next in docs/audit.md
+_ROUNDS = 3  # of votes; from there on hardly a decision changes
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,7 @@ def find_label_issues(
     embeddings: Any,
     labels: Any,
     *,
-    k: int = 80,
+    k: int = 200,
     threshold: float = 0.5,
     metric: Metric = "cosine",
     index: str | NeighborIndex | None = None,
@@ -104,7 +105,7 @@ def find_label_issues(
     One call on any embeddings, of any network, in any order; no noise rate is asked for. Each
     label is judged by the votes of its sample's k nearest neighbours, weighted by their distance
     (:func:`~noisydml.functional.neighbor_weights`), for it against those for the strongest label,
-    as in :class:`~noisydml.KNNDenoiser`. Then the vote is held again, four times, with each
+    as in :class:`~noisydml.KNNDenoiser`. Then the vote is held twice again, with each
     neighbour's vote multiplied by the score that its own label has just got, so that labels found
     wrong no longer speak for others.
 
@@ -112,7 +113,7 @@ def find_label_issues(
         embeddings: (N, D) floating point, a tensor or anything ``torch.as_tensor`` takes.
         labels: (N,) integers that are not negative, the given labels.
         k: number of neighbours. Too many do no harm, as the weight of those from other classes
-            vanishes: 80 serves classes of 5 as well as of thousands.
+            vanishes: 200 serve classes of 5 as well as of thousands.
         threshold: labels of a lower score are issues; in ``[0, 1]``.
         metric: ``"cosine"`` or ``"euclidean"``.
         index: as in :class:`~noisydml.KNNDenoiser`; exact by default.
@@ -155,7 +156,7 @@ def find_label_issues(
             neighbor_label_score(
                 labels.take(position),
                 labels[block],
-                neighbor_weights(distance) * trust.take(position),
+                neighbor_weights(distance, _SHARPNESS) * trust.take(position),
             )
             for block, (distance, position, _) in zip(blocks, found, strict=True)
         ]

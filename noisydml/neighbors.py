@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from noisydml.functional import NeighborVote, neighbor_label_score, neighbor_weights
 from noisydml.index import METRICS, FaissIndex, Metric, NeighborIndex, TorchIndex
-
-Vote = Literal["weighted", "count"]
-VOTES = ("weighted", "count")
 
 
 class Neighborhood:
@@ -94,7 +91,12 @@ class Neighborhood:
         return distance.gather(1, source), position.gather(1, source), others
 
     def ask(
-        self, queries: Tensor, labels: Tensor, k: int, vote: Vote, entries: Tensor | None = None
+        self,
+        queries: Tensor,
+        labels: Tensor,
+        k: int,
+        sharpness: float | None,
+        entries: Tensor | None = None,
     ) -> tuple[NeighborVote, Tensor]:
         """What the k nearest say of each query's label, and who could vote.
 
@@ -102,11 +104,11 @@ class Neighborhood:
             queries: as in :meth:`neighbors`, like the rest.
             labels: (B,) int64.
             k: number of neighbours.
-            vote: ``"weighted"`` or ``"count"``.
+            sharpness: of the weights of the votes; None for one vote each.
             entries: (B,) int64, or None.
         """
         distance, position, others = self.neighbors(queries, labels, k, entries)
-        weights = neighbor_weights(distance) if vote == "weighted" else None
+        weights = None if sharpness is None else neighbor_weights(distance, sharpness)
         return neighbor_label_score(self.labels.take(position), labels, weights), others
 
     def _others(self, labels: Tensor, entries: Tensor | None) -> Tensor:

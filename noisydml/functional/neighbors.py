@@ -79,7 +79,7 @@ def neighbor_label_score(
     )
 
 
-def neighbor_weights(distance: Tensor, sharpness: float = 8.0) -> Tensor:
+def neighbor_weights(distance: Tensor, sharpness: float) -> Tensor:
     r"""Weight of each neighbour's vote, by its distance relative to the others'.
 
     .. math:: w_j = \exp\left(-s\, \frac{d_j}{\frac{1}{k}\sum_{j'} d_{j'}}\right)

@@ -16,10 +16,11 @@ from noisydml.functional.checks import (
     require_floating,
     require_integer,
     require_number,
+    require_positive,
 )
 from noisydml.index import Metric, NeighborIndex
 from noisydml.memory import FeatureMemory
-from noisydml.neighbors import VOTES, Neighborhood, Vote
+from noisydml.neighbors import Neighborhood
 from noisydml.validation import ValueCheck, in_range, raise_first
 from noisydml.wrappers.base import Decision, Judgement, LossWrapper
 
@@ -44,11 +45,13 @@ class KNNDenoiser(LossWrapper):
         loss: any loss that a wrapper takes.
         memory_size: number of samples in the data set, or at least as many as an epoch has; with
             ``sample_ids`` these lie in ``[0, memory_size)``.
-        k: number of neighbours, or ``"auto"``: the median class size in the reference, between 5
-            and 200. The paper has 200, for 80 to 6,000 samples a class.
+        k: number of neighbours, or ``"auto"``: with weighted votes 200 (the paper's k), as
+            neighbours too many have hardly a vote; with counts the median class size in the
+            reference, between 5 and 200.
         threshold: scores below it are dropped; in ``[0, 1]``. 0.5 in the paper.
         vote: ``"weighted"``: neighbours vote with a weight that falls with their distance, see
             :func:`~noisydml.functional.neighbor_weights`; ``"count"``: one vote each, the paper's.
+        sharpness: how fast the weights fall, finite and above 0.
         warmup: number of training steps at the start in which nothing is dropped, should there be
             a reference by then.
         index: how neighbours are searched: None (exactly: FAISS on the CPU, blocked matrix
@@ -85,7 +88,7 @@ class KNNDenoiser(LossWrapper):
         >>> from noisydml import KNNDenoiser
         >>> embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0], [0.0, 0.9]])
         >>> labels, ids = torch.tensor([0, 0, 1, 1, 0]), torch.arange(5)
-        >>> loss_fn = KNNDenoiser(losses.ContrastiveLoss(), memory_size=5, k=2)
+        >>> loss_fn = KNNDenoiser(losses.ContrastiveLoss(), memory_size=5, k=2, vote="count")
         >>> loss = loss_fn(embeddings, labels, sample_ids=ids)  # the first epoch
         >>> loss = loss_fn(embeddings, labels, sample_ids=ids)
         >>> loss_fn.decision.keep, loss_fn.decision.suggested_labels[-1]
@@ -103,7 +106,8 @@ class KNNDenoiser(LossWrapper):
         memory_size: int,
         k: int | Literal["auto"] = "auto",
         threshold: float = 0.5,
-        vote: Vote = "weighted",
+        vote: Literal["weighted", "count"] = "weighted",
+        sharpness: float = 4.0,
         warmup: int = 0,
         index: str | NeighborIndex | None = None,
         metric: Metric = "cosine",
@@ -115,8 +119,9 @@ class KNNDenoiser(LossWrapper):
         require_number("threshold", threshold)
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be in [0, 1], got {threshold}")
-        if vote not in VOTES:
-            raise ValueError(f"vote must be one of {VOTES}, got {vote!r}")
+        if vote not in ("weighted", "count"):
+            raise ValueError(f"vote must be 'weighted' or 'count', got {vote!r}")
+        require_positive("sharpness", sharpness)
         require_count("warmup", warmup, least=0)
         self.neighborhood = Neighborhood(index, metric)
         normalize = metric == "cosine"
@@ -125,6 +130,7 @@ class KNNDenoiser(LossWrapper):
         self.k = k
         self.threshold = float(threshold)
         self.vote = vote
+        self.sharpness = float(sharpness)
         self.warmup = warmup
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # since the last refresh
@@ -142,7 +148,7 @@ class KNNDenoiser(LossWrapper):
                 batch.embeddings.detach(),
                 batch.labels,
                 self._k(),
-                self.vote,
+                self.sharpness if self.vote == "weighted" else None,
                 batch.sample_ids,
             )
             score = torch.where(known, vote.score, 1.0)
@@ -287,6 +293,8 @@ class KNNDenoiser(LossWrapper):
     def _k(self) -> int:
         if self.k != "auto":
             return self.k
+        if self.vote == "weighted":
+            return _MOST_K
         return min(max(self.neighborhood.class_size, _LEAST_K), _MOST_K)
 
 
