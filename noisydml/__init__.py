@@ -1,6 +1,6 @@
 """Metric-learning losses that withstand wrong labels: wrap the loss, change nothing else."""
 
-from noisydml import distributed, functional
+from noisydml import distributed, functional, noise
 from noisydml.distributed import GatheredLoss
 from noisydml.per_sample import per_sample_loss
 from noisydml.version import __version__
@@ -17,5 +17,6 @@ __all__ = [
     "__version__",
     "distributed",
     "functional",
+    "noise",
     "per_sample_loss",
 ]
