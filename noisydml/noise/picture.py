@@ -45,20 +45,17 @@ def plot(tree: ClassHierarchy, ax: Axes | None, classes: bool) -> Axes:
         width = _COLUMN * (depths[shown].max() + 1)
         figure = plt.figure(figsize=(width, _LINE * (len(ends) + 1)))
         ax = figure.add_axes((0, 0, 1, 1))
+    x, y = [], []  # one line for all edges: nan lifts the pen
     for node in shown:
         for child in children[node]:
-            x = [depths[node], depths[node] + 0.5, depths[node] + 0.5, depths[child]]
-            y = [height[node], height[node], height[child], height[child]]
-            ax.plot(x, y, color="0.7", linewidth=0.6, zorder=1)
-        ax.text(
-            depths[node],
-            height[node],
-            names[node],
-            fontsize=6,
-            verticalalignment="center",
-            fontweight="bold" if children[node] else "normal",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
-        )
+            x += [depths[node], depths[node] + 0.5, depths[node] + 0.5, depths[child], np.nan]
+            y += [height[node], height[node], height[child], height[child], np.nan]
+        if children[node]:  # above its line
+            place = {"x": depths[node], "verticalalignment": "bottom"}
+        else:  # at the end of one
+            place = {"x": depths[node] + 0.03, "verticalalignment": "center"}
+        ax.text(y=height[node], s=names[node], fontsize=6, **place)
+    ax.plot(x, y, color="0.6", linewidth=0.6)
     ax.set_xlim(-0.05, depths[shown].max() + 1)
     ax.set_ylim(-len(ends), 1)
     ax.set_axis_off()
