@@ -185,10 +185,10 @@ def _labels_of(table: Table) -> tuple[NDArray[np.int64], list[str] | None]:
 
 
 def _read_npz(path: str, array: str) -> Any:
-    archive = np.load(path, allow_pickle=False)
-    if not isinstance(archive, np.lib.npyio.NpzFile) or array not in archive.files:
-        raise ValueError(f"column must be an array in {path}, got {array!r}")
-    return archive[array]
+    with np.load(path, allow_pickle=False) as archive:
+        if array not in archive.files:
+            raise ValueError(f"column must be one of {archive.files} in {path}, got {array!r}")
+        return archive[array]
 
 
 def _read_hierarchy(path: str) -> ClassHierarchy:

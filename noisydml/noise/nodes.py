@@ -104,6 +104,8 @@ def of_paths(
             raise TypeError(f"paths must hold strings, got {route!r}")
     classes = [sep.join(route) for route in routes] if classes is None else classes
     require_length(classes, len(routes), "path")
+    require_different("classes", classes)
+    require_different("paths", [sep.join(route) for route in routes])
     if len({route[0] for route in routes}) > 1 or any(len(route) == 1 for route in routes):
         routes = [("root", *route) for route in routes]
 
@@ -148,6 +150,13 @@ def require_length(classes: Sequence[str], length: int, per: str) -> None:
         raise ValueError(f"classes must have {length} names, one per {per}, got {len(classes)}")
 
 
+def require_different(argument: str, names: Sequence[str]) -> None:
+    """Raise if a name is there twice."""
+    if len(set(names)) < len(names):
+        twice = next(a for a, b in itertools.pairwise(sorted(names)) if a == b)
+        raise ValueError(f"{argument} must all differ, got {twice!r} twice")
+
+
 def depth_first(tree: Nodes) -> tuple[list[int], Integers, Integers]:
     """Check the tree and number its nodes, without those that lead to no class.
 
@@ -157,10 +166,7 @@ def depth_first(tree: Nodes) -> tuple[list[int], Integers, Integers]:
     """
     if not len(tree.classes):
         raise ValueError("classes must have at least one class, got none")
-    if len(set(tree.classes)) < len(tree.classes):
-        names = sorted(tree.classes)
-        twice = next(a for a, b in itertools.pairwise(names) if a == b)
-        raise ValueError(f"classes must have different names, got {twice!r} twice")
+    require_different("classes", tree.classes)
     children, roots = _children(tree)
     if len(roots) != 1:
         found = ", ".join(repr(tree.names[node]) for node in roots[:5]) or "a cycle"

@@ -32,22 +32,33 @@ class Nouns:
         """The parent of every synset below ``root`` on the first way up that leads there.
 
         A depth-first search over hypernyms takes at each synset the first hypernym from which
-        the root can be reached.
+        the root can be reached without coming back to where the search has been.
         """
         hyponyms: dict[str, list[str]] = {}
         for synset, above in self.hypernyms.items():
             for hypernym in above:
                 hyponyms.setdefault(hypernym, []).append(synset)
-        below, todo = {root}, [root]
+        below, todo = {root: None}, [root]  # a dictionary for its order
         while todo:
             for hyponym in hyponyms.get(todo.pop(), ()):
                 if hyponym not in below:
-                    below.add(hyponym)
+                    below[hyponym] = None
                     todo.append(hyponym)
-        return {
-            synset: next(h for h in self.hypernyms[synset] if h in below)
-            for synset in below - {root}
-        }
+        parents: dict[str, str] = {}
+
+        def climb(synset: str, been: frozenset[str]) -> bool:
+            if synset == root or synset in parents:
+                return True
+            been |= {synset}
+            for hypernym in self.hypernyms[synset]:
+                if hypernym in below and hypernym not in been and climb(hypernym, been):
+                    parents[synset] = hypernym
+                    return True
+            return False
+
+        for synset in below:
+            climb(synset, frozenset())
+        return parents
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,42 @@
+"""Pair flip: every class is mistaken for the next."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from noisydml.noise import pair_flip
+
+
+def test_the_next_class_and_from_the_last_the_first() -> None:
+    labels = np.tile([3, 5, 9], 40)
+    noisy = pair_flip(labels, 0.4)
+    following = {3: 5, 5: 9, 9: 3}
+    wrong = noisy.is_noisy
+    assert noisy.labels[wrong].tolist() == [following[x] for x in labels[wrong]]
+    expected = [[0.6, 0.4, 0.0], [0.0, 0.6, 0.4], [0.4, 0.0, 0.6]]
+    np.testing.assert_allclose(noisy.transition_matrix(), expected)
+
+
+def test_frozen() -> None:
+    assert pair_flip(np.arange(20) % 4, 0.3, seed=7).labels.tolist() == [
+        0,
+        1,
+        2,
+        0,
+        0,
+        1,
+        3,
+        3,
+        0,
+        2,
+        3,
+        3,
+        1,
+        2,
+        2,
+        3,
+        0,
+        1,
+        2,
+        3,
+    ]
