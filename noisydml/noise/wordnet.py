@@ -172,8 +172,9 @@ def match_wordnet(
             every WordNet 3 has (``/usr/share/wordnet`` after ``apt install wordnet-base``); a
             JSON file, gzipped or not, or a dictionary, of
             ``{synset: [[noun, ...], [hypernym, ...]]}``; or a reader of nltk such as
-            ``nltk.corpus.wordnet`` (``pip install noisydml[wordnet]``). The synsets are called
-            by the part of speech and the offset, ``"n02084071"``.
+            ``nltk.corpus.wordnet`` (``pip install noisydml[wordnet]``), which has lost the order of
+            the hypernyms, so that the one of the lowest offset comes first. Synsets are called by
+            part of speech and offset, ``"n02084071"``.
         fixes: a noun or synset for names that are unknown, or found in the wrong place.
 
     Returns:
@@ -241,7 +242,7 @@ def read_nouns(wordnet: Any) -> Nouns:
             f"{type(wordnet).__name__}"
         )
     return _from_entries(
-        (_synset_id(s.offset()), s.lemma_names(), [_synset_id(h.offset()) for h in _above(s)])
+        (_synset_id(s.offset()), s.lemma_names(), sorted(_synset_id(h.offset()) for h in _above(s)))
         for s in wordnet.all_synsets("n")
     )
 
@@ -323,4 +324,5 @@ def _synset_id(offset: int | str) -> str:
 
 
 def _above(synset: Any) -> list[Any]:
+    """nltk keeps them in sets, in an order that changes from one process to the next."""
     return [*synset.hypernyms(), *synset.instance_hypernyms()]

@@ -59,7 +59,7 @@ def folder(tmp_path: Path) -> Path:
             pointers.append("~ 00000000 n 0000")
             data += (
                 f"{len(data):08d} 05 n {len(nouns):02x} {words} {len(pointers):03d} "
-                f"{' '.join(pointers)} | a gloss | with a bar  \n"
+                f"{' '.join(pointers)} | a gloss  \n"
             )
     for old, (nouns, _) in TINY.items():
         for noun in nouns:
@@ -77,7 +77,7 @@ def folder(tmp_path: Path) -> Path:
 NAMES = ["Chuck_will_Widow", "Perching-bird", "Hermit_Thrush", "crane", "Quail"]
 
 
-def check(found: WordNetMatches) -> None:
+def check(found: WordNetMatches, ordered: bool = True) -> None:
     assert [match.kind for match in found.matches] == ["name", "name", "last words", "name", "name"]
     assert found.matches[2].query == "Thrush"
     assert not found.unknown
@@ -86,7 +86,8 @@ def check(found: WordNetMatches) -> None:
     assert chain == [
         ["bird", "nightjar", "chuck-will's-widow"],
         ["bird", "passerine"],
-        ["bird", "passerine", "thrush"],  # its first hypernym, not the shortest way
+        # Its first hypernym, not the shortest way.
+        ["bird", "passerine", "thrush"] if ordered else ["bird", "thrush"],
         ["bird", "crane"],
         ["bird", "game bird", "quail"],  # not by way of a game, which is no bird
     ]
@@ -138,7 +139,7 @@ def test_reader_of_nltk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about languages
         reader = WordNetCorpusReader(str(folder), None)
-    check(match_wordnet(NAMES, "bird", reader))
+    check(match_wordnet(NAMES, "bird", reader), ordered=False)  # nltk does not keep the order
 
 
 def test_the_root_is_the_sense_that_covers_most() -> None:
