@@ -89,7 +89,7 @@ def class_frequency(
     in_group = ranks < n_group
     n_inside = int(in_group.sum())
     wanted = rate * len(original)
-    if wanted > n_inside:
+    if wanted > n_inside + 1e-9 * len(original):  # 0.55 * 100 is more than 55
         raise ValueError(
             f"rate must be at most {n_inside / len(original):.2g}, the share of all samples in "
             f"the {n_group} {which} classes, got {rate}; make share larger"
@@ -97,7 +97,8 @@ def class_frequency(
 
     is_noisy = np.zeros(len(original), dtype=np.bool_)
     if n_inside:
-        is_noisy[in_group] = choose(rng, ranks[in_group], n_group, wanted / n_inside, exact)
+        share_inside = min(1.0, wanted / n_inside)
+        is_noisy[in_group] = choose(rng, ranks[in_group], n_group, share_inside, exact)
     by_rank = np.empty_like(classes)
     by_rank[rank] = classes
     given = original.copy()

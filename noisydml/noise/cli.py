@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.path.exists(options.output) and os.path.samefile(options.input, options.output):
             raise ValueError("output must be another file than input")
         noisy = _run(options)
-    except (OSError, TypeError, ValueError, KeyError) as error:
+    except (OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
         parser.error(str(error))
     print(noisy.summary())
     return 0
@@ -156,7 +157,7 @@ def _corrupt(options: argparse.Namespace, labels: Any, tree: ClassHierarchy | No
 
 
 def _read_csv(path: str, column: str) -> Table:
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark
         rows = list(csv.reader(file))
     if not rows or column not in rows[0]:
         raise ValueError(
@@ -178,14 +179,20 @@ def _labels_of(table: Table) -> tuple[NDArray[np.int64], list[str] | None]:
     """Numbers as they are; names as positions among the sorted names, which come second."""
     given = [row[table.column] for row in table.rows]
     try:
-        return np.array([int(label) for label in given], dtype=np.int64), None
-    except ValueError:
+        numbers = np.array([int(label) for label in given], dtype=np.int64)
+    except (ValueError, OverflowError):
+        numbers = None
+    if numbers is None or [str(number) for number in numbers] != given:  # "007" is a name, too
         names, codes = np.unique(given, return_inverse=True)
         return codes.astype(np.int64), [str(name) for name in names]
+    return numbers, None
 
 
 def _read_npz(path: str, array: str) -> Any:
-    with np.load(path, allow_pickle=False) as archive:
+    with open(path, "rb") as file:  # numpy would leave it open where it is broken
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError(f"{path} must be an npz file")
         if array not in archive.files:
             raise ValueError(f"column must be one of {archive.files} in {path}, got {array!r}")
         return archive[array]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 _DENSE_CLASSES = 10_000  # a dense matrix of so many classes takes 800 MB
+_FIELDS = ("labels", "is_noisy", "original", "model", "requested_rate", "kept_classes")
 _NAMED = 10  # vanished classes named in the summary
 
 
@@ -215,26 +216,27 @@ class NoisyLabels:
         Raises:
             FileNotFoundError: if there is no such file.
             ValueError: if it is not such a file, or its content contradicts itself.
+            zipfile.BadZipFile: if it is broken.
         """
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError(f"path must be an npz file written by NoisyLabels.save, got {path}")
-        with archive:
-            missing = {"labels", "is_noisy", "original", "model"} - set(archive.files)
-            if missing:
+        with open(path, "rb") as file:  # numpy would leave it open where it is broken
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError(
-                    f"path must be a file written by NoisyLabels.save, got {path} without "
-                    f"{', '.join(sorted(missing))}"
+                    f"path must be an npz file written by NoisyLabels.save, got {path}"
                 )
-            rate = archive["requested_rate"] if "requested_rate" in archive.files else None
-            return cls(
-                labels=archive["labels"],
-                is_noisy=archive["is_noisy"],
-                original=archive["original"],
-                model=str(archive["model"]),
-                requested_rate=None if rate is None else float(rate),
-                kept_classes=archive["kept_classes"] if "kept_classes" in archive.files else None,
+            fields: dict[str, Any] = {
+                name: archive[name] for name in archive.files if name in _FIELDS
+            }
+        missing = {"labels", "is_noisy", "original", "model"} - fields.keys()
+        if missing:
+            raise ValueError(
+                f"path must be a file written by NoisyLabels.save, got {path} without "
+                f"{', '.join(sorted(missing))}"
             )
+        fields["model"] = str(fields["model"])
+        if "requested_rate" in fields:
+            fields["requested_rate"] = float(fields["requested_rate"])
+        return cls(**fields)
 
 
 def _spread(values: NDArray[Any]) -> str:

@@ -115,7 +115,8 @@ def _dissolve(
     given = codes.copy()  # 1
     misplaced = np.zeros(len(codes), dtype=np.bool_)
     present = np.arange(n_classes)  # the non-empty classes
-    while misplaced.sum() < rate * len(codes) and len(present) > 1:  # 2
+    wanted = (rate - 1e-9) * len(codes)  # 0.55 * 100 is more than 55
+    while misplaced.sum() < wanted and len(present) > 1:  # 2
         drawn = below(rng, np.array([len(present)]))[0]  # 3
         members = np.flatnonzero(given == present[drawn])  # 4, with what was moved here
         n_clusters = max(1, len(members) // images_per_cluster)

@@ -324,5 +324,5 @@ def _synset_id(offset: int | str) -> str:
 
 
 def _above(synset: Any) -> list[Any]:
-    """nltk keeps them in sets, in an order that changes from one process to the next."""
+    """The hypernyms, which nltk keeps in sets: their order changes between processes."""
     return [*synset.hypernyms(), *synset.instance_hypernyms()]

@@ -64,6 +64,14 @@ def test_the_whole_group_may_be_wrong() -> None:
     assert np.array_equal(noisy.is_noisy, np.isin(LABELS, [0, 2, 5]))
 
 
+def test_rounding_refuses_nothing() -> None:
+    """0.55 * 100 is 55.00000000000001."""
+    labels = np.repeat(np.arange(4), [30, 25, 23, 22])
+    for exact in (True, False):
+        noisy = class_frequency(labels, 0.55, share=0.5, exact=exact)
+        assert np.array_equal(noisy.is_noisy, labels < 2)
+
+
 def test_bernoulli_in_the_group() -> None:
     labels = np.tile([0, 0, 0, 1, 1, 1, 2, 3], 5000)
     noisy = class_frequency(labels, 0.3, exact=False)

@@ -49,6 +49,7 @@ def read(path: str) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+ADDED = ["original_label", "is_noisy"]
 TREE = ClassHierarchy.from_paths(NAMES)
 CALLS = [
     (["uniform", "--seed", "3"], lambda: uniform(LABELS, 0.3, seed=3)),
@@ -110,6 +111,26 @@ def test_names_follow_the_order_of_the_hierarchy() -> None:
 
 
 @pytest.mark.usefixtures("here")
+def test_names_that_look_like_numbers_are_kept() -> None:
+    names = ["007", "7", "0x7", "99999999999999999999"]
+    write("agents.csv", ["path", "label", "note"], [names[i % 4] for i in range(40)])
+    main(["uniform", "agents.csv", "noisy.csv", "--rate", "0.5"])
+    _, rows = read("noisy.csv")
+    assert [row[3] for row in rows] == [names[i % 4] for i in range(40)]
+    assert {row[1] for row in rows} == set(names)
+    write("agents.csv", ["path", "label", "note"], [f"{i % 4:03d}" for i in range(40)])
+    main(["uniform", "agents.csv", "noisy.csv", "--rate", "0"])
+    assert {row[1] for row in read("noisy.csv")[1]} == {"000", "001", "002", "003"}
+
+
+@pytest.mark.usefixtures("here")
+def test_mark_of_spreadsheets() -> None:
+    Path("sheet.csv").write_text("label\n1\n2\n", encoding="utf-8-sig")
+    main(["uniform", "sheet.csv", "noisy.csv", "--rate", "1"])
+    assert read("noisy.csv") == (["label", *ADDED], [["2", "1", "1"], ["1", "2", "1"]])
+
+
+@pytest.mark.usefixtures("here")
 def test_column() -> None:
     write("other.csv", ["x", "class", "y"], LABELS)
     main(["uniform", "other.csv", "noisy.csv", "--rate", "0.1", "--column", "class"])
@@ -151,6 +172,7 @@ def test_as_a_program(here: Path) -> None:
             ["uniform", "labels.npz", "noisy.csv", "--rate", "0.1", "--column", "other"],
             "labels must hold integers, got dtype float64",
         ),
+        (["uniform", "broken.npz", "noisy.csv", "--rate", "0.1"], "error:"),
         (["uniform", "names.csv", "noisy.npz", "--rate", "0.1"], "output must be a csv file"),
         (["uniform", "broken.csv", "noisy.csv", "--rate", "0.1"], "got 1 in row 3"),
         (["uniform", "twice.csv", "noisy.csv", "--rate", "0.1"], "give the clean file"),
@@ -164,6 +186,7 @@ def test_as_a_program(here: Path) -> None:
     ids=str,
 )
 def test_refusals(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("broken.npz").write_bytes(Path("labels.npz").read_bytes()[:100])
     Path("broken.csv").write_text("label,x\n1,2\n1\n")
     Path("twice.csv").write_text("label,is_noisy\n1,0\n")
     Path("empty.csv").write_text("")

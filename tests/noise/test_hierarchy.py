@@ -54,9 +54,8 @@ def test_fold(paths: list[tuple[str, ...]]) -> None:
     assert (n_children[inner] > 1).all() or len(folded.classes) == 1
     assert folded.names[0] == tree.names[0]
     for name in tree.classes:
-        long, short = tree.path(name), list(folded.path(name))
-        assert [step for step in long if short and step == short[0] and short.pop(0)]
-        assert not short  # a part of the long path, in its order
+        steps = iter(tree.path(name))
+        assert all(step in steps for step in folded.path(name))  # in the order of the long path
     assert folded.fold().names == folded.names
     # Who shares the first branching ancestor stays the same.
     assert groups(folded) == groups(tree)
@@ -185,11 +184,6 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
         lambda: ClassHierarchy.from_parents([("a", "b"), ("b", "a")]),
         ValueError,
         "pairs must form a tree, got a cycle",
-    ),
-    (
-        lambda: ClassHierarchy.from_parents([("a", "b"), ("b", "c"), ("c", "b"), ("d", "e")]),
-        ValueError,
-        "pairs must name one parent|common root",
     ),
     (
         lambda: ClassHierarchy.from_parents([("x", "a"), ("a", "b"), ("b", "a")]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,11 @@ def test_load_refuses(tmp_path: Path) -> None:
     np.save(tmp_path / "array.npy", np.zeros(3))
     with pytest.raises(ValueError, match="path must be an npz file"):
         NoisyLabels.load(tmp_path / "array.npy")
+    SMALL.save(tmp_path / "whole.npz")
+    whole = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "broken.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(zipfile.BadZipFile):
+        NoisyLabels.load(tmp_path / "broken.npz")
     np.savez(tmp_path / "other.npz", labels=np.zeros(3, int))
     with pytest.raises(ValueError, match="without is_noisy, model, original"):
         NoisyLabels.load(tmp_path / "other.npz")

@@ -121,6 +121,13 @@ def test_rate_1_ends_in_one_class() -> None:
     assert noisy.rate == 0.75
 
 
+def test_rounding_removes_no_class_more() -> None:
+    """0.55 * 100 is 55.00000000000001."""
+    labels = np.arange(100) % 20
+    noisy = small_cluster(labels, 0.55, np.eye(100), images_per_cluster=5)
+    assert len(noisy.vanished) == 11
+
+
 def test_images_per_cluster() -> None:
     labels, points = pairs(n_classes=10, n_pairs=10)
     fine = small_cluster(labels, 0.3, points, images_per_cluster=2)
