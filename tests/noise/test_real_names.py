@@ -16,7 +16,7 @@ import pytest
 
 from noisydml.noise import ClassHierarchy, semantic
 
-DATA = Path(os.environ.get("NOISYDML_DATA", "/nowhere"))
+DATA = Path(os.environ.get("NOISYDML_DATA", "no data"))
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "hierarchies.py"
 needs_lists = pytest.mark.skipif(
     not ((DATA / "class_lists.json").exists() and (DATA / "wordnet_nouns.json.gz").exists()),

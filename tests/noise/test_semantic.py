@@ -180,25 +180,7 @@ def test_refuses_what_is_no_hierarchy() -> None:
 
 
 def test_frozen() -> None:
-    assert semantic(np.arange(20) % 10, 0.5, TREE, seed=7).labels.tolist() == [
-        0,
-        1,
-        2,
-        2,
-        2,
-        5,
-        1,
-        7,
-        8,
-        6,
-        1,
-        0,
-        3,
-        3,
-        4,
-        3,
-        6,
-        8,
-        7,
-        9,
-    ]
+    assert (
+        "".join(map(str, semantic(np.arange(20) % 10, 0.5, TREE, seed=7).labels))
+        == "01222517861033436879"
+    )
