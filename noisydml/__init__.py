@@ -1,6 +1,6 @@
 """Metric-learning losses that withstand wrong labels: wrap the loss, change nothing else."""
 
-from noisydml import distributed, functional
+from noisydml import distributed, functional, noise
 from noisydml.audit import LabelIssues, find_label_issues
 from noisydml.distributed import GatheredLoss
 from noisydml.per_sample import per_sample_loss
@@ -24,5 +24,6 @@ __all__ = [
     "distributed",
     "find_label_issues",
     "functional",
+    "noise",
     "per_sample_loss",
 ]
