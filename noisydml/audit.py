@@ -154,9 +154,9 @@ def find_label_issues(
     for _ in range(_ROUNDS):
         votes = [
             neighbor_label_score(
-                labels.take(position),
+                neighborhood.labels_at(position),
                 labels[block],
-                neighbor_weights(distance, _SHARPNESS) * trust.take(position),
+                neighbor_weights(distance, _SHARPNESS) * trust.take(position.clamp_min(0)),
             )
             for block, (distance, position, _) in zip(blocks, found, strict=True)
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +16,10 @@ METRICS = ("cosine", "euclidean")
 
 
 class Neighbors(NamedTuple):
-    """The k nearest of each query, the nearest first."""
+    """The k nearest of each query, the nearest first.
+
+    Where an approximate index found fewer, the distance is infinite and the position -1.
+    """
 
     distance: Tensor  # (B, k) float32, half of the squared Euclidean distance, not negative
     position: Tensor  # (B, k) int64, which row of the features
@@ -47,12 +51,13 @@ class NeighborIndex(ABC):
 
         Args:
             queries: (B, D) floating point.
-            k: how many, at least 1. Columns for which there is no neighbour are not returned.
+            k: how many, at least 1.
             exclude: (B,) integers, for each query a position that is never returned, such as that
                 of the query itself; -1 for none.
 
         Returns:
-            :class:`Neighbors` of ``min(k, N)`` columns (``N - 1`` with ``exclude``).
+            :class:`Neighbors` of ``min(k, N)`` columns. With ``exclude`` and k of N or more, the
+            last one is empty for the queries of which one was excluded.
         """
         require_floating("queries", queries, ndim=2)
         require_count("k", k)
@@ -64,11 +69,8 @@ class NeighborIndex(ABC):
             return self._found(queries, min(k, self.size))
         require_integer("exclude", exclude, len(queries), "query")
         found = self._found(queries, min(k + 1, self.size))
-        columns = min(k, max(self.size - 1, 0))
-        # Where the excluded one was met, the columns from there on move up by one.
         met = (found.position == exclude.unsqueeze(1)).long().cumsum(dim=1)
-        source = torch.arange(columns, device=met.device) + met.narrow(1, 0, columns)
-        return Neighbors(found.distance.gather(1, source), found.position.gather(1, source))
+        return without_one(found, met, k)
 
     def _found(self, queries: Tensor, k: int) -> Neighbors:
         if k == 0 or len(queries) == 0:
@@ -85,6 +87,22 @@ class NeighborIndex(ABC):
 
     @abstractmethod
     def _search(self, queries: Tensor, k: int) -> Neighbors: ...
+
+
+def without_one(found: Neighbors, passed: Tensor, k: int) -> Neighbors:
+    """The first k, leaving out one of each row, or none.
+
+    Args:
+        found: the k + 1 nearest, or all there are.
+        passed: (B, columns) int64, 1 from the column on that is left out, 0 before it.
+        k: how many to return, or as many as there are.
+    """
+    columns = min(k, found.position.shape[1])
+    source = torch.arange(columns, device=passed.device) + passed.narrow(1, 0, columns)
+    pad = torch.nn.functional.pad
+    distance = pad(found.distance, (0, 1), value=math.inf)
+    position = pad(found.position, (0, 1), value=-1)
+    return Neighbors(distance.gather(1, source), position.gather(1, source))
 
 
 class FaissIndex(NeighborIndex):
@@ -139,6 +157,7 @@ class FaissIndex(NeighborIndex):
         score, position = self._faiss.search(queries.cpu().contiguous().numpy(), k)
         score, position = torch.from_numpy(score), torch.from_numpy(position)
         distance = 1 - score if self.metric == "cosine" else 0.5 * score
+        distance = torch.where(position < 0, math.inf, distance)  # an approximate index found fewer
         return Neighbors(distance.clamp_min(0).to(queries.device), position.to(queries.device))
 
 

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from noisydml.functional import NeighborVote, neighbor_label_score, neighbor_weights
-from noisydml.index import METRICS, FaissIndex, Metric, NeighborIndex, TorchIndex
+from noisydml.index import (
+    METRICS,
+    FaissIndex,
+    Metric,
+    NeighborIndex,
+    TorchIndex,
+    without_one,
+)
 
 
 class Neighborhood:
@@ -77,18 +84,17 @@ class Neighborhood:
                 None where it is not known: then the nearest has none if it has the same label.
 
         Returns:
-            (B, k) distances, (B, k) positions in :attr:`labels`, and (B,) bool, for whom there
-            are others of the same class who could vote.
+            (B, k) distances, (B, k) positions in :attr:`labels` (infinite and -1 where an
+            approximate index found fewer), and (B,) bool, for whom there are others of the same
+            class who could vote.
         """
         others = self._others(labels, entries)
         if entries is not None:
             return *self.index.search(queries, k, self.row.index_select(0, entries)), others
-        distance, position = self.index.search(queries, k + 1)
-        columns = position.shape[1] - 1
-        nearest = self.labels.take(position.narrow(1, 0, 1))
+        found = self.index.search(queries, k + 1)
+        nearest = self.labels_at(found.position.narrow(1, 0, 1))
         own = (nearest == labels.unsqueeze(1)).long()
-        source = torch.arange(columns, device=labels.device) + own
-        return distance.gather(1, source), position.gather(1, source), others
+        return *without_one(found, own.expand_as(found.position), k), others
 
     def ask(
         self,
@@ -108,8 +114,15 @@ class Neighborhood:
             entries: (B,) int64, or None.
         """
         distance, position, others = self.neighbors(queries, labels, k, entries)
-        weights = None if sharpness is None else neighbor_weights(distance, sharpness)
-        return neighbor_label_score(self.labels.take(position), labels, weights), others
+        if sharpness is None:
+            weights = (position >= 0).double()
+        else:
+            weights = neighbor_weights(distance, sharpness)
+        return neighbor_label_score(self.labels_at(position), labels, weights), others
+
+    def labels_at(self, position: Tensor) -> Tensor:
+        """Labels at positions as :meth:`neighbors` gives them; -1 where there is none."""
+        return torch.where(position < 0, -1, self.labels.take(position.clamp_min(0)))
 
     def _others(self, labels: Tensor, entries: Tensor | None) -> Tensor:
         """(B,) bool, whether others of the label's class are here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -56,3 +57,19 @@ def multi_similarity(
         push = sum(np.exp(beta * (s[j] - base)) for j in negative)
         losses.append(np.log1p(pull) / alpha + np.log1p(push) / beta)
     return np.array(losses)
+
+
+def neighbor_vote(
+    neighbor_labels: list[int], label: int, weights: list[float] | None = None
+) -> tuple[Fraction, int, Fraction]:
+    """N2D2, section 3.1, counted: score, majority and support, in exact arithmetic."""
+    votes: dict[int, Fraction] = {}
+    for i, other in enumerate(neighbor_labels):
+        weight = Fraction(1) if weights is None else Fraction(weights[i])
+        votes[other] = votes.get(other, Fraction(0)) + weight
+    most, total = max(votes.values(), default=Fraction(0)), sum(votes.values(), Fraction(0))
+    if total == 0:
+        return Fraction(1), label, Fraction(0)
+    own = votes.get(label, Fraction(0))
+    majority = label if own == most else min(j for j, n in votes.items() if n == most)
+    return own / most, majority, most / total

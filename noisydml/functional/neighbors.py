@@ -89,7 +89,8 @@ def neighbor_weights(distance: Tensor, sharpness: float) -> Tensor:
     one vote.
 
     Args:
-        distance: (B, k) floating point, not negative: half of the squared distances.
+        distance: (B, k) floating point, not negative: half of the squared distances. Infinite
+            where there is no neighbour, which then has no weight and no part in the mean.
         sharpness: :math:`s`, finite and above 0; the smaller, the more alike the votes.
 
     Returns:
@@ -108,9 +109,11 @@ def neighbor_weights(distance: Tensor, sharpness: float) -> Tensor:
     require_positive("sharpness", sharpness)
     if distance.shape[1] == 0:
         return distance
-    mean = distance.mean(dim=1, keepdim=True)
-    relative = distance / torch.where(mean > 0, mean, 1.0)
-    return (relative.clamp_max(_FAR / sharpness) * -sharpness).exp()
+    there = distance.isfinite()
+    near = torch.where(there, distance, 0.0)
+    mean = near.sum(dim=1, keepdim=True) / there.sum(dim=1, keepdim=True).clamp_min(1)
+    relative = near / torch.where(mean > 0, mean, 1.0)
+    return (relative.clamp_max(_FAR / sharpness) * -sharpness).exp() * there
 
 
 _FAR = 80.0  # exp(-80) is no vote beside any other, and much less would be slow: subnormal
