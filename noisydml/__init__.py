@@ -3,6 +3,7 @@
 from noisydml import distributed, functional, noise
 from noisydml.audit import LabelIssues, find_label_issues
 from noisydml.distributed import GatheredLoss
+from noisydml.label_audit import LabelAudit
 from noisydml.per_sample import per_sample_loss
 from noisydml.version import __version__
 from noisydml.wrappers.base import Decision, LossWrapper
@@ -17,6 +18,7 @@ __all__ = [
     "GatheredLoss",
     "GroundTruthFilter",
     "KNNDenoiser",
+    "LabelAudit",
     "LabelIssues",
     "LossWrapper",
     "PRISMFilter",

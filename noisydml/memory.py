@@ -164,8 +164,7 @@ class FeatureMemory(nn.Module):
         if len(embeddings) == 0:
             return
         position = torch.arange(len(embeddings), device=embeddings.device)
-        same = sample_ids.unsqueeze(1) == sample_ids.unsqueeze(0)  # (B, B)
-        last = torch.where(same, position, -1).amax(dim=1)
+        last = last_of_equals(sample_ids)
         new = self._converted(embeddings, labels, sample_ids, last)
         self._replace(sample_ids, self._entries(sample_ids), new, counted=last == position)
         self.total = self.total + len(embeddings)
@@ -305,6 +304,13 @@ class FeatureMemory(nn.Module):
         if self.num_classes is not None and self.sums.dtype != torch.float64:
             self._recount()
         return self
+
+
+def last_of_equals(ids: Tensor) -> Tensor:
+    """(B,) for each id the last position at which it occurs; O(B^2) bits, no sorting."""
+    position = torch.arange(len(ids), device=ids.device)
+    same = ids.unsqueeze(1) == ids.unsqueeze(0)
+    return torch.where(same, position, -1).amax(dim=1) if len(ids) > 0 else position
 
 
 def _take_width(memory: FeatureMemory, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
