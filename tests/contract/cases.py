@@ -81,26 +81,31 @@ class Case:
     """
 
     make: Make
-    drops: bool = False  # leaves samples out
+    drops: bool = False  # leaves samples out, some of the first batch among them
+    can_drop_all: bool = False  # leaves out every sample that is_noisy() names, be it all of them
     weighs: bool = False  # asks the wrapped loss for one value per sample
     syncs: bool = False  # scoring asks the host, for a reason that the docs state
 
 
 CASES = {
-    "ground_truth": Case(ground_truth, drops=True),
+    "ground_truth": Case(ground_truth, drops=True, can_drop_all=True),
     "confidence": Case(confidence, weighs=True),
     "running_mean": Case(running_mean, weighs=True),
     "median": Case(median, weighs=True),
     "generic_confidence": Case(generic_confidence, weighs=True, syncs=True),
     "gathered": Case(gathered),
-    "ground_truth(confidence)": Case(nest(ground_truth, confidence), drops=True, weighs=True),
-    "confidence(ground_truth)": Case(nest(confidence, ground_truth), drops=True, weighs=True),
+    "ground_truth(confidence)": Case(
+        nest(ground_truth, confidence), drops=True, can_drop_all=True, weighs=True
+    ),
+    "confidence(ground_truth)": Case(
+        nest(confidence, ground_truth), drops=True, can_drop_all=True, weighs=True
+    ),
     "confidence(confidence)": Case(nest(confidence, running_mean), weighs=True),
     "confidence(gathered)": Case(nest(confidence, gathered), weighs=True),
     "gathered(confidence)": Case(nest(gathered, confidence), weighs=True),
-    "ground_truth(gathered)": Case(nest(ground_truth, gathered), drops=True),
+    "ground_truth(gathered)": Case(nest(ground_truth, gathered), drops=True, can_drop_all=True),
     "ground_truth(confidence(gathered))": Case(
-        nest(ground_truth, confidence, gathered), drops=True, weighs=True
+        nest(ground_truth, confidence, gathered), drops=True, can_drop_all=True, weighs=True
     ),
 }
 
@@ -141,6 +146,14 @@ def chain(wrapper: LossWrapper) -> list[LossWrapper]:
     while isinstance(found[-1].loss, LossWrapper):
         found.append(found[-1].loss)
     return found
+
+
+def kept_rows(wrapper: LossWrapper, size: int = 24) -> Tensor:
+    """The rows of the last batch that reached the innermost loss, by the decisions of all."""
+    rows = torch.arange(size)
+    for each in chain(wrapper):
+        rows = rows[each.decision.keep.cpu()]
+    return rows
 
 
 def leaf_of(wrapper: LossWrapper) -> Any:
