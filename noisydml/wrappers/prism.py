@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from noisydml import pml
+from noisydml import pml_kinds
 from noisydml.batch import Batch
 from noisydml.distributed import gather_batch
 from noisydml.functional import (
@@ -142,7 +142,7 @@ class PRISMFilter(LossWrapper):
         if warmup is not None:
             require_count("warmup", warmup, least=0)
         if memory_loss:
-            pml.refuse_without_reference(loss)
+            pml_kinds.refuse_without_reference(loss)
         self.memory = FeatureMemory(memory_size, embedding_size, num_classes)
         self.num_classes = num_classes
         self.noise_rate = noise_rate
