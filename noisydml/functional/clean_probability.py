@@ -110,9 +110,15 @@ def own_similarity(similarities: Tensor, labels: Tensor) -> Tensor:
     return similarities.gather(1, labels.to(torch.int64).unsqueeze(1)).squeeze(1)
 
 
-def softmax_probability(similarities: Tensor, labels: Tensor) -> Tensor:
-    """(B,) Eq. 2 and 7 from the similarities: 1 for a class that the memory does not hold."""
-    own = own_similarity(similarities, labels)
+def softmax_probability(similarities: Tensor, own: Tensor) -> Tensor:
+    """(B,) Eq. 2 and 7 from the similarities: 1 for a class that the memory does not hold.
+
+    Args:
+        similarities: (B, C) from :func:`class_similarity`.
+        own: (B,) from :func:`own_similarity`.
+    """
+    require_floating("similarities", similarities, ndim=2)
+    require_floating("own", own, ndim=1)
     # 1 / sum_k exp(s_k - s_own), of which one term is 1: where it overflows, P is 0 anyway.
     excess = (similarities - own.unsqueeze(1)).clamp_min_(_NOTHING)
     return torch.where(own == -math.inf, 1.0, excess.exp_().sum(dim=1).reciprocal())
@@ -158,7 +164,8 @@ def clean_probability(
         >>> clean_probability(x, torch.tensor([0, 1]), centers, counts, temperature=0.2)
         tensor([0.9820, 0.0180])
     """
-    return softmax_probability(class_similarity(embeddings, centers, counts, temperature), labels)
+    similarities = class_similarity(embeddings, centers, counts, temperature)
+    return softmax_probability(similarities, own_similarity(similarities, labels))
 
 
 def clean_probability_pairs(
@@ -185,7 +192,7 @@ def clean_probability_pairs(
     similarities = class_similarity_pairs(
         embeddings, features, feature_labels, num_classes, temperature
     )
-    return softmax_probability(similarities, labels)
+    return softmax_probability(similarities, own_similarity(similarities, labels))
 
 
 def batch_positive(embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -212,4 +219,4 @@ def _scaled(embeddings: Tensor, temperature: float) -> Tensor:
     """Of length 1 / temperature each (zeros stay zeros), in at least single precision."""
     embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
     length: Tensor = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
-    return embeddings * (length.clamp_min(_TINY) * temperature).reciprocal()
+    return embeddings * length.clamp_min(_TINY).mul_(temperature).reciprocal_()
