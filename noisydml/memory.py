@@ -207,7 +207,7 @@ class FeatureMemory(nn.Module):
         first = max(0, size - self.memory_size)
         slots = torch.arange(first, size, device=rows.device).add_(self.total)
         slots = slots.remainder_(self.memory_size)
-        new = self._converted(embeddings, labels, sample_ids, rows[first:])
+        new = self._converted(embeddings, labels, sample_ids, rows.narrow(0, first, size - first))
         self._replace(slots, self._entries(slots), new)
         self.total = self.total + size
 
@@ -274,9 +274,10 @@ class FeatureMemory(nn.Module):
 
     def _update_centers(self, classes: Tensor) -> None:
         if 2 * len(classes) >= len(self.centers):  # picking them out would cost more
-            self.centers.copy_(_means(self.sums, self.counts))
+            _means(self.sums, self.counts, out=self.centers)
             return
-        means = _means(self.sums.index_select(0, classes), self.counts.index_select(0, classes))
+        sums, counts = self.sums.index_select(0, classes), self.counts.index_select(0, classes)
+        means = _means(sums, counts, out=torch.empty_like(sums, dtype=torch.float32))
         self.centers.index_copy_(0, classes, means)
 
     def _recount(self) -> None:
@@ -287,7 +288,9 @@ class FeatureMemory(nn.Module):
         zeros = torch.zeros_like(self.sums, dtype=torch.float64)
         self.sums = zeros.index_add_(0, classes, self.features.double())
         self.counts = torch.zeros_like(self.counts).index_add_(0, classes, present.long())
-        self.centers = _means(self.sums, self.counts)
+        self.centers = _means(
+            self.sums, self.counts, out=torch.empty_like(self.sums, dtype=torch.float32)
+        )
 
     def _after_loading(self, _: Any) -> None:
         self._recount()
@@ -295,9 +298,9 @@ class FeatureMemory(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> FeatureMemory:
         """``.half()`` and the like change the stored features, not the precision of the centers."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.num_classes is not None:
-            if (self.sums.dtype, self.centers.dtype) != (torch.float64, torch.float32):
-                self._recount()
+        exact = (torch.float64, torch.float32)
+        if self.num_classes is not None and (self.sums.dtype, self.centers.dtype) != exact:
+            self._recount()
         return self
 
 
@@ -307,9 +310,9 @@ class _Entries(NamedTuple):
     sample_ids: Tensor  # (B,)
 
 
-def _means(sums: Tensor, counts: Tensor) -> Tensor:
+def _means(sums: Tensor, counts: Tensor, out: Tensor) -> Tensor:
     """(C, D) float32; zeros for a class of no entries."""
-    return (sums * counts.clamp_min(1).double().reciprocal().unsqueeze(1)).float()
+    return torch.mul(sums, counts.clamp_min(1).double().reciprocal().unsqueeze(1), out=out)
 
 
 def _like(mask: Tensor, values: Tensor) -> Tensor:

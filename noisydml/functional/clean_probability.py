@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from noisydml.functional.checks import require_floating, require_integer, require_positive
+from noisydml.functional.checks import (
+    require_count,
+    require_floating,
+    require_integer,
+    require_positive,
+    require_vector,
+)
 
 _BLOCK = 4_000_000  # similarities that the pairwise form holds at once
 _NOTHING = -80.0  # exp of it is lost beside 1, and exp of much less is slow: it is subnormal
@@ -46,11 +52,7 @@ def class_similarity(
     require_floating("centers", centers, ndim=2)
     require_integer("counts", counts, len(centers), "center")
     require_positive("temperature", temperature)
-    if centers.shape[1] != embeddings.shape[1]:
-        raise ValueError(
-            f"centers must be as wide as the embeddings, {embeddings.shape[1]}, "
-            f"got {centers.shape[1]}"
-        )
+    _require_width("centers", centers, embeddings)
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
     absent = torch.where(counts > 0, 0.0, -math.inf).to(dtype)
     return torch.addmm(absent, _scaled(embeddings, temperature), centers.to(dtype).T)
@@ -81,7 +83,9 @@ def class_similarity_pairs(
     require_floating("embeddings", embeddings, ndim=2)
     require_floating("features", features, ndim=2)
     require_integer("feature_labels", feature_labels, len(features), "feature")
+    require_count("num_classes", num_classes)
     require_positive("temperature", temperature)
+    _require_width("features", features, embeddings)
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
     queries = _scaled(embeddings, temperature)
     # Column C takes what is to be ignored.
@@ -119,6 +123,7 @@ def softmax_probability(similarities: Tensor, own: Tensor) -> Tensor:
     """
     require_floating("similarities", similarities, ndim=2)
     require_floating("own", own, ndim=1)
+    require_vector("own", own, len(similarities), "row of similarities")
     # 1 / sum_k exp(s_k - s_own), of which one term is 1: where it overflows, P is 0 anyway.
     excess = (similarities - own.unsqueeze(1)).clamp_min_(_NOTHING)
     return torch.where(own == -math.inf, 1.0, excess.exp_().sum(dim=1).reciprocal())
@@ -213,6 +218,12 @@ def batch_positive(embeddings: Tensor, labels: Tensor) -> Tensor:
     unit = normalize(embeddings.to(dtype))
     same = (labels.unsqueeze(1) == labels.unsqueeze(0)).to(dtype)
     return (unit @ unit.T * same).sum(dim=1) / same.sum(dim=1)
+
+
+def _require_width(name: str, value: Tensor, embeddings: Tensor) -> None:
+    width = embeddings.shape[1]
+    if value.shape[1] != width:
+        raise ValueError(f"{name} must be as wide as the embeddings, {width}, got {value.shape[1]}")
 
 
 def _scaled(embeddings: Tensor, temperature: float) -> Tensor:

@@ -89,6 +89,7 @@ def low_rank_counts(similarities: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     """
     require_floating("similarities", similarities, ndim=2)
     require_floating("own", own, ndim=1)
+    require_vector("own", own, len(similarities), "row of similarities")
     classes = similarities.narrow(0, 0, min(1, len(similarities))) > -math.inf
     others = classes.sum() - 1
     known = (own > -math.inf) & (others > 0)
