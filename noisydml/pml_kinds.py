@@ -10,6 +10,7 @@ from pytorch_metric_learning.losses import (
     CrossBatchMemory,
     FastAPLoss,
     HistogramLoss,
+    InstanceLoss,
     LargeMarginSoftmaxLoss,
     ManifoldLoss,
     MultipleLosses,
@@ -31,6 +32,7 @@ Loss = Callable[..., Any]
 _TAKES_NO_REFERENCE = (
     FastAPLoss,
     HistogramLoss,
+    InstanceLoss,
     LargeMarginSoftmaxLoss,
     ManifoldLoss,
     NormalizedSoftmaxLoss,
