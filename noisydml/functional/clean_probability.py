@@ -79,6 +79,17 @@ def class_similarity_pairs(
 
     Returns:
         (B, C) of at least float32, ``-inf`` for the classes that the memory does not hold.
+
+    Raises:
+        TypeError: for a tensor of the wrong dtype.
+        ValueError: for a wrong shape, number of classes or temperature.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import class_similarity_pairs
+        >>> memory, labels = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 0])
+        >>> class_similarity_pairs(torch.tensor([[3.0, 0.0]]), memory, labels, num_classes=2)
+        tensor([[0.5000,   -inf]])
     """
     require_floating("embeddings", embeddings, ndim=2)
     require_floating("features", features, ndim=2)
@@ -108,6 +119,12 @@ def own_similarity(similarities: Tensor, labels: Tensor) -> Tensor:
     Args:
         similarities: (B, C) from :func:`class_similarity`.
         labels: (B,) integers in ``[0, C)``.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import own_similarity
+        >>> own_similarity(torch.tensor([[0.6, 0.1], [0.2, 0.3]]), torch.tensor([0, 1]))
+        tensor([0.6000, 0.3000])
     """
     require_floating("similarities", similarities, ndim=2)
     require_integer("labels", labels, len(similarities), "row of similarities")
@@ -120,6 +137,13 @@ def softmax_probability(similarities: Tensor, own: Tensor) -> Tensor:
     Args:
         similarities: (B, C) from :func:`class_similarity`.
         own: (B,) from :func:`own_similarity`.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import own_similarity, softmax_probability
+        >>> similarities = torch.tensor([[2.0, 0.0, -torch.inf]])
+        >>> softmax_probability(similarities, own_similarity(similarities, torch.tensor([0])))
+        tensor([0.8808])
     """
     require_floating("similarities", similarities, ndim=2)
     require_floating("own", own, ndim=1)
@@ -193,6 +217,13 @@ def clean_probability_pairs(
 
     Returns:
         (B,) of at least float32, in ``[0, 1]``.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import clean_probability_pairs
+        >>> memory, labels = torch.eye(2), torch.tensor([0, 1])
+        >>> clean_probability_pairs(torch.eye(2), torch.tensor([0, 0]), memory, labels, 2)
+        tensor([0.7311, 0.2689])
     """
     similarities = class_similarity_pairs(
         embeddings, features, feature_labels, num_classes, temperature
@@ -211,6 +242,12 @@ def batch_positive(embeddings: Tensor, labels: Tensor) -> Tensor:
 
     Returns:
         (B,) of at least float32, in ``[-1, 1]``.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import batch_positive
+        >>> batch_positive(torch.eye(3), torch.tensor([0, 0, 1]))
+        tensor([0.5000, 0.5000, 1.0000])
     """
     require_floating("embeddings", embeddings, ndim=2)
     require_integer("labels", labels, len(embeddings))
