@@ -130,7 +130,7 @@ class FeatureMemory(nn.Module):
 
         Args:
             embeddings: (B, D) floating point; of more than M rows the last M remain.
-            labels: (B,) integers.
+            labels: (B,) integers. Their range is not checked, as that would make the host wait.
             sample_ids: (B,) integers, or None.
             keep: (B,) bool, which rows to store; None for all of them.
         """
