@@ -190,11 +190,12 @@ class PRISMFilter(LossWrapper):
         filled = min(int(self.memory.total), len(self.memory))  # one host synchronisation
         if filled == 0:
             return value
+        # Copies: what autograd keeps for the backward pass must not be overwritten by commit.
         against_memory = replace(
             batch,
             indices_tuple=None,
-            ref_emb=self.memory.features[:filled].to(batch.embeddings.dtype),
-            ref_labels=self.memory.labels[:filled],
+            ref_emb=self.memory.features[:filled].to(batch.embeddings.dtype, copy=True),
+            ref_labels=self.memory.labels[:filled].clone(),
         )
         return value + call_loss(self.loss, against_memory)
 

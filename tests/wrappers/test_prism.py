@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pytorch_metric_learning import losses
+from pytorch_metric_learning import distances, losses
 from torch import Tensor
 
 from noisydml import GatheredLoss, PRISMFilter
@@ -346,7 +346,15 @@ def seeded(step: int, size: int = 12) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    "loss", [losses.ContrastiveLoss(), losses.MultiSimilarityLoss(), losses.TripletMarginLoss()]
+    "loss",
+    [
+        losses.ContrastiveLoss(),
+        losses.MultiSimilarityLoss(),
+        losses.TripletMarginLoss(),
+        # Autograd keeps what it is given: it must not be what the memory overwrites.
+        losses.ContrastiveLoss(distance=distances.LpDistance(normalize_embeddings=False)),
+        losses.NTXentLoss(distance=distances.DotProductSimilarity(normalize_embeddings=False)),
+    ],
 )
 @pytest.mark.parametrize("memory_size", [12, 20, 100])
 def test_the_loss_against_the_memory(loss: Any, memory_size: int) -> None:
