@@ -12,8 +12,8 @@ from noisydml.functional.checks import require_count, require_floating, require_
 EMPTY = -1  # the label of an entry that holds nothing, and the id of one that has none
 
 # Features are rounded to multiples of 2^-26, the last place of a float32 between 1/8 and 1/4: what
-# is larger is one already. Sums of up to 2^26 of them are exact in float64, in any order, so that subtracting
-# what leaves undoes exactly what adding it did.
+# is larger is one already. Sums of up to 2^26 of them are exact in float64, in any order, so that
+# subtracting what leaves undoes exactly what adding it did.
 _GRAIN = 2.0**26
 _TINY = 1e-12  # as in torch.nn.functional.normalize
 
