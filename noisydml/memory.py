@@ -11,10 +11,11 @@ from noisydml.functional.checks import require_count, require_floating, require_
 
 EMPTY = -1  # the label of an entry that holds nothing, and the id of one that has none
 
-# Features are rounded to multiples of 2^-26, half a unit in the last place of a float32 between
-# 1/4 and 1/8. Sums of up to 2^26 of them are exact in float64, in any order, so that subtracting
-# what leaves undoes exactly what adding it did.
+# Features are rounded to multiples of 2^-26, the last place of a float32 between 1/8 and 1/4: what
+# is larger is one already. Sums of up to 2^26 of them are exact in float64, in any order, so that
+# subtracting what leaves undoes exactly what adding it did.
 _GRAIN = 2.0**26
+_TINY = 1e-12  # as in torch.nn.functional.normalize
 
 
 class FeatureMemory(nn.Module):
@@ -135,22 +136,19 @@ class FeatureMemory(nn.Module):
 
         Args:
             embeddings: (B, D) floating point; of more than M rows the last M remain.
-            labels: (B,) integers.
+            labels: (B,) integers. Their range is not checked, as that would make the host wait.
             sample_ids: (B,) integers, or None.
             keep: (B,) bool, which rows to store; None for all of them.
         """
         self._check(embeddings, labels, sample_ids, keep)
-        if keep is not None and embeddings.device.type == "cpu":  # where counting costs no wait
-            rows = keep.nonzero().squeeze(1)
-            embeddings, labels = embeddings.index_select(0, rows), labels.index_select(0, rows)
-            sample_ids = None if sample_ids is None else sample_ids.index_select(0, rows)
-            keep = None
-        if len(embeddings) == 0:
-            return
         if keep is None:
-            self._enqueue_all(embeddings, labels, sample_ids)
+            rows = torch.arange(len(embeddings), device=embeddings.device)
+        elif embeddings.device.type == "cpu":  # where counting costs no wait
+            rows = keep.nonzero().squeeze(1)
         else:
             self._enqueue_masked(embeddings, labels, sample_ids, keep)
+            return
+        self._enqueue_rows(embeddings, labels, sample_ids, rows)
 
     def write(self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor) -> None:
         """Store rows in place: the row with sample id i becomes entry i.
@@ -212,11 +210,16 @@ class FeatureMemory(nn.Module):
                 f"got {keep.dtype} of shape {tuple(keep.shape)}"
             )
 
-    def _enqueue_all(self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None) -> None:
-        size, device = len(embeddings), embeddings.device
-        rows = torch.arange(max(0, size - self.memory_size), size, device=device)
-        slots = (rows + self.total).remainder(self.memory_size)
-        new = self._converted(embeddings, labels, sample_ids, rows)
+    def _enqueue_rows(
+        self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None, rows: Tensor
+    ) -> None:
+        size = len(rows)
+        if size == 0:
+            return
+        first = max(0, size - self.memory_size)
+        slots = torch.arange(first, size, device=rows.device).add_(self.total)
+        slots = slots.remainder_(self.memory_size)
+        new = self._converted(embeddings, labels, sample_ids, rows.narrow(0, first, size - first))
         self._replace(slots, self._entries(slots), new)
         self.total = self.total + size
 
@@ -229,6 +232,8 @@ class FeatureMemory(nn.Module):
         what is there: no shape depends on how many are kept.
         """
         size, device = len(embeddings), embeddings.device
+        if size == 0:
+            return
         newest = min(size, self.memory_size)
         order = keep.flip(0).logical_not().argsort(stable=True).narrow(0, 0, newest)
         age = torch.arange(newest, device=device)
@@ -252,8 +257,9 @@ class FeatureMemory(nn.Module):
             sample_ids = torch.full_like(labels, EMPTY)
         features = embeddings.detach().index_select(0, rows)
         if self.normalize:
-            features = nn.functional.normalize(features.float())
-            features = features.mul_(_GRAIN).round_().mul_(1 / _GRAIN)
+            features = features.to(torch.promote_types(features.dtype, torch.float32))
+            length = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min_(_TINY)
+            features = features.mul(_GRAIN / length).round_().mul_(1 / _GRAIN)
         return _Entries(
             features.to(self.features.dtype),
             labels.index_select(0, rows).to(torch.int64),
@@ -269,20 +275,21 @@ class FeatureMemory(nn.Module):
         self.sample_ids.index_copy_(0, slots, new.sample_ids)
         if self.num_classes is None:
             return
-        entered, left = new.labels.clamp_min(0), old.labels.clamp_min(0)
-        change = torch.cat([new.features, old.features.neg()]).double()  # an empty entry is zeros
-        present = torch.cat([new.labels != EMPTY, old.labels != EMPTY]).long()
-        present.narrow(0, len(slots), len(slots)).neg_()
-        if counted is not None:
-            counted = torch.cat([counted, counted])
-            change, present = change * counted.unsqueeze(1), present * counted
-        classes = torch.cat([entered, left])
-        self.sums.index_add_(0, classes, change)
-        self.counts.index_add_(0, classes, present)
-        self._update_centers(classes)
+        for entries, sign in ((new, 1), (old, -1)):
+            features, present = entries.features.double(), (entries.labels != EMPTY).long()
+            if counted is not None:
+                features, present = features * counted.unsqueeze(1), present * counted
+            classes = entries.labels.clamp_min(0)  # what is not there adds zeros to class 0
+            self.sums.index_add_(0, classes, features, alpha=sign)
+            self.counts.index_add_(0, classes, present, alpha=sign)
+        self._update_centers(torch.cat([new.labels, old.labels]).clamp_min_(0))
 
     def _update_centers(self, classes: Tensor) -> None:
-        means = _means(self.sums.index_select(0, classes), self.counts.index_select(0, classes))
+        if 2 * len(classes) >= len(self.centers):  # picking them out would cost more
+            _means(self.sums, self.counts, out=self.centers)
+            return
+        sums, counts = self.sums.index_select(0, classes), self.counts.index_select(0, classes)
+        means = _means(sums, counts, out=torch.empty_like(sums, dtype=torch.float32))
         self.centers.index_copy_(0, classes, means)
 
     def _recount(self) -> None:
@@ -293,15 +300,18 @@ class FeatureMemory(nn.Module):
         zeros = torch.zeros_like(self.sums, dtype=torch.float64)
         self.sums = zeros.index_add_(0, classes, self.features.double())
         self.counts = torch.zeros_like(self.counts).index_add_(0, classes, present.long())
-        self.centers = _means(self.sums, self.counts)
+        self.centers = _means(
+            self.sums, self.counts, out=torch.empty_like(self.sums, dtype=torch.float32)
+        )
 
     def _after_loading(self, _: Any) -> None:
         self._recount()
 
     def _apply(self, fn: Any, recurse: bool = True) -> FeatureMemory:
-        """``.half()`` and the like change the stored features, never the precision of sums."""
+        """``.half()`` and the like change the stored features, not the precision of the centers."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.num_classes is not None and self.sums.dtype != torch.float64:
+        exact = (torch.float64, torch.float32)
+        if self.num_classes is not None and (self.sums.dtype, self.centers.dtype) != exact:
             self._recount()
         return self
 
@@ -326,9 +336,9 @@ class _Entries(NamedTuple):
     sample_ids: Tensor  # (B,)
 
 
-def _means(sums: Tensor, counts: Tensor) -> Tensor:
+def _means(sums: Tensor, counts: Tensor, out: Tensor) -> Tensor:
     """(C, D) float32; zeros for a class of no entries."""
-    return (sums * counts.clamp_min(1).double().reciprocal().unsqueeze(1)).float()
+    return torch.mul(sums, counts.clamp_min(1).double().reciprocal().unsqueeze(1), out=out)
 
 
 def _like(mask: Tensor, values: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """The inside of pytorch-metric-learning (PML): per-sample terms, and the dtype it computes in.
 
-Only this file and pml_state.py know it.
+What PML's classes can take is in pml_kinds.py, what they forget to save in pml_state.py; nothing
+else knows PML's inside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -16,50 +17,19 @@ from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import (
     BaseMetricLossFunction,
     CrossBatchMemory,
-    FastAPLoss,
-    HistogramLoss,
-    LargeMarginSoftmaxLoss,
-    ManifoldLoss,
     MultipleLosses,
-    NormalizedSoftmaxLoss,
-    NPairsLoss,
-    P2SGradLoss,
-    PNPLoss,
-    ProxyAnchorLoss,
     ProxyNCALoss,
-    RankedListLoss,
-    SelfSupervisedLoss,
-    SmoothAPLoss,
-    SoftTripleLoss,
-    VICRegLoss,
 )
 from pytorch_metric_learning.reducers import DoNothingReducer, MeanReducer
 from torch import Tensor, nn
 
 from noisydml.batch import Batch
 from noisydml.functional import proxy_nca
+from noisydml.pml_kinds import Loss, name_of, parts, refuse_unweightable, unweightable
 
-Loss = Callable[..., Any]
 LossDict = dict[str, dict[str, Any]]
 
 _PML = (BaseMetricLossFunction, CrossBatchMemory, MultipleLosses)
-_TAKES_NO_REFERENCE = (
-    FastAPLoss,
-    HistogramLoss,
-    LargeMarginSoftmaxLoss,
-    ManifoldLoss,
-    NormalizedSoftmaxLoss,
-    NPairsLoss,
-    P2SGradLoss,
-    PNPLoss,
-    ProxyAnchorLoss,
-    ProxyNCALoss,
-    RankedListLoss,
-    SmoothAPLoss,
-    SoftTripleLoss,
-    VICRegLoss,
-)
-_TAKES_NO_LABELS = (ManifoldLoss, SelfSupervisedLoss, VICRegLoss)
 
 
 @dataclass(frozen=True)
@@ -120,65 +90,6 @@ def sample_losses(loss: Loss, batch: Batch) -> Tensor:
     return terms.per_sample + terms.unweighted
 
 
-def refuse_unlabelled(loss: Loss) -> None:
-    """Raise TypeError for the losses that are called without labels."""
-    for part in _parts(loss):
-        if isinstance(part, _TAKES_NO_LABELS):
-            raise TypeError(
-                f"{_name(part)} takes no labels, so none of them can be wrong: it cannot be wrapped"
-            )
-
-
-def refuse_unweightable(loss: Loss) -> None:
-    """Raise TypeError for the losses known to have no per-sample contributions."""
-    refuse_unlabelled(loss)
-    for part in _parts(loss):
-        if isinstance(part, ProxyAnchorLoss):
-            raise _unweightable(
-                part,
-                "its terms belong to proxies, each a logarithm over all samples of the batch. "
-                "Use ProxyNCALoss or SoftTripleLoss",
-            )
-
-
-def refuse_memory(confidence_loss: Loss) -> None:
-    """Raise TypeError for a loss that would remember the batch it only judges."""
-    if any(isinstance(part, CrossBatchMemory) for part in _parts(confidence_loss)):
-        raise TypeError(
-            "confidence_loss must not be a CrossBatchMemory: judging would enqueue the batch"
-        )
-
-
-def refuse_without_reference(loss: Loss) -> None:
-    """Raise TypeError unless the loss can compare a batch with other embeddings (``ref_emb``)."""
-    if not isinstance(loss, BaseMetricLossFunction) or isinstance(loss, _TAKES_NO_REFERENCE):
-        raise TypeError(
-            "memory_loss needs one of PML's pair or triplet losses, which can compare a batch with "
-            f"a memory, got {_name(loss)}"
-        )
-
-
-def embedding_shape(loss: Loss) -> tuple[int | None, int | None]:
-    """(number of classes, embedding size) that a proxy loss is made for; None where unknown."""
-    if isinstance(loss, ProxyNCALoss):
-        return loss.proxies.shape[0], loss.proxies.shape[1]
-    if isinstance(loss, NormalizedSoftmaxLoss):
-        return loss.W.shape[1], loss.W.shape[0]
-    # PML's recording sets num_classes to 0 in losses that never set it themselves.
-    num_classes = getattr(loss, "num_classes", None)
-    return (num_classes if isinstance(num_classes, int) and num_classes > 0 else None), None
-
-
-def _parts(loss: Loss) -> Iterator[Loss]:
-    """The loss, and those inside PML's own containers."""
-    yield loss
-    if isinstance(loss, MultipleLosses):
-        for inner in loss.losses.values() if loss.is_dict else loss.losses:
-            yield from _parts(inner)
-    elif isinstance(loss, CrossBatchMemory):
-        yield from _parts(loss.loss)
-
-
 def _output(loss: Loss, batch: Batch) -> Any:
     batch = _converted(loss, batch)
     return loss(batch.embeddings, batch.labels, **batch.optional_arguments())
@@ -192,7 +103,7 @@ def _converted(loss: Loss, batch: Batch) -> Batch:
     """
     if not isinstance(loss, _PML):
         return batch
-    memories = [p.embedding_memory for p in _parts(loss) if isinstance(p, CrossBatchMemory)]
+    memories = [p.embedding_memory for p in parts(loss) if isinstance(p, CrossBatchMemory)]
     state = [t.dtype for t in (*loss.parameters(), *memories)]
     dtype = reduce(torch.promote_types, state) if state else batch.embeddings.dtype
     # torch.cdist, on which LpDistance stands, has no bfloat16.
@@ -221,7 +132,7 @@ def _reduced(loss: Loss, output: Any, batch_size: int) -> Tensor:
             return output.reshape(())
     got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
     raise TypeError(
-        f"{_name(loss)} must return one loss per sample, shape ({batch_size},), or a 0-dim loss, "
+        f"{name_of(loss)} must return one loss per sample, shape ({batch_size},), or a 0-dim loss, "
         f"got {got}"
     )
 
@@ -230,7 +141,7 @@ def _split_callable(loss: Loss, batch: Batch) -> Terms:
     output = _output(loss, batch)
     value = _reduced(loss, output, len(batch))
     if output.shape != (len(batch),):
-        raise _unweightable(
+        raise unweightable(
             loss,
             "it returns one number for the whole batch. Make it return one loss per sample, "
             "for instance with reduction='none'",
@@ -242,12 +153,12 @@ def _split_multiple(loss: MultipleLosses, batch: Batch) -> Terms:
     if batch.ref_emb is not None:
         raise TypeError("MultipleLosses takes no ref_emb")
     batch = _converted(loss, batch)
-    parts = []
+    found = []
     for name in loss.losses.keys() if loss.is_dict else range(len(loss.losses)):
         indices = loss.get_indices_tuple(name, batch.embeddings, batch.labels, batch.indices_tuple)
         terms = split(loss.losses[name], replace(batch, indices_tuple=indices))
-        parts.append(terms.scaled(loss.weights[name]))
-    return reduce(Terms.plus, parts)
+        found.append(terms.scaled(loss.weights[name]))
+    return reduce(Terms.plus, found)
 
 
 def _split_pml(loss: Loss, pml_loss: BaseMetricLossFunction, batch: Batch) -> Terms:
@@ -258,14 +169,14 @@ def _split_pml(loss: Loss, pml_loss: BaseMetricLossFunction, batch: Batch) -> Te
     dr/dt_k are constants to the gradient.
     """
     if isinstance(pml_loss.reducer, DoNothingReducer):
-        raise TypeError(f"{_name(pml_loss)} has a DoNothingReducer, so there is no loss to wrap")
+        raise TypeError(f"{name_of(pml_loss)} has a DoNothingReducer, so there is no loss to wrap")
     with _observed(pml_loss.reducer) as calls:
         output = _output(loss, batch)
     if len(calls) != 1 or calls[0].output is not output:
-        raise _unweightable(pml_loss, "its value is not what one call of its reducer returned")
+        raise unweightable(pml_loss, "its value is not what one call of its reducer returned")
     for name, entry in _with_terms(calls[0].loss_dict).items():
         if entry["reduction_type"] == "already_reduced" and not _is_regularizer(name):
-            raise _unweightable(
+            raise unweightable(
                 pml_loss, "it reduces its terms itself, before a sample's part could be told"
             )
 
@@ -367,15 +278,4 @@ def _is_plain_proxy_nca(loss: Any) -> bool:
         and distance.normalize_embeddings
         and (distance.p, distance.power) == (2, 2)
         and not loss.all_regularization_loss_names()
-    )
-
-
-def _name(loss: Loss) -> str:
-    return getattr(loss, "__name__", type(loss).__name__)
-
-
-def _unweightable(loss: Loss, reason: str) -> TypeError:
-    return TypeError(
-        f"{_name(loss)} cannot be weighted sample by sample: {reason}. "
-        "A wrapper that drops samples, such as GroundTruthFilter, works with it."
     )

@@ -73,3 +73,35 @@ def neighbor_vote(
     own = votes.get(label, Fraction(0))
     majority = label if own == most else min(j for j, n in votes.items() if n == most)
     return own / most, majority, most / total
+
+
+def clean_probability(
+    embeddings: np.ndarray,
+    labels: list[int],
+    features: np.ndarray,
+    feature_labels: list[int],
+    temperature: float,
+) -> list[float]:
+    """PRISM Eq. 2 and 3, pair by pair; 1 for a class that the memory does not hold (Alg. 1)."""
+
+    def unit(vector):
+        return vector / max(math.sqrt(math.fsum(x * x for x in vector)), 1e-12)
+
+    classes = sorted(set(feature_labels))
+    probabilities = []
+    for embedding, label in zip(embeddings, labels, strict=True):
+        if label not in classes:
+            probabilities.append(1.0)
+            continue
+        mean = {}
+        for k in classes:
+            cosines = [
+                math.fsum(a * b for a, b in zip(unit(embedding), unit(v), strict=True))
+                for v, y in zip(features, feature_labels, strict=True)
+                if y == k
+            ]
+            mean[k] = math.fsum(cosines) / len(cosines)
+        terms = [math.exp((mean[k] - max(mean.values())) / temperature) for k in classes]
+        own = math.exp((mean[label] - max(mean.values())) / temperature)
+        probabilities.append(own / math.fsum(terms))
+    return probabilities

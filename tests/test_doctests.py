@@ -9,6 +9,7 @@ import pkgutil
 import pytest
 
 import noisydml
+from noisydml.memory import FeatureMemory
 
 MODULES = ["noisydml"] + [
     module.name for module in pkgutil.walk_packages(noisydml.__path__, "noisydml.")
@@ -31,6 +32,8 @@ def test_doctests(name: str) -> None:
         noisydml.ConfidenceWeightedLoss,
         noisydml.GatheredLoss,
         noisydml.GroundTruthFilter,
+        noisydml.PRISMFilter,
+        FeatureMemory,
         *(getattr(noisydml.functional, name) for name in noisydml.functional.__all__),
         noisydml.noise.ClassHierarchy,
         noisydml.noise.NoisyLabels,

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from noisydml.functional.checks import require_floating, require_integer, require_positive
+from noisydml.functional.checks import (
+    require_count,
+    require_floating,
+    require_integer,
+    require_positive,
+    require_vector,
+)
 
 _BLOCK = 4_000_000  # similarities that the pairwise form holds at once
 _NOTHING = -80.0  # exp of it is lost beside 1, and exp of much less is slow: it is subnormal
@@ -46,11 +52,7 @@ def class_similarity(
     require_floating("centers", centers, ndim=2)
     require_integer("counts", counts, len(centers), "center")
     require_positive("temperature", temperature)
-    if centers.shape[1] != embeddings.shape[1]:
-        raise ValueError(
-            f"centers must be as wide as the embeddings, {embeddings.shape[1]}, "
-            f"got {centers.shape[1]}"
-        )
+    _require_width("centers", centers, embeddings)
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
     absent = torch.where(counts > 0, 0.0, -math.inf).to(dtype)
     return torch.addmm(absent, _scaled(embeddings, temperature), centers.to(dtype).T)
@@ -77,11 +79,24 @@ def class_similarity_pairs(
 
     Returns:
         (B, C) of at least float32, ``-inf`` for the classes that the memory does not hold.
+
+    Raises:
+        TypeError: for a tensor of the wrong dtype.
+        ValueError: for a wrong shape, number of classes or temperature.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import class_similarity_pairs
+        >>> memory, labels = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 0])
+        >>> class_similarity_pairs(torch.tensor([[3.0, 0.0]]), memory, labels, num_classes=2)
+        tensor([[0.5000,   -inf]])
     """
     require_floating("embeddings", embeddings, ndim=2)
     require_floating("features", features, ndim=2)
     require_integer("feature_labels", feature_labels, len(features), "feature")
+    require_count("num_classes", num_classes)
     require_positive("temperature", temperature)
+    _require_width("features", features, embeddings)
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
     queries = _scaled(embeddings, temperature)
     # Column C takes what is to be ignored.
@@ -104,15 +119,35 @@ def own_similarity(similarities: Tensor, labels: Tensor) -> Tensor:
     Args:
         similarities: (B, C) from :func:`class_similarity`.
         labels: (B,) integers in ``[0, C)``.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import own_similarity
+        >>> own_similarity(torch.tensor([[0.6, 0.1], [0.2, 0.3]]), torch.tensor([0, 1]))
+        tensor([0.6000, 0.3000])
     """
     require_floating("similarities", similarities, ndim=2)
     require_integer("labels", labels, len(similarities), "row of similarities")
     return similarities.gather(1, labels.to(torch.int64).unsqueeze(1)).squeeze(1)
 
 
-def softmax_probability(similarities: Tensor, labels: Tensor) -> Tensor:
-    """(B,) Eq. 2 and 7 from the similarities: 1 for a class that the memory does not hold."""
-    own = own_similarity(similarities, labels)
+def softmax_probability(similarities: Tensor, own: Tensor) -> Tensor:
+    """(B,) Eq. 2 and 7 from the similarities: 1 for a class that the memory does not hold.
+
+    Args:
+        similarities: (B, C) from :func:`class_similarity`.
+        own: (B,) from :func:`own_similarity`.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import own_similarity, softmax_probability
+        >>> similarities = torch.tensor([[2.0, 0.0, -torch.inf]])
+        >>> softmax_probability(similarities, own_similarity(similarities, torch.tensor([0])))
+        tensor([0.8808])
+    """
+    require_floating("similarities", similarities, ndim=2)
+    require_floating("own", own, ndim=1)
+    require_vector("own", own, len(similarities), "row of similarities")
     # 1 / sum_k exp(s_k - s_own), of which one term is 1: where it overflows, P is 0 anyway.
     excess = (similarities - own.unsqueeze(1)).clamp_min_(_NOTHING)
     return torch.where(own == -math.inf, 1.0, excess.exp_().sum(dim=1).reciprocal())
@@ -158,7 +193,8 @@ def clean_probability(
         >>> clean_probability(x, torch.tensor([0, 1]), centers, counts, temperature=0.2)
         tensor([0.9820, 0.0180])
     """
-    return softmax_probability(class_similarity(embeddings, centers, counts, temperature), labels)
+    similarities = class_similarity(embeddings, centers, counts, temperature)
+    return softmax_probability(similarities, own_similarity(similarities, labels))
 
 
 def clean_probability_pairs(
@@ -181,11 +217,18 @@ def clean_probability_pairs(
 
     Returns:
         (B,) of at least float32, in ``[0, 1]``.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import clean_probability_pairs
+        >>> memory, labels = torch.eye(2), torch.tensor([0, 1])
+        >>> clean_probability_pairs(torch.eye(2), torch.tensor([0, 0]), memory, labels, 2)
+        tensor([0.7311, 0.2689])
     """
     similarities = class_similarity_pairs(
         embeddings, features, feature_labels, num_classes, temperature
     )
-    return softmax_probability(similarities, labels)
+    return softmax_probability(similarities, own_similarity(similarities, labels))
 
 
 def batch_positive(embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -199,6 +242,12 @@ def batch_positive(embeddings: Tensor, labels: Tensor) -> Tensor:
 
     Returns:
         (B,) of at least float32, in ``[-1, 1]``.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import batch_positive
+        >>> batch_positive(torch.eye(3), torch.tensor([0, 0, 1]))
+        tensor([0.5000, 0.5000, 1.0000])
     """
     require_floating("embeddings", embeddings, ndim=2)
     require_integer("labels", labels, len(embeddings))
@@ -208,8 +257,14 @@ def batch_positive(embeddings: Tensor, labels: Tensor) -> Tensor:
     return (unit @ unit.T * same).sum(dim=1) / same.sum(dim=1)
 
 
+def _require_width(name: str, value: Tensor, embeddings: Tensor) -> None:
+    width = embeddings.shape[1]
+    if value.shape[1] != width:
+        raise ValueError(f"{name} must be as wide as the embeddings, {width}, got {value.shape[1]}")
+
+
 def _scaled(embeddings: Tensor, temperature: float) -> Tensor:
     """Of length 1 / temperature each (zeros stay zeros), in at least single precision."""
     embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
     length: Tensor = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
-    return embeddings * (length.clamp_min(_TINY) * temperature).reciprocal()
+    return embeddings * length.clamp_min(_TINY).mul_(temperature).reciprocal_()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from noisydml import collectives, pml
+from noisydml import collectives, pml, pml_kinds
 from noisydml.batch import Batch
 from noisydml.functional.checks import require_loss
 from noisydml.pml_state import UnsavedState
@@ -92,7 +92,7 @@ class LossWrapper(nn.Module, ABC):
     def __init__(self, loss: Callable[..., Any], *, validate_args: bool = True) -> None:
         super().__init__()
         require_loss("loss", loss)
-        pml.refuse_unlabelled(loss)
+        pml_kinds.refuse_unlabelled(loss)
         self.loss = loss
         self.validate_args = validate_args
         self.decision: Decision | None = None
@@ -230,7 +230,7 @@ class LossWrapper(nn.Module, ABC):
     def _leaf_checks(self, batch: Batch) -> list[ValueCheck]:
         """The range of labels that the innermost loss has proxies for."""
         *_, innermost = self._chain()
-        num_classes, _ = pml.embedding_shape(innermost.loss)
+        num_classes, _ = pml_kinds.embedding_shape(innermost.loss)
         if num_classes is None:
             return []
         return [in_range("labels", batch.labels, num_classes, "the classes of the wrapped loss")]

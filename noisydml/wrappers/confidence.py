@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from noisydml import pml
+from noisydml import pml, pml_kinds
 from noisydml.batch import Batch
 from noisydml.distributed import gather_batch
 from noisydml.functional import confidence, otsu_threshold, running_mean
@@ -104,9 +104,9 @@ class ConfidenceWeightedLoss(LossWrapper):
                 "confidence_loss must be a loss that gives one value per sample, such as "
                 f"ProxyNCALoss, got {type(confidence_loss).__name__}"
             )
-        pml.refuse_unweightable(loss)
-        pml.refuse_unweightable(confidence_loss)
-        pml.refuse_memory(confidence_loss)
+        pml_kinds.refuse_unweightable(loss)
+        pml_kinds.refuse_unweightable(confidence_loss)
+        pml_kinds.refuse_memory(confidence_loss)
         require_positive("lam", lam)
         if threshold not in ("otsu", "running_mean") and not callable(threshold):
             raise ValueError(
@@ -160,7 +160,7 @@ class ConfidenceWeightedLoss(LossWrapper):
         self._warn_if_forgotten()
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
-        num_classes, width = pml.embedding_shape(self.confidence_loss)
+        num_classes, width = pml_kinds.embedding_shape(self.confidence_loss)
         if width is not None and batch.embeddings.shape[1] != width:
             raise ValueError(
                 f"embeddings must be as wide as the proxies of the confidence loss, {width}, "

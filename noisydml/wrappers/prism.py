@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from noisydml import pml
+from noisydml import pml_kinds
 from noisydml.batch import Batch
 from noisydml.distributed import gather_batch
 from noisydml.functional import (
@@ -142,7 +142,7 @@ class PRISMFilter(LossWrapper):
         if warmup is not None:
             require_count("warmup", warmup, least=0)
         if memory_loss:
-            pml.refuse_without_reference(loss)
+            pml_kinds.refuse_without_reference(loss)
         self.memory = FeatureMemory(memory_size, embedding_size, num_classes)
         self.num_classes = num_classes
         self.noise_rate = noise_rate
@@ -167,7 +167,7 @@ class PRISMFilter(LossWrapper):
             rate = self._noise_rate(low_ranks)
             quantile = top_r_threshold(scores, rate, known)
             threshold, quantiles, num_quantiles = self._smooth(scores, known, quantile)
-            threshold = torch.where(self._warming_up(), -math.inf, threshold)
+            threshold = threshold.masked_fill(self._warming_up(), -math.inf)
             keep = (scores > threshold) | known.logical_not()
         own_keep = batch.own_rows(everyone, keep)
         decision = Decision(
@@ -190,11 +190,12 @@ class PRISMFilter(LossWrapper):
         filled = min(int(self.memory.total), len(self.memory))  # one host synchronisation
         if filled == 0:
             return value
+        # Copies: what autograd keeps for the backward pass must not be overwritten by commit.
         against_memory = replace(
             batch,
             indices_tuple=None,
-            ref_emb=self.memory.features[:filled].to(batch.embeddings.dtype),
-            ref_labels=self.memory.labels[:filled],
+            ref_emb=self.memory.features[:filled].to(batch.embeddings.dtype, copy=True),
+            ref_labels=self.memory.labels[:filled].clone(),
         )
         return value + call_loss(self.loss, against_memory)
 
@@ -250,17 +251,17 @@ class PRISMFilter(LossWrapper):
         else:
             similarities = class_similarity(embeddings, memory.centers, memory.counts, temperature)
         own = own_similarity(similarities, labels)
-        known = own > -math.inf
+        known = own != -math.inf  # so is NaN, which is above no threshold and never remembered
         if self.score == "batch_positive":
             scores = batch_positive(embeddings, labels)
             known = torch.ones_like(known)
         elif self.score == "memory_positive":
             scores = torch.where(known, own, 1.0)
         else:
-            scores = softmax_probability(similarities, labels)
+            scores = softmax_probability(similarities, own)
         if self.noise_rate is not None:
             return scores.double(), known, None
-        latest = torch.stack(low_rank_counts(similarities, labels)).unsqueeze(0)
+        latest = torch.stack(low_rank_counts(similarities, own)).unsqueeze(0)
         return scores.double(), known, torch.cat([self.low_ranks, latest]).narrow(0, 1, self.window)
 
     def _noise_rate(self, low_ranks: Tensor | None) -> Tensor:
@@ -278,23 +279,21 @@ class PRISMFilter(LossWrapper):
 
         A quantile of ``-inf`` makes the mean ``-inf`` and does not enter the window.
         """
-        shifted = torch.cat([self.quantiles, quantile.reshape(1)]).narrow(0, 1, self.window)
-        number = (self.num_quantiles + 1).clamp_max(self.window)
-        mean = shifted.sum() / number  # what is not in use yet is 0
+        older = self.quantiles.narrow(0, 1, self.window - 1)  # what is not in use yet is 0
+        number = (self.num_quantiles + 1).clamp_max_(self.window)
+        mean = (older.sum() + quantile) / number
 
         best = torch.where(known, scores, math.inf).amax()
         starts_again = best <= mean
-        below = torch.nextafter(quantile, torch.full_like(quantile, -math.inf))
-        top_r = torch.where(best <= quantile, below, quantile)
+        just_below = torch.nextafter(best, torch.full_like(best, -math.inf))
+        top_r = torch.minimum(quantile, just_below)  # the best ones are kept even if all are equal
         threshold = torch.where(starts_again, top_r, mean)
 
-        alone = torch.nn.functional.pad(quantile.reshape(1), (self.window - 1, 0))
-        shifted = torch.where(starts_again, alone, shifted)
-        number = torch.where(starts_again, 1, number)
+        older, number = older.masked_fill(starts_again, 0), number.masked_fill_(starts_again, 1)
         counts = quantile > -math.inf
         return (
             threshold,
-            torch.where(counts, shifted, self.quantiles),
+            torch.where(counts, torch.cat([older, quantile.reshape(1)]), self.quantiles),
             torch.where(counts, number, self.num_quantiles),
         )
 

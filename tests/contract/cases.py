@@ -13,7 +13,13 @@ import torch
 from pytorch_metric_learning import losses
 from torch import Tensor, nn
 
-from noisydml import ConfidenceWeightedLoss, GatheredLoss, GroundTruthFilter, LossWrapper
+from noisydml import (
+    ConfidenceWeightedLoss,
+    GatheredLoss,
+    GroundTruthFilter,
+    LossWrapper,
+    PRISMFilter,
+)
 
 CLASSES, WIDTH, SAMPLES = 5, 16, 60
 
@@ -23,6 +29,11 @@ Make = Callable[..., LossWrapper]
 def is_noisy() -> Tensor:
     """(SAMPLES,) which labels are wrong; made anew, for tests under fake tensors."""
     return torch.arange(SAMPLES) % 3 == 0
+
+
+def class_centers() -> Tensor:
+    """(CLASSES, WIDTH) that the embeddings of ``make_batch`` lie around."""
+    return torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(7))
 
 
 def proxies() -> losses.ProxyNCALoss:
@@ -57,6 +68,25 @@ def generic_confidence(loss: Any, trusting: bool = False, **settings: Any) -> Lo
     return confidence(loss, trusting, judge, **settings)
 
 
+def prism(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    """Remembers right labels, so that it can judge the first batch."""
+    settings = {"noise_rate": 1 / 3, "warmup": 1000 if trusting else 0, **settings}
+    wrapper = PRISMFilter(loss, CLASSES, WIDTH, memory_size=40, **settings)
+    labels = torch.arange(30) % CLASSES
+    generator = torch.Generator().manual_seed(3)
+    features = class_centers()[labels] + 0.5 * torch.randn(30, WIDTH, generator=generator)
+    wrapper.memory.enqueue(features, labels)
+    return wrapper
+
+
+def estimated_prism(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    return prism(loss, trusting, noise_rate=None, **settings)
+
+
+def top_r(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    return prism(loss, trusting, window=1, score="pairs", temperature=1.0, **settings)
+
+
 def gathered(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     return GatheredLoss(loss, **settings)
 
@@ -81,33 +111,45 @@ class Case:
     """
 
     make: Make
-    drops: bool = False  # leaves samples out
+    drops: bool = False  # leaves samples out, some of the first batch among them
+    can_drop_all: bool = False  # leaves out every sample that is_noisy() names, be it all of them
     weighs: bool = False  # asks the wrapped loss for one value per sample
     syncs: bool = False  # scoring asks the host, for a reason that the docs state
 
 
 CASES = {
-    "ground_truth": Case(ground_truth, drops=True),
+    "ground_truth": Case(ground_truth, drops=True, can_drop_all=True),
     "confidence": Case(confidence, weighs=True),
     "running_mean": Case(running_mean, weighs=True),
     "median": Case(median, weighs=True),
     "generic_confidence": Case(generic_confidence, weighs=True, syncs=True),
+    "prism": Case(prism, drops=True),
+    "estimated_prism": Case(estimated_prism, drops=True),
+    "top_r": Case(top_r, drops=True),
     "gathered": Case(gathered),
-    "ground_truth(confidence)": Case(nest(ground_truth, confidence), drops=True, weighs=True),
-    "confidence(ground_truth)": Case(nest(confidence, ground_truth), drops=True, weighs=True),
+    "ground_truth(confidence)": Case(
+        nest(ground_truth, confidence), drops=True, can_drop_all=True, weighs=True
+    ),
+    "confidence(ground_truth)": Case(
+        nest(confidence, ground_truth), drops=True, can_drop_all=True, weighs=True
+    ),
     "confidence(confidence)": Case(nest(confidence, running_mean), weighs=True),
     "confidence(gathered)": Case(nest(confidence, gathered), weighs=True),
     "gathered(confidence)": Case(nest(gathered, confidence), weighs=True),
-    "ground_truth(gathered)": Case(nest(ground_truth, gathered), drops=True),
+    "ground_truth(gathered)": Case(nest(ground_truth, gathered), drops=True, can_drop_all=True),
+    "prism(confidence)": Case(nest(prism, confidence), drops=True, weighs=True),
+    "confidence(prism)": Case(nest(confidence, prism), drops=True, weighs=True),
+    "prism(gathered)": Case(nest(prism, gathered), drops=True),
+    "ground_truth(prism)": Case(nest(ground_truth, prism), drops=True, can_drop_all=True),
     "ground_truth(confidence(gathered))": Case(
-        nest(ground_truth, confidence, gathered), drops=True, weighs=True
+        nest(ground_truth, confidence, gathered), drops=True, can_drop_all=True, weighs=True
     ),
 }
 
 LEAVES: dict[str, Callable[[], Any]] = {
     "multi_similarity": lambda: losses.MultiSimilarityLoss(2, 40, 0.1),
     "contrastive": lambda: losses.ContrastiveLoss(),
-    "triplet": lambda: losses.TripletMarginLoss(),
+    "triplet": lambda: losses.TripletMarginLoss(margin=1.0),
     "soft_triple": lambda: losses.SoftTripleLoss(CLASSES, WIDTH, centers_per_class=2),
     "cross_batch_memory": lambda: losses.CrossBatchMemory(losses.ContrastiveLoss(), WIDTH, 48),
     "cross_entropy": lambda: nn.CrossEntropyLoss(reduction="none"),
@@ -119,8 +161,7 @@ def make_batch(size: int = 24, seed: int = 0, dtype: torch.dtype = torch.float32
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randperm(SAMPLES, generator=generator)[:size]
     true = ids % CLASSES
-    centers = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(7))
-    embeddings = centers[true] + 0.5 * torch.randn(size, WIDTH, generator=generator)
+    embeddings = class_centers()[true] + 0.5 * torch.randn(size, WIDTH, generator=generator)
     labels = torch.where(is_noisy()[ids], (true + 1) % CLASSES, true)
     return {
         "embeddings": embeddings.to(dtype).requires_grad_(),
@@ -141,6 +182,14 @@ def chain(wrapper: LossWrapper) -> list[LossWrapper]:
     while isinstance(found[-1].loss, LossWrapper):
         found.append(found[-1].loss)
     return found
+
+
+def kept_rows(wrapper: LossWrapper, size: int = 24) -> Tensor:
+    """The rows of the last batch that reached the innermost loss, by the decisions of all."""
+    rows = torch.arange(size)
+    for each in chain(wrapper):
+        rows = rows[each.decision.keep.cpu()]
+    return rows
 
 
 def leaf_of(wrapper: LossWrapper) -> Any:
