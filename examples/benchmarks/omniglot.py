@@ -108,6 +108,10 @@ def prism(data: Omniglot, **settings: Any) -> noisydml.LossWrapper:
     )
 
 
+def knn(data: Omniglot, **settings: Any) -> noisydml.LossWrapper:
+    return noisydml.KNNDenoiser(base_loss(), memory_size=len(data.given), **settings)
+
+
 Method = Callable[[Omniglot, float], Any]
 METHODS: dict[str, Method] = {
     "plain": lambda data, rate: base_loss(),
@@ -116,6 +120,10 @@ METHODS: dict[str, Method] = {
     "prism": lambda data, rate: prism(data),
     "prism (T = 1)": lambda data, rate: prism(data, noise_rate=rate, temperature=1.0),
     "prism (T = 0.1)": lambda data, rate: prism(data, noise_rate=rate, temperature=0.1),
+    "knn": lambda data, rate: knn(data),
+    "knn (refreshed)": lambda data, rate: knn(data),
+    "knn (counts)": lambda data, rate: knn(data, vote="count"),
+    "knn (counts, refreshed)": lambda data, rate: knn(data, vote="count"),
 }
 
 
@@ -143,6 +151,8 @@ def train(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        if "refreshed" in name:  # a pass over the data set in eval mode, every epoch
+            loss_fn.refresh(embed(model, data.images), data.given)
         log.append(decision_quality(data, kept, loss_fn))
     seconds = time.perf_counter() - start
     return {**evaluate(model, data), "seconds": seconds, "epochs_log": log}

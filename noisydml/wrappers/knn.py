@@ -141,7 +141,7 @@ class KNNDenoiser(LossWrapper):
 
     def judge(self, batch: Batch) -> Judgement:
         everyone = gather_batch(self._detached(batch))
-        if not self._has_reference() or len(batch) == 0:
+        if not self._has_reference():
             return Judgement(Decision.trusting(batch), evidence=everyone)
         with torch.autocast(batch.device.type, enabled=False), torch.no_grad():
             vote, known = self.neighborhood.ask(

@@ -17,6 +17,7 @@ from noisydml import (
     ConfidenceWeightedLoss,
     GatheredLoss,
     GroundTruthFilter,
+    KNNDenoiser,
     LossWrapper,
     PRISMFilter,
 )
@@ -87,6 +88,21 @@ def top_r(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     return prism(loss, trusting, window=1, score="pairs", temperature=1.0, **settings)
 
 
+def knn(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    """Has right labels for a reference, so that it can judge the first batch."""
+    settings = {"k": 9, "warmup": 1000 if trusting else 0, **settings}
+    wrapper = KNNDenoiser(loss, memory_size=SAMPLES, **settings)
+    labels = torch.arange(SAMPLES) % CLASSES
+    generator = torch.Generator().manual_seed(3)
+    features = class_centers()[labels] + 0.5 * torch.randn(SAMPLES, WIDTH, generator=generator)
+    wrapper.refresh(features, labels)
+    return wrapper
+
+
+def counting_knn(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    return knn(loss, trusting, vote="count", k="auto", index="torch", **settings)
+
+
 def gathered(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     return GatheredLoss(loss, **settings)
 
@@ -126,6 +142,8 @@ CASES = {
     "prism": Case(prism, drops=True),
     "estimated_prism": Case(estimated_prism, drops=True),
     "top_r": Case(top_r, drops=True),
+    "knn": Case(knn, drops=True, syncs=True),
+    "counting_knn": Case(counting_knn, drops=True, syncs=True),
     "gathered": Case(gathered),
     "ground_truth(confidence)": Case(
         nest(ground_truth, confidence), drops=True, can_drop_all=True, weighs=True
@@ -141,6 +159,10 @@ CASES = {
     "confidence(prism)": Case(nest(confidence, prism), drops=True, weighs=True),
     "prism(gathered)": Case(nest(prism, gathered), drops=True),
     "ground_truth(prism)": Case(nest(ground_truth, prism), drops=True, can_drop_all=True),
+    "knn(confidence)": Case(nest(knn, confidence), drops=True, weighs=True, syncs=True),
+    "confidence(knn)": Case(nest(confidence, knn), drops=True, weighs=True, syncs=True),
+    "prism(knn)": Case(nest(prism, knn), drops=True, syncs=True),
+    "knn(gathered)": Case(nest(knn, gathered), drops=True, syncs=True),
     "ground_truth(confidence(gathered))": Case(
         nest(ground_truth, confidence, gathered), drops=True, can_drop_all=True, weighs=True
     ),
