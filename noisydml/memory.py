@@ -317,10 +317,15 @@ class FeatureMemory(nn.Module):
 
 
 def last_of_equals(ids: Tensor) -> Tensor:
-    """(B,) for each id the last position at which it occurs; O(B^2) bits, no sorting."""
+    """(B,) for each id the last position at which it occurs, in O(B log B)."""
+    if len(ids) == 0:
+        return torch.zeros_like(ids, dtype=torch.int64)
+    ordered, order = ids.sort(stable=True)
     position = torch.arange(len(ids), device=ids.device)
-    same = ids.unsqueeze(1) == ids.unsqueeze(0)
-    return torch.where(same, position, -1).amax(dim=1) if len(ids) > 0 else position
+    ends = torch.nn.functional.pad(ordered.diff() != 0, (0, 1), value=True)
+    # From each place the next end of a run of equal ids: the last of them, as the sort is stable.
+    end = torch.where(ends, position, len(ids)).flip(0).cummin(dim=0).values.flip(0)
+    return torch.empty_like(order).scatter_(0, order, order.gather(0, end))
 
 
 def _take_width(memory: FeatureMemory, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 from fake_cuda import fake_cuda
 from torch import Tensor
 
-from noisydml.memory import EMPTY, FeatureMemory
+from noisydml.memory import EMPTY, FeatureMemory, last_of_equals
 
 CLASSES, WIDTH = 7, 5
 
@@ -306,3 +306,35 @@ def test_bad_arguments_change_nothing(change: dict[str, Any], error: type, messa
     with pytest.raises(error, match=message):
         memory.enqueue(**{**good, **change})
     same(before, memory)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 7, 50])
+def test_the_last_of_equal_ids(size: int) -> None:
+    ids = torch.randint(9, (size,))
+    rows = ids.tolist()
+    expected = [max(j for j, other in enumerate(rows) if other == i) for i in rows]
+    assert last_of_equals(ids).tolist() == expected
+
+
+def test_a_whole_data_set_is_written_at_once() -> None:
+    memory = FeatureMemory(70_000, 1)
+    ids = torch.randperm(70_000)
+    memory.write(torch.ones(70_000, 1), ids % 7, ids)
+    assert torch.equal(memory.labels, torch.arange(70_000) % 7)
+
+
+def test_a_width_left_open_is_that_of_the_first_rows_or_of_a_loaded_state() -> None:
+    memory = FeatureMemory(4)
+    assert memory.features.shape == (4, 0)
+    empty = memory.state_dict()
+    memory.enqueue(torch.randn(2, 3), torch.tensor([0, 1]))
+    assert memory.embedding_size == 3
+    with pytest.raises(ValueError, match="as wide as the memory, 3, got 5"):
+        memory.enqueue(torch.randn(2, 5), torch.tensor([0, 1]))
+    other = FeatureMemory(4)
+    other.load_state_dict(memory.state_dict())
+    assert torch.equal(other.features, memory.features)
+    other.load_state_dict(empty)  # of a run that had not begun
+    assert other.embedding_size is None
+    with pytest.raises(ValueError, match="num_classes needs embedding_size"):
+        FeatureMemory(4, num_classes=2)

@@ -122,8 +122,9 @@ METHODS: dict[str, Method] = {
     "prism (T = 0.1)": lambda data, rate: prism(data, noise_rate=rate, temperature=0.1),
     "knn": lambda data, rate: knn(data),
     "knn (refreshed)": lambda data, rate: knn(data),
+    "knn (threshold 0.25)": lambda data, rate: knn(data, threshold=0.25),
+    "knn (threshold 0.25, refreshed)": lambda data, rate: knn(data, threshold=0.25),
     "knn (counts)": lambda data, rate: knn(data, vote="count"),
-    "knn (counts, refreshed)": lambda data, rate: knn(data, vote="count"),
 }
 
 

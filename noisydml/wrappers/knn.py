@@ -25,6 +25,7 @@ from noisydml.validation import ValueCheck, in_range, raise_first
 from noisydml.wrappers.base import Decision, Judgement, LossWrapper
 
 _LEAST_K, _MOST_K = 5, 200  # of k="auto"; 200 is the paper's k
+_SHARE = 20  # one in so many of the reference are neighbours, with weighted votes
 _WITHOUT_IDS, _WITH_IDS = 1, 2
 
 
@@ -45,10 +46,12 @@ class KNNDenoiser(LossWrapper):
         loss: any loss that a wrapper takes.
         memory_size: number of samples in the data set, or at least as many as an epoch has; with
             ``sample_ids`` these lie in ``[0, memory_size)``.
-        k: number of neighbours, or ``"auto"``: with weighted votes 200 (the paper's k), as
-            neighbours too many have hardly a vote; with counts the median class size in the
-            reference, between 5 and 200.
-        threshold: scores below it are dropped; in ``[0, 1]``. 0.5 in the paper.
+        k: number of neighbours, or ``"auto"``: with weighted votes a twentieth of the reference,
+            with counts the median class size in it, and between 5 and 200 (the paper's k) in
+            both cases.
+        threshold: scores below it are dropped; in ``[0, 1]``. 0.5 in the paper. With many small
+            classes a lower one keeps more right labels at next to no cost; see the figures in the
+            documentation.
         vote: ``"weighted"``: neighbours vote with a weight that falls with their distance, see
             :func:`~noisydml.functional.neighbor_weights`; ``"count"``: one vote each, the paper's.
         sharpness: how fast the weights fall, finite and above 0.
@@ -107,7 +110,7 @@ class KNNDenoiser(LossWrapper):
         k: int | Literal["auto"] = "auto",
         threshold: float = 0.5,
         vote: Literal["weighted", "count"] = "weighted",
-        sharpness: float = 4.0,
+        sharpness: float = 2.0,
         warmup: int = 0,
         index: str | NeighborIndex | None = None,
         metric: Metric = "cosine",
@@ -293,9 +296,9 @@ class KNNDenoiser(LossWrapper):
     def _k(self) -> int:
         if self.k != "auto":
             return self.k
-        if self.vote == "weighted":
-            return _MOST_K
-        return min(max(self.neighborhood.class_size, _LEAST_K), _MOST_K)
+        hood = self.neighborhood
+        k = len(hood.labels) // _SHARE if self.vote == "weighted" else hood.class_size
+        return min(max(k, _LEAST_K), _MOST_K)
 
 
 def _forget(denoiser: KNNDenoiser, _: Any = None) -> None:

@@ -85,7 +85,7 @@ def test_decisions_are_those_of_algorithm_1(k: int, vote: Any, ids: bool, index:
     loss_fn = KNNDenoiser(
         losses.ContrastiveLoss(), memory_size=SAMPLES, k=k, vote=vote, index=index
     )
-    literal = LiteralDenoiser(SAMPLES, k, 4.0 if vote == "weighted" else None, ids)
+    literal = LiteralDenoiser(SAMPLES, k, 2.0 if vote == "weighted" else None, ids)
     dropped = 0
     for embeddings, labels, sample_ids in batches(epochs=4, seed=k):
         rows = list(zip(embeddings, labels.tolist(), sample_ids.tolist(), strict=True))
@@ -216,8 +216,12 @@ def test_the_only_sample_of_a_class_cannot_be_judged() -> None:
         assert loss_fn.decision.score[0] == 1
 
 
-@pytest.mark.parametrize(("per_class", "k"), [(3, 5), (40, 40), (900, 200)])
-def test_k_of_plain_counts_comes_from_the_class_sizes(per_class: int, k: int) -> None:
+@pytest.mark.parametrize(
+    ("per_class", "of_counts", "of_weights"), [(3, 5, 5), (40, 40, 8), (2000, 200, 200)]
+)
+def test_k_comes_from_what_the_reference_holds(
+    per_class: int, of_counts: int, of_weights: int
+) -> None:
     asked: list[int] = []
 
     class Spy(TorchIndex):
@@ -226,7 +230,7 @@ def test_k_of_plain_counts_comes_from_the_class_sizes(per_class: int, k: int) ->
             return super().search(queries, k, exclude)
 
     labels = torch.arange(per_class * 4) % 4
-    for vote, expected in (("count", k), ("weighted", 200)):
+    for vote, expected in (("count", of_counts), ("weighted", of_weights)):
         loss_fn = KNNDenoiser(
             losses.ContrastiveLoss(), memory_size=len(labels), vote=vote, index=Spy()
         )
