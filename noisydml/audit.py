@@ -96,7 +96,7 @@ def find_label_issues(
     labels: Any,
     *,
     k: int = 200,
-    threshold: float = 0.5,
+    threshold: float = 0.3,
     metric: Metric = "cosine",
     index: str | NeighborIndex | None = None,
 ) -> LabelIssues:
@@ -114,7 +114,9 @@ def find_label_issues(
         labels: (N,) integers that are not negative, the given labels.
         k: number of neighbours. Too many do no harm, as the weight of those from other classes
             vanishes: 200 serve classes of 5 as well as of thousands.
-        threshold: labels of a lower score are issues; in ``[0, 1]``.
+        threshold: labels of a lower score are issues; in ``[0, 1]``. Stricter than the 0.5 of
+            training, where a right label dropped costs little: see the figures in the
+            documentation.
         metric: ``"cosine"`` or ``"euclidean"``.
         index: as in :class:`~noisydml.KNNDenoiser`; exact by default.
 
