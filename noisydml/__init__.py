@@ -8,6 +8,7 @@ from noisydml.wrappers.base import Decision, LossWrapper
 from noisydml.wrappers.confidence import ConfidenceWeightedLoss
 from noisydml.wrappers.ground_truth import GroundTruthFilter
 from noisydml.wrappers.prism import PRISMFilter
+from noisydml.wrappers.titan import PrototypicalMixer
 
 __all__ = [
     "ConfidenceWeightedLoss",
@@ -16,6 +17,7 @@ __all__ = [
     "GroundTruthFilter",
     "LossWrapper",
     "PRISMFilter",
+    "PrototypicalMixer",
     "__version__",
     "distributed",
     "functional",

@@ -31,6 +31,7 @@ from pytorch_metric_learning.losses import (
     SelfSupervisedLoss,
     SmoothAPLoss,
     SoftTripleLoss,
+    SupConLoss,
     VICRegLoss,
 )
 from pytorch_metric_learning.reducers import DoNothingReducer, MeanReducer
@@ -38,6 +39,7 @@ from torch import Tensor, nn
 
 from noisydml.batch import Batch
 from noisydml.functional import proxy_nca
+from noisydml.pml_state import only_samples_remembered
 
 Loss = Callable[..., Any]
 LossDict = dict[str, dict[str, Any]]
@@ -120,6 +122,12 @@ def sample_losses(loss: Loss, batch: Batch) -> Tensor:
     return terms.per_sample + terms.unweighted
 
 
+def supervised_contrastive() -> nn.Module:
+    """TITAN's similarity loss (Eq. 7)."""
+    loss: nn.Module = SupConLoss(temperature=0.5)
+    return loss
+
+
 def refuse_unlabelled(loss: Loss) -> None:
     """Raise TypeError for the losses that are called without labels."""
     for part in _parts(loss):
@@ -181,7 +189,9 @@ def _parts(loss: Loss) -> Iterator[Loss]:
 
 def _output(loss: Loss, batch: Batch) -> Any:
     batch = _converted(loss, batch)
-    return loss(batch.embeddings, batch.labels, **batch.optional_arguments())
+    memories = [part for part in _parts(loss) if isinstance(part, CrossBatchMemory)]
+    with only_samples_remembered(memories, batch):
+        return loss(batch.embeddings, batch.labels, **batch.optional_arguments())
 
 
 def _converted(loss: Loss, batch: Batch) -> Batch:

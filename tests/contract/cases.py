@@ -13,7 +13,13 @@ import torch
 from pytorch_metric_learning import losses
 from torch import Tensor, nn
 
-from noisydml import ConfidenceWeightedLoss, GatheredLoss, GroundTruthFilter, LossWrapper
+from noisydml import (
+    ConfidenceWeightedLoss,
+    GatheredLoss,
+    GroundTruthFilter,
+    LossWrapper,
+    PrototypicalMixer,
+)
 
 CLASSES, WIDTH, SAMPLES = 5, 16, 60
 
@@ -61,6 +67,16 @@ def gathered(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     return GatheredLoss(loss, **settings)
 
 
+def mixer(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    """A cycle ends by itself after three batches of 24, so that the fourth is mixed."""
+    settings = {"warmup": 1000 if trusting else 1, "cycles": 2, "max_retrieved": 4, **settings}
+    return PrototypicalMixer(loss, CLASSES, WIDTH, memory_size=SAMPLES, **settings)
+
+
+def unweighted_mixer(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    return mixer(loss, trusting, weights=None, **settings)
+
+
 def nest(*makes: Make) -> Make:
     """The outermost first."""
 
@@ -102,6 +118,13 @@ CASES = {
     "ground_truth(confidence(gathered))": Case(
         nest(ground_truth, confidence, gathered), drops=True, weighs=True
     ),
+    "mixer": Case(mixer),
+    "unweighted_mixer": Case(unweighted_mixer),
+    "ground_truth(mixer)": Case(nest(ground_truth, mixer), drops=True),
+    "mixer(ground_truth)": Case(nest(mixer, ground_truth), drops=True),
+    "mixer(confidence)": Case(nest(mixer, confidence)),
+    "mixer(gathered)": Case(nest(mixer, gathered)),
+    "gathered(mixer)": Case(nest(gathered, mixer)),
 }
 
 LEAVES: dict[str, Callable[[], Any]] = {
