@@ -57,7 +57,9 @@ def top_r_threshold(
     return torch.where(drops > 0, threshold, -math.inf)
 
 
-def low_rank_counts(similarities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def low_rank_counts(
+    similarities: Tensor, labels: Tensor, counted: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     r"""How many labels rank in the lower half of the classes, and how many would if all were wrong.
 
     Their ratio estimates the share of wrong labels. A wrong label says nothing of its sample, so
@@ -71,6 +73,7 @@ def low_rank_counts(similarities: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
         similarities: (B, C) floating point, of each sample with each class; ``-inf`` for classes
             that are not there, for all samples alike. Only their order counts.
         labels: (B,) integers in ``[0, C)``.
+        counted: (B,) bool, the samples that take part; None for all.
 
     Returns:
         Two 0-dim float64 tensors, to be summed over batches before they are divided. Samples
@@ -93,6 +96,9 @@ def low_rank_counts(similarities: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
     classes = similarities.narrow(0, 0, min(1, len(similarities))) > -math.inf
     others = classes.sum() - 1
     known = (own > -math.inf) & (others > 0)
+    if counted is not None:
+        require_vector("counted", counted, len(similarities), "row of similarities")
+        known = known & counted
     above = (similarities > own.unsqueeze(1)).sum(dim=1)  # 0 where the own class is the nearest
     # Of the ranks 1 to K of a wrong label (the right class is above it) those beyond K / 2.
     share = (others - others.div(2, rounding_mode="floor")).double() / others.clamp_min(1)
