@@ -51,9 +51,10 @@ class Prototypes(nn.Module):
         memory: the :class:`~noisydml.memory.FeatureMemory`, with the labels as given.
         means, variances: (C, D) float32, those of the last :meth:`estimate`.
         counts: (C,) int64; a class of which the memory held nothing has no prototype.
+        mean_directions: (C, D) float32, unit vectors from the center of all features to the means.
         refined: (N,) int64, the label of each sample that was relabelled, -1 for the others.
 
-    Everything is in ``state_dict`` but what follows from it. ``C (16 D + 12) + N (4 D + 32)``
+    Everything is in ``state_dict`` but what follows from it. ``C (20 D + 12) + N (4 D + 32)``
     bytes.
 
     Example:
@@ -77,6 +78,7 @@ class Prototypes(nn.Module):
     center: Tensor
     slopes: Tensor
     offsets: Tensor
+    mean_directions: Tensor
 
     def __init__(
         self, num_classes: int, feature_size: int, memory_size: int, variance_floor: float
@@ -97,6 +99,7 @@ class Prototypes(nn.Module):
             "center": (feature_size,),
             "slopes": (num_classes, 2 * feature_size),
             "offsets": (num_classes,),
+            "mean_directions": (num_classes, feature_size),
         }
         for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(shape), persistent=False)
@@ -130,7 +133,7 @@ class Prototypes(nn.Module):
         claimable = torch.where(self.memory.sample_ids != EMPTY, given, EMPTY)
         features, means = self.memory.features, self.means
         if by_direction:
-            features, means = self.directions(features), self.directions(means)
+            features, means = self.directions(features), self.mean_directions
         new = refine_labels(features, claimable, means, k, self.counts)
         changed = new != claimable
         since = torch.where(new == self.refined, self.refined_in, cycle)
@@ -161,6 +164,7 @@ class Prototypes(nn.Module):
         variances = self.variances.float().clamp_min(least)
         prepared = prepare_gaussians(self.means.float(), variances, self.counts)
         self.center, self.slopes, self.offsets = prepared
+        self.mean_directions = self.directions(self.means)
 
     def _after_loading(self, _: Any) -> None:
         self.prepare()

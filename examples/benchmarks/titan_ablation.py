@@ -67,6 +67,8 @@ METHODS: dict[str, Callable[[Omniglot, nn.Module, int], Any]] = {
     "SupCon": lambda data, head, epochs: sup_con(),
     "MS": lambda data, head, epochs: omniglot.base_loss(),
     "SupCon, wrong labels dropped": ground_truth,
+    "prototype of the label": variant(prototype="label"),
+    "label, without weights": variant(prototype="label", weights=None),
     "weights: density": variant(weights="density"),
     "normalize=False": variant(normalize=False),
     "TITAN with MS": variant(**MS),

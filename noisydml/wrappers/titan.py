@@ -27,6 +27,7 @@ from noisydml.validation import ValueCheck, in_range
 from noisydml.wrappers.base import Decision, Judgement, LossWrapper, zero_with_graph
 
 Weights = Literal["tempered", "density"]
+Prototype = Literal["nearest", "label"]
 _WEIGHTS = ("tempered", "density", None)
 
 
@@ -74,6 +75,8 @@ class PrototypicalMixer(LossWrapper):
             in Eq. 9 and 11, which needs features that are normalised already.
         weights: ``"tempered"``: the density's geometric mean over the dimensions; ``"density"``:
             the density itself, the paper's; None: no weights. Mean 1 in a batch.
+        prototype: which one a sample is mixed with and weighed by: ``"nearest"``, the paper's
+            (Eq. 3), or ``"label"``, that of its label in use.
         variance_floor: no variance is below this share of what is usual in its dimension.
         alpha: of the Beta distribution of :math:`\lambda`.
         beta: likewise.
@@ -139,6 +142,7 @@ class PrototypicalMixer(LossWrapper):
         temperature: float = 0.5,
         normalize: bool = True,
         weights: Weights | None = "tempered",
+        prototype: Prototype = "nearest",
         variance_floor: float = 0.1,
         alpha: float = 2.0,
         beta: float = 2.0,
@@ -155,6 +159,8 @@ class PrototypicalMixer(LossWrapper):
             raise TypeError("loss must not be or contain another PrototypicalMixer")
         if weights not in _WEIGHTS:
             raise ValueError(f"weights must be one of {_WEIGHTS}, got {weights!r}")
+        if prototype not in ("nearest", "label"):
+            raise ValueError(f"prototype must be 'nearest' or 'label', got {prototype!r}")
         if weights is not None:
             pml.refuse_unweightable(self.loss)
         if head is not None and not isinstance(head, nn.Module):
@@ -180,6 +186,7 @@ class PrototypicalMixer(LossWrapper):
         self.clustering, self.temperature = float(clustering), float(temperature)
         self.normalize = bool(normalize)
         self.weights: Weights | None = weights
+        self.prototype: Prototype = prototype
         self.alpha, self.beta = float(alpha), float(beta)
         self.mixing, self.refinement, self.similarity = mixing, refinement, similarity
         self._width: int | None = None
@@ -246,7 +253,8 @@ class PrototypicalMixer(LossWrapper):
         with torch.autocast(batch.device.type, enabled=False):
             features, means = everyone.embeddings, self.prototypes.means
             if self.normalize:
-                features, means = map(self.prototypes.directions, (features, means))
+                features = self.prototypes.directions(features)
+                means = self.prototypes.mean_directions
             losses = clustering_loss(
                 features, labels, means, self.prototypes.counts, temperature=self.temperature
             )
@@ -319,11 +327,16 @@ class PrototypicalMixer(LossWrapper):
         labels = prototypes.labels_in_use(everyone.labels, everyone.sample_ids)
         densities = prototypes.log_density(everyone.embeddings.detach())  # (N, C)
         highest, nearest = densities.max(dim=1)
-        own = densities.gather(1, everyone.labels.unsqueeze(1)).squeeze(1)
+        given = densities.gather(1, everyone.labels.unsqueeze(1)).squeeze(1)
+        chosen = nearest
+        if self.prototype == "label":
+            known = prototypes.counts.index_select(0, labels) > 0
+            chosen = torch.where(known, labels, nearest)
+        density = densities.gather(1, chosen.unsqueeze(1)).squeeze(1)
         draws, share = None, None
         if self.mixing:
             draws, share = draw_mixture(
-                nearest,
+                chosen,
                 prototypes.means,
                 prototypes.variances,
                 alpha=self.alpha,
@@ -332,8 +345,8 @@ class PrototypicalMixer(LossWrapper):
             )
         decision = MixingDecision(
             keep=torch.ones_like(labels, dtype=torch.bool),
-            weight=self._weight(highest),
-            score=torch.where(own > -torch.inf, own - highest, 0.0),
+            weight=self._weight(density),
+            score=torch.where(given > -torch.inf, given - highest, 0.0),
             suggested_labels=nearest,
             labels=labels,
             draws=draws,
