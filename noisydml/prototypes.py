@@ -10,10 +10,13 @@ from torch.nn.functional import normalize
 
 from noisydml.functional import (
     class_gaussians,
+    clustering_loss,
+    draw_mixture,
     floor_variances,
     refine_labels,
 )
 from noisydml.functional.checks import require_count, require_positive
+from noisydml.functional.mixing import Mixture
 from noisydml.functional.prototypes import (
     PreparedGaussians,
     prepare_gaussians,
@@ -46,6 +49,8 @@ class Prototypes(nn.Module):
         feature_size: D.
         memory_size: N, samples of the data set.
         variance_floor: no variance is below this share of what is usual in its dimension.
+        by_direction: whether features and means are compared by their directions from the center
+            of all features; else as they are.
 
     Attributes:
         memory: the :class:`~noisydml.memory.FeatureMemory`, with the labels as given.
@@ -60,11 +65,11 @@ class Prototypes(nn.Module):
     Example:
         >>> import torch
         >>> from noisydml.prototypes import Prototypes
-        >>> prototypes = Prototypes(2, feature_size=1, memory_size=5, variance_floor=0.1)
+        >>> prototypes = Prototypes(2, feature_size=1, memory_size=5)
         >>> features = torch.tensor([[0.0], [0.1], [0.8], [1.0], [0.9]])
         >>> prototypes.remember(features, torch.tensor([0, 0, 0, 1, 1]), torch.arange(5))
         >>> prototypes.estimate()
-        >>> prototypes.refine(k=3, cycle=1, by_direction=False)
+        >>> prototypes.refine(k=3, cycle=1)
         >>> ids, old, new, _ = prototypes.refined_labels()
         >>> ids, old, new
         (tensor([2]), tensor([0]), tensor([1]))
@@ -81,7 +86,13 @@ class Prototypes(nn.Module):
     mean_directions: Tensor
 
     def __init__(
-        self, num_classes: int, feature_size: int, memory_size: int, variance_floor: float
+        self,
+        num_classes: int,
+        feature_size: int,
+        memory_size: int,
+        *,
+        variance_floor: float = 0.1,
+        by_direction: bool = False,
     ) -> None:
         super().__init__()
         require_count("num_classes", num_classes)
@@ -89,6 +100,7 @@ class Prototypes(nn.Module):
         require_positive("variance_floor", variance_floor)
         self.num_classes = num_classes
         self.variance_floor = float(variance_floor)
+        self.by_direction = by_direction
         self.memory = FeatureMemory(memory_size, feature_size, normalize=False)
         self.register_buffer("means", torch.zeros(num_classes, feature_size))
         self.register_buffer("variances", torch.ones(num_classes, feature_size))
@@ -126,15 +138,12 @@ class Prototypes(nn.Module):
         """(B, D) unit vectors from the center of all features to each of them."""
         return normalize(features.float() - self.center)
 
-    def refine(self, k: int, cycle: int, *, by_direction: bool) -> None:
+    def refine(self, k: int, cycle: int) -> None:
         """Every mean claims its ``k`` nearest samples; all others have their given label again."""
         given = self.memory.labels
         # Without its id a sample would not be found again.
         claimable = torch.where(self.memory.sample_ids != EMPTY, given, EMPTY)
-        features, means = self.memory.features, self.means
-        if by_direction:
-            features, means = self.directions(features), self.mean_directions
-        new = refine_labels(features, claimable, means, k, self.counts)
+        new = refine_labels(*self._compared(self.memory.features, claimable), k, self.counts)
         changed = new != claimable
         since = torch.where(new == self.refined, self.refined_in, cycle)
         self.refined = torch.where(changed, new, EMPTY)
@@ -152,6 +161,19 @@ class Prototypes(nn.Module):
         prepared = PreparedGaussians(self.center, self.slopes, self.offsets)
         return prepared_log_density(features, prepared)
 
+    def draw_mixture(
+        self, classes: Tensor, generator: torch.Generator, *, alpha: float, beta: float
+    ) -> Mixture:
+        """What features are mixed with: draws from the prototypes of ``classes`` (B,)."""
+        return draw_mixture(
+            classes, self.means, self.variances, alpha=alpha, beta=beta, generator=generator
+        )
+
+    def clustering_loss(self, features: Tensor, labels: Tensor, temperature: float) -> Tensor:
+        """(B,) how badly (B, D) features fit the mean of their class, with gradient."""
+        features, labels, means = self._compared(features, labels)
+        return clustering_loss(features, labels, means, self.counts, temperature=temperature)
+
     def refined_labels(self) -> RefinedLabels:
         """The samples whose label in use is not the one given; waits for the device."""
         ids = (self.refined != EMPTY).nonzero().squeeze(1)
@@ -165,6 +187,12 @@ class Prototypes(nn.Module):
         prepared = prepare_gaussians(self.means.float(), variances, self.counts)
         self.center, self.slopes, self.offsets = prepared
         self.mean_directions = self.directions(self.means)
+
+    def _compared(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, labels and means as they are compared."""
+        if self.by_direction:
+            return self.directions(features), labels, self.mean_directions
+        return features, labels, self.means
 
     def _after_loading(self, _: Any) -> None:
         self.prepare()

@@ -13,14 +13,13 @@ from noisydml import pml
 from noisydml.batch import Batch
 from noisydml.counters import Counters
 from noisydml.distributed import gather_batch
-from noisydml.functional import (
-    clustering_loss,
-    density_weights,
-    draw_mixture,
-    mix,
-    retrieval_number,
+from noisydml.functional import density_weights, mix, retrieval_number
+from noisydml.functional.checks import (
+    require_choice,
+    require_count,
+    require_number,
+    require_positive,
 )
-from noisydml.functional.checks import require_count, require_number, require_positive
 from noisydml.head import embed_batch, output_width
 from noisydml.prototypes import Prototypes, RefinedLabels
 from noisydml.validation import ValueCheck, in_range
@@ -28,7 +27,6 @@ from noisydml.wrappers.base import Decision, Judgement, LossWrapper, zero_with_g
 
 Weights = Literal["tempered", "density"]
 Prototype = Literal["nearest", "label"]
-_WEIGHTS = ("tempered", "density", None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +76,9 @@ class PrototypicalMixer(LossWrapper):
         prototype: which one a sample is mixed with and weighed by: ``"nearest"``, the paper's
             (Eq. 3), or ``"label"``, that of its label in use.
         variance_floor: no variance is below this share of what is usual in its dimension.
-        alpha: of the Beta distribution of :math:`\lambda`.
-        beta: likewise.
-        mixing: False leaves the mixed samples out.
-        refinement: False keeps all labels as given.
-        similarity: False leaves the wrapped loss out after warm-up.
+        alpha, beta: of the Beta distribution of :math:`\lambda`.
+        mixing, refinement, similarity: False leaves out the mixed samples, keeps all labels as
+            given, or leaves out the wrapped loss after warm-up (the paper's Table 4).
         seed: of the random numbers; None takes ``torch.initial_seed()``.
         validate_args: whether values are checked; see :class:`LossWrapper`.
 
@@ -157,10 +153,8 @@ class PrototypicalMixer(LossWrapper):
         )
         if any(isinstance(wrapper, PrototypicalMixer) for wrapper in list(self._chain())[1:]):
             raise TypeError("loss must not be or contain another PrototypicalMixer")
-        if weights not in _WEIGHTS:
-            raise ValueError(f"weights must be one of {_WEIGHTS}, got {weights!r}")
-        if prototype not in ("nearest", "label"):
-            raise ValueError(f"prototype must be 'nearest' or 'label', got {prototype!r}")
+        require_choice("weights", weights, ("tempered", "density", None))
+        require_choice("prototype", prototype, ("nearest", "label"))
         if weights is not None:
             pml.refuse_unweightable(self.loss)
         if head is not None and not isinstance(head, nn.Module):
@@ -171,20 +165,22 @@ class PrototypicalMixer(LossWrapper):
         require_number("clustering", clustering)
         if not 0 <= clustering < float("inf"):
             raise ValueError(f"clustering must be finite and not negative, got {clustering}")
-        for name, value in (
-            ("temperature", temperature),
-            ("alpha", alpha),
-            ("beta", beta),
-        ):
-            require_positive(name, value)
+        require_positive("temperature", temperature)
+        require_positive("alpha", alpha)
+        require_positive("beta", beta)
         if seed is not None:
             require_count("seed", seed, least=0)
         self.head = head
-        self.prototypes = Prototypes(num_classes, feature_size, memory_size, variance_floor)
+        self.prototypes = Prototypes(
+            num_classes,
+            feature_size,
+            memory_size,
+            variance_floor=variance_floor,
+            by_direction=bool(normalize),
+        )
         self.num_classes, self.feature_size = num_classes, feature_size
         self.warmup, self.cycles, self.max_retrieved = warmup, cycles, max_retrieved
         self.clustering, self.temperature = float(clustering), float(temperature)
-        self.normalize = bool(normalize)
         self.weights: Weights | None = weights
         self.prototype: Prototype = prototype
         self.alpha, self.beta = float(alpha), float(beta)
@@ -206,10 +202,7 @@ class PrototypicalMixer(LossWrapper):
             self._begin_cycle()
 
     def refined_labels(self) -> RefinedLabels:
-        """The samples whose label in use is not the one given: id, old, new, cycle.
-
-        One host synchronisation on CUDA.
-        """
+        """The samples whose label in use is not the given one; one synchronisation on CUDA."""
         return self.prototypes.refined_labels()
 
     def judge(self, batch: Batch) -> Judgement:
@@ -251,13 +244,7 @@ class PrototypicalMixer(LossWrapper):
             return None
         everyone, labels = judgement.evidence
         with torch.autocast(batch.device.type, enabled=False):
-            features, means = everyone.embeddings, self.prototypes.means
-            if self.normalize:
-                features = self.prototypes.directions(features)
-                means = self.prototypes.mean_directions
-            losses = clustering_loss(
-                features, labels, means, self.prototypes.counts, temperature=self.temperature
-            )
+            losses = self.prototypes.clustering_loss(everyone.embeddings, labels, self.temperature)
             if everyone.sample_weight is not None:
                 losses = losses * everyone.sample_weight.to(losses.dtype)
             mean: Tensor = losses.mean()
@@ -301,25 +288,18 @@ class PrototypicalMixer(LossWrapper):
         return replace(batch, embeddings=row.expand(len(batch), -1))
 
     def shared_state(self) -> list[Tensor]:
-        head = [] if self.head is None else [*self.head.parameters(), *self.head.buffers()]
-        return [
-            *super().shared_state(),
-            *self.counters.buffers(),
-            *self.prototypes.buffers(),
-            *head,
-        ]
+        modules = [self.counters, self.prototypes, *([] if self.head is None else [self.head])]
+        inside = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+        return [*super().shared_state(), *inside]
 
     def state_replaced(self) -> None:
         self.counters.forget()
         self.prototypes.prepare()
 
     def extra_repr(self) -> str:
-        return (
-            f"num_classes={self.num_classes}, warmup={self.warmup}, cycles={self.cycles}, "
-            f"max_retrieved={self.max_retrieved}, clustering={self.clustering}, "
-            f"weights={self.weights!r}, mixing={self.mixing}, refinement={self.refinement}, "
-            f"similarity={self.similarity}"
-        )
+        names = """num_classes warmup cycles max_retrieved clustering weights prototype mixing
+            refinement similarity""".split()
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def _decide(self, everyone: Batch) -> tuple[MixingDecision, Tensor]:
         """The decision on all ranks' rows, and the labels in use."""
@@ -335,17 +315,15 @@ class PrototypicalMixer(LossWrapper):
         density = densities.gather(1, chosen.unsqueeze(1)).squeeze(1)
         draws, share = None, None
         if self.mixing:
-            draws, share = draw_mixture(
-                chosen,
-                prototypes.means,
-                prototypes.variances,
-                alpha=self.alpha,
-                beta=self.beta,
-                generator=self._generator(),
-            )
+            beta = {"alpha": self.alpha, "beta": self.beta}
+            draws, share = prototypes.draw_mixture(chosen, self._generator(), **beta)
+        weight = torch.ones_like(density)
+        if self.weights is not None:
+            tempered = self.weights == "tempered"
+            weight = density_weights(density, self.feature_size if tempered else 1.0)
         decision = MixingDecision(
             keep=torch.ones_like(labels, dtype=torch.bool),
-            weight=self._weight(density),
+            weight=weight,
             score=torch.where(given > -torch.inf, given - highest, 0.0),
             suggested_labels=nearest,
             labels=labels,
@@ -353,12 +331,6 @@ class PrototypicalMixer(LossWrapper):
             share=share,
         )
         return decision, labels
-
-    def _weight(self, log_density: Tensor) -> Tensor:
-        if self.weights is None:
-            return torch.ones_like(log_density)
-        divisor = float(self.feature_size) if self.weights == "tempered" else 1.0
-        return density_weights(log_density, divisor)
 
     def _generator(self) -> torch.Generator:
         """A generator of this step alone, on the CPU: the same numbers on every device and rank."""
@@ -375,7 +347,7 @@ class PrototypicalMixer(LossWrapper):
             self.prototypes.estimate()
             if self.refinement and self.counters["has_ids"]:
                 k = retrieval_number(cycle - self.warmup + 1, self.cycles, self.max_retrieved)
-                self.prototypes.refine(k, cycle, by_direction=self.normalize)
+                self.prototypes.refine(k, cycle)
 
     def _mixes(self) -> bool:
         return self.counters["cycle"] >= self.warmup
@@ -383,12 +355,9 @@ class PrototypicalMixer(LossWrapper):
     def _judged(self, batch: Batch) -> Batch:
         """What is judged and clustered: no less than single precision."""
         dtype = torch.promote_types(batch.embeddings.dtype, torch.float32)
-        return Batch(
-            batch.embeddings.to(dtype),
-            batch.labels,
-            sample_weight=batch.sample_weight,
-            sample_ids=batch.sample_ids,
-            first_own=batch.first_own,
+        features = batch.embeddings.to(dtype)
+        return replace(
+            batch, embeddings=features, indices_tuple=None, ref_emb=None, ref_labels=None
         )
 
 
