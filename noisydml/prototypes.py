@@ -90,8 +90,8 @@ class Prototypes(nn.Module):
         num_classes: int,
         feature_size: int,
         memory_size: int,
-        *,
         variance_floor: float = 0.1,
+        *,
         by_direction: bool = False,
     ) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class Prototypes(nn.Module):
         return prepared_log_density(features, prepared)
 
     def draw_mixture(
-        self, classes: Tensor, generator: torch.Generator, *, alpha: float, beta: float
+        self, classes: Tensor, generator: torch.Generator, alpha: float, beta: float
     ) -> Mixture:
         """What features are mixed with: draws from the prototypes of ``classes`` (B,)."""
         return draw_mixture(

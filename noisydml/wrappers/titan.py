@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -148,9 +148,8 @@ class PrototypicalMixer(LossWrapper):
         seed: int | None = None,
         validate_args: bool = True,
     ) -> None:
-        super().__init__(
-            pml.supervised_contrastive() if loss is None else loss, validate_args=validate_args
-        )
+        loss = pml.supervised_contrastive() if loss is None else loss
+        super().__init__(loss, validate_args=validate_args)
         if any(isinstance(wrapper, PrototypicalMixer) for wrapper in list(self._chain())[1:]):
             raise TypeError("loss must not be or contain another PrototypicalMixer")
         require_choice("weights", weights, ("tempered", "density", None))
@@ -168,15 +167,12 @@ class PrototypicalMixer(LossWrapper):
         require_positive("temperature", temperature)
         require_positive("alpha", alpha)
         require_positive("beta", beta)
-        if seed is not None:
-            require_count("seed", seed, least=0)
+        if seed is None:
+            seed = torch.initial_seed()
+        require_count("seed", seed, least=0)
         self.head = head
         self.prototypes = Prototypes(
-            num_classes,
-            feature_size,
-            memory_size,
-            variance_floor=variance_floor,
-            by_direction=bool(normalize),
+            num_classes, feature_size, memory_size, variance_floor, by_direction=bool(normalize)
         )
         self.num_classes, self.feature_size = num_classes, feature_size
         self.warmup, self.cycles, self.max_retrieved = warmup, cycles, max_retrieved
@@ -186,9 +182,7 @@ class PrototypicalMixer(LossWrapper):
         self.alpha, self.beta = float(alpha), float(beta)
         self.mixing, self.refinement, self.similarity = mixing, refinement, similarity
         self._width: int | None = None
-        seed = torch.initial_seed() if seed is None else seed
-        # Training steps, samples in this cycle, cycles begun, whether end_epoch has been called,
-        # whether the last batch had sample ids.
+        # Steps, samples in this cycle, cycles begun, was end_epoch called, had the last batch ids.
         self.counters = Counters(seed=seed % 2**63, step=0, seen=0, cycle=0, explicit=0, has_ids=0)
 
     def end_epoch(self) -> None:
@@ -210,16 +204,12 @@ class PrototypicalMixer(LossWrapper):
         if len(everyone) == 0:
             return Judgement(MixingDecision.trusting(batch))
         if not self._mixes():
-            evidence = _Evidence(everyone, everyone.labels)
-            return Judgement(MixingDecision.trusting(batch), evidence=evidence)
+            return Judgement(MixingDecision.trusting(batch), evidence=(everyone, everyone.labels))
         with torch.autocast(batch.device.type, enabled=False), torch.no_grad():
             decision, labels = self._decide(everyone)
-        own = {
-            name: batch.own_rows(everyone, value)
-            for name, value in vars(decision).items()
-            if value is not None
-        }
-        return Judgement(replace(decision, **own), evidence=_Evidence(everyone, labels))
+        given = {name: value for name, value in vars(decision).items() if value is not None}
+        own = {name: batch.own_rows(everyone, value) for name, value in given.items()}
+        return Judgement(replace(decision, **own), evidence=(everyone, labels))
 
     def narrowed(self, batch: Batch, decision: Decision) -> Batch:
         assert isinstance(decision, MixingDecision)
@@ -230,8 +220,8 @@ class PrototypicalMixer(LossWrapper):
             batch = batch.reweight(decision.weight)
         if decision.draws is None or decision.share is None:
             return self.embedded(batch)
-        keep_length = self.head is None  # a mixture of unit vectors is none
-        mixed = mix(batch.embeddings, decision.draws, decision.share, keep_length=keep_length)
+        keeps = self.head is None  # a mixture of unit vectors is none
+        mixed = mix(batch.embeddings, decision.draws, decision.share, keep_length=keeps)
         return embed_batch(self.head, batch.extended(mixed))
 
     def wrapped_value(self, batch: Batch) -> Tensor:
@@ -267,14 +257,11 @@ class PrototypicalMixer(LossWrapper):
                 f"embeddings must be as wide as feature_size, {self.feature_size}, "
                 f"got {batch.embeddings.shape[1]}"
             )
-        what = "num_classes of PrototypicalMixer"
-        checks = [in_range("labels", batch.labels, self.num_classes, what)]
-        if batch.sample_ids is not None:
-            what = "memory_size of PrototypicalMixer"
-            checks.append(
-                in_range("sample_ids", batch.sample_ids, len(self.prototypes.memory), what)
-            )
-        return checks
+        limits = [("labels", batch.labels, self.num_classes, "num_classes of PrototypicalMixer")]
+        if (ids := batch.sample_ids) is not None:
+            size = len(self.prototypes.memory)
+            limits.append(("sample_ids", ids, size, "memory_size of PrototypicalMixer"))
+        return [in_range(*limit) for limit in limits]
 
     def embedded(self, batch: Batch) -> Batch:
         return embed_batch(self.head, batch)
@@ -297,9 +284,11 @@ class PrototypicalMixer(LossWrapper):
         self.prototypes.prepare()
 
     def extra_repr(self) -> str:
-        names = """num_classes warmup cycles max_retrieved clustering weights prototype mixing
-            refinement similarity""".split()
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return (
+            f"warmup={self.warmup}, cycles={self.cycles}, max_retrieved={self.max_retrieved}, "
+            f"clustering={self.clustering}, weights={self.weights!r}, mixing={self.mixing}, "
+            f"prototype={self.prototype!r}, refinement={self.refinement}"
+        )
 
     def _decide(self, everyone: Batch) -> tuple[MixingDecision, Tensor]:
         """The decision on all ranks' rows, and the labels in use."""
@@ -315,8 +304,7 @@ class PrototypicalMixer(LossWrapper):
         density = densities.gather(1, chosen.unsqueeze(1)).squeeze(1)
         draws, share = None, None
         if self.mixing:
-            beta = {"alpha": self.alpha, "beta": self.beta}
-            draws, share = prototypes.draw_mixture(chosen, self._generator(), **beta)
+            draws, share = prototypes.draw_mixture(chosen, self._generator(), self.alpha, self.beta)
         weight = torch.ones_like(density)
         if self.weights is not None:
             tempered = self.weights == "tempered"
@@ -359,8 +347,3 @@ class PrototypicalMixer(LossWrapper):
         return replace(
             batch, embeddings=features, indices_tuple=None, ref_emb=None, ref_labels=None
         )
-
-
-class _Evidence(NamedTuple):
-    everyone: Batch  # the rows of all ranks, with their graph
-    labels: Tensor  # (N,) those in use
