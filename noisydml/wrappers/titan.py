@@ -26,7 +26,6 @@ from noisydml.validation import ValueCheck, in_range
 from noisydml.wrappers.base import Decision, Judgement, LossWrapper, zero_with_graph
 
 Weights = Literal["tempered", "density"]
-Prototype = Literal["nearest", "label"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +72,6 @@ class PrototypicalMixer(LossWrapper):
             in Eq. 9 and 11, which needs features that are normalised already.
         weights: ``"tempered"``: the density's geometric mean over the dimensions; ``"density"``:
             the density itself, the paper's; None: no weights. Mean 1 in a batch.
-        prototype: which one a sample is mixed with and weighed by: ``"nearest"``, the paper's
-            (Eq. 3), or ``"label"``, that of its label in use.
         variance_floor: no variance is below this share of what is usual in its dimension.
         alpha, beta: of the Beta distribution of :math:`\lambda`.
         mixing, refinement, similarity: False leaves out the mixed samples, keeps all labels as
@@ -138,7 +135,6 @@ class PrototypicalMixer(LossWrapper):
         temperature: float = 0.5,
         normalize: bool = True,
         weights: Weights | None = "tempered",
-        prototype: Prototype = "nearest",
         variance_floor: float = 0.1,
         alpha: float = 2.0,
         beta: float = 2.0,
@@ -153,7 +149,6 @@ class PrototypicalMixer(LossWrapper):
         if any(isinstance(wrapper, PrototypicalMixer) for wrapper in list(self._chain())[1:]):
             raise TypeError("loss must not be or contain another PrototypicalMixer")
         require_choice("weights", weights, ("tempered", "density", None))
-        require_choice("prototype", prototype, ("nearest", "label"))
         if weights is not None:
             pml.refuse_unweightable(self.loss)
         if head is not None and not isinstance(head, nn.Module):
@@ -178,7 +173,6 @@ class PrototypicalMixer(LossWrapper):
         self.warmup, self.cycles, self.max_retrieved = warmup, cycles, max_retrieved
         self.clustering, self.temperature = float(clustering), float(temperature)
         self.weights: Weights | None = weights
-        self.prototype: Prototype = prototype
         self.alpha, self.beta = float(alpha), float(beta)
         self.mixing, self.refinement, self.similarity = mixing, refinement, similarity
         self._width: int | None = None
@@ -287,7 +281,7 @@ class PrototypicalMixer(LossWrapper):
         return (
             f"warmup={self.warmup}, cycles={self.cycles}, max_retrieved={self.max_retrieved}, "
             f"clustering={self.clustering}, weights={self.weights!r}, mixing={self.mixing}, "
-            f"prototype={self.prototype!r}, refinement={self.refinement}"
+            f"refinement={self.refinement}, similarity={self.similarity}"
         )
 
     def _decide(self, everyone: Batch) -> tuple[MixingDecision, Tensor]:
@@ -297,18 +291,15 @@ class PrototypicalMixer(LossWrapper):
         densities = prototypes.log_density(everyone.embeddings.detach())  # (N, C)
         highest, nearest = densities.max(dim=1)
         given = densities.gather(1, everyone.labels.unsqueeze(1)).squeeze(1)
-        chosen = nearest
-        if self.prototype == "label":
-            known = prototypes.counts.index_select(0, labels) > 0
-            chosen = torch.where(known, labels, nearest)
-        density = densities.gather(1, chosen.unsqueeze(1)).squeeze(1)
         draws, share = None, None
         if self.mixing:
-            draws, share = prototypes.draw_mixture(chosen, self._generator(), self.alpha, self.beta)
-        weight = torch.ones_like(density)
+            draws, share = prototypes.draw_mixture(
+                nearest, self._generator(), self.alpha, self.beta
+            )
+        weight = torch.ones_like(highest)
         if self.weights is not None:
             tempered = self.weights == "tempered"
-            weight = density_weights(density, self.feature_size if tempered else 1.0)
+            weight = density_weights(highest, self.feature_size if tempered else 1.0)
         decision = MixingDecision(
             keep=torch.ones_like(labels, dtype=torch.bool),
             weight=weight,
