@@ -11,6 +11,7 @@ from noisydml.wrappers.confidence import ConfidenceWeightedLoss
 from noisydml.wrappers.ground_truth import GroundTruthFilter
 from noisydml.wrappers.knn import KNNDenoiser
 from noisydml.wrappers.prism import PRISMFilter
+from noisydml.wrappers.titan import PrototypicalMixer
 
 __all__ = [
     "ConfidenceWeightedLoss",
@@ -22,6 +23,7 @@ __all__ = [
     "LabelIssues",
     "LossWrapper",
     "PRISMFilter",
+    "PrototypicalMixer",
     "__version__",
     "distributed",
     "find_label_issues",

@@ -80,8 +80,9 @@ class Neighborhood:
             queries: (B, D) floating point.
             labels: (B,) int64.
             k: number of neighbours.
-            entries: (B,) int64, the row of ``features`` that is the query's own and has no vote.
-                None where it is not known: then the nearest has none if it has the same label.
+            entries: (B,) int64, the row of ``features`` that is the query's own and has no vote;
+                -1 for a query that has none. None where it is not known: then the nearest has no
+                vote if it has the same label.
 
         Returns:
             (B, k) distances, (B, k) positions in :attr:`labels` (infinite and -1 where an
@@ -90,7 +91,7 @@ class Neighborhood:
         """
         others = self._others(labels, entries)
         if entries is not None:
-            return *self.index.search(queries, k, self.row.index_select(0, entries)), others
+            return *self.index.search(queries, k, self._rows(entries)), others
         found = self.index.search(queries, k + 1)
         nearest = self.labels_at(found.position.narrow(1, 0, 1))
         own = (nearest == labels.unsqueeze(1)).long()
@@ -124,6 +125,11 @@ class Neighborhood:
         """Labels at positions as :meth:`neighbors` gives them; -1 where there is none."""
         return torch.where(position < 0, -1, self.labels.take(position.clamp_min(0)))
 
+    def _rows(self, entries: Tensor) -> Tensor:
+        """(B,) where each entry is in :attr:`labels`; -1 for one left out, or an entry of -1."""
+        row = self.row.index_select(0, entries.clamp_min(0))
+        return torch.where(entries < 0, -1, row)
+
     def _others(self, labels: Tensor, entries: Tensor | None) -> Tensor:
         """(B,) bool, whether others of the label's class are here."""
         if len(self.classes) == 0:
@@ -132,6 +138,6 @@ class Neighborhood:
         count = torch.where(self.classes.take(place) == labels, self.counts.take(place), 0)
         if entries is None:
             return count > 1
-        row = self.row.index_select(0, entries)
+        row = self._rows(entries)
         own_label = self.labels.take(row.clamp_min(0))
         return count > ((row >= 0) & (own_label == labels)).long()

@@ -19,6 +19,7 @@ from pytorch_metric_learning.losses import (
     CrossBatchMemory,
     MultipleLosses,
     ProxyNCALoss,
+    SupConLoss,
 )
 from pytorch_metric_learning.reducers import DoNothingReducer, MeanReducer
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from noisydml.batch import Batch
 from noisydml.functional import proxy_nca
 from noisydml.pml_kinds import Loss, name_of, parts, refuse_unweightable, unweightable
+from noisydml.pml_state import only_samples_remembered
 
 LossDict = dict[str, dict[str, Any]]
 
@@ -90,9 +92,17 @@ def sample_losses(loss: Loss, batch: Batch) -> Tensor:
     return terms.per_sample + terms.unweighted
 
 
+def supervised_contrastive() -> nn.Module:
+    """TITAN's similarity loss (Eq. 7)."""
+    loss: nn.Module = SupConLoss(temperature=0.5)
+    return loss
+
+
 def _output(loss: Loss, batch: Batch) -> Any:
     batch = _converted(loss, batch)
-    return loss(batch.embeddings, batch.labels, **batch.optional_arguments())
+    memories = [part for part in parts(loss) if isinstance(part, CrossBatchMemory)]
+    with only_samples_remembered(memories, batch):
+        return loss(batch.embeddings, batch.labels, **batch.optional_arguments())
 
 
 def _converted(loss: Loss, batch: Batch) -> Batch:

@@ -54,7 +54,9 @@ def top_r_threshold(
     return ordered.gather(0, drops.reshape(1)).squeeze(0)
 
 
-def low_rank_counts(similarities: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+def low_rank_counts(
+    similarities: Tensor, own: Tensor, counted: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     r"""How many labels rank in the lower half of the classes, and how many would if all were wrong.
 
     Their ratio estimates the share of wrong labels. A wrong label says nothing of its sample, so
@@ -69,6 +71,7 @@ def low_rank_counts(similarities: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
             that are not there, for all samples alike. Only their order counts.
         own: (B,) the similarity to the class of each sample's label, from
             :func:`~noisydml.functional.own_similarity`.
+        counted: (B,) bool, the samples that take part; None for all.
 
     Returns:
         Two 0-dim float64 tensors, to be summed over batches before they are divided. The middle
@@ -93,6 +96,9 @@ def low_rank_counts(similarities: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     classes = similarities.narrow(0, 0, min(1, len(similarities))) > -math.inf
     others = classes.sum() - 1
     known = (own > -math.inf) & (others > 0)
+    if counted is not None:
+        require_vector("counted", counted, len(similarities), "row of similarities")
+        known = known & counted
     # How many classes are above, 0 where the own is the nearest: a wrong label has 1 to K, the
     # right class being one of them. A sum of floats is several times as fast as one of bools, and
     # exact up to 2^24 classes.

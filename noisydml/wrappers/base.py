@@ -141,10 +141,13 @@ class LossWrapper(nn.Module, ABC):
         """Loss of a batch that has been checked; wrappers call this on one another."""
         if not self.training:
             self.decision = Decision.trusting(batch)
-            return call_loss(self.loss, batch)
+            return call_loss(self.loss, self.embedded(batch))
         judgement = self.judge(batch)
         decision, own_loss, _ = judgement
         value = self.wrapped_value(self.narrowed(batch, decision))
+        added = self.added_term(batch, judgement)
+        if added is not None:
+            value = value + added.to(value.dtype)
         if own_loss is not None and own_loss.requires_grad:
             own_loss = own_loss.to(value.dtype)
             value = value + (own_loss - own_loss.detach())  # its gradient, not its value
@@ -164,12 +167,24 @@ class LossWrapper(nn.Module, ABC):
         """Value of the wrapped loss on what it gets to see."""
         return call_loss(self.loss, batch)
 
+    def embedded(self, batch: Batch) -> Batch:
+        """What the wrapped loss gets to see in eval mode: the batch, unless the wrapper embeds."""
+        return batch
+
+    def added_term(self, batch: Batch, judgement: Judgement) -> Tensor | None:
+        """A loss of the wrapper's own that is added to the wrapped one's; by default none."""
+        return None
+
     def commit(self, batch: Batch, judgement: Judgement) -> None:
         """Write the state that follows from a batch; by default there is none."""
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
         """What this wrapper asks of the values of a batch; raises for types and shapes."""
         return []
+
+    def seen_inside(self, batch: Batch) -> Batch:
+        """The batch for the checks of the wrappers inside: as wide as what they will see."""
+        return batch
 
     def parameter_groups(self, lr: float, proxy_lr: float = 1e-3) -> list[dict[str, Any]]:
         """Parameter groups for an optimiser: none of the loss's parameters can be forgotten.
@@ -203,6 +218,9 @@ class LossWrapper(nn.Module, ABC):
         """What must be equal on all ranks; they take it over from rank 0 before the first step."""
         return [*self.own_parameters(), *self.buffers(recurse=False)]
 
+    def state_replaced(self) -> None:
+        """Called when a rank has taken its state over: derive anew what follows from it."""
+
     def _chain(self) -> Iterator[LossWrapper]:
         """This wrapper and those inside it."""
         loss: Any = self
@@ -212,10 +230,14 @@ class LossWrapper(nn.Module, ABC):
 
     def _checked(self, embeddings: Tensor, *arguments: Any) -> Batch:
         batch, error = None, None
-        judging = [wrapper for wrapper in self._chain() if wrapper.training]
+        judging = any(wrapper.training for wrapper in self._chain())
         try:
-            batch = make_batch(embeddings, *arguments)
-            checks = [check for wrapper in judging for check in wrapper.own_checks(batch)]
+            batch = seen = make_batch(embeddings, *arguments)
+            checks: list[ValueCheck] = []
+            for wrapper in self._chain():
+                if wrapper.training:
+                    checks += wrapper.own_checks(seen)
+                seen = wrapper.seen_inside(seen)
             if self.validate_args:
                 raise_first([*value_checks(batch), *checks, *self._leaf_checks(batch)])
         except (TypeError, ValueError) as refusal:
@@ -243,6 +265,8 @@ class LossWrapper(nn.Module, ABC):
         if self.training and not self._ranks_agree and collectives.world_size() > 1:
             shared = [tensor for wrapper in self._chain() for tensor in wrapper.shared_state()]
             collectives.broadcast_from_first([tensor.data for tensor in shared])
+            for wrapper in self._chain():
+                wrapper.state_replaced()
             self._ranks_agree = True
 
 

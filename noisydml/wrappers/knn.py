@@ -171,6 +171,8 @@ class KNNDenoiser(LossWrapper):
 
     def commit(self, batch: Batch, judgement: Judgement) -> None:
         everyone: Batch = judgement.evidence
+        if everyone.synthetic is not None:  # rows that another wrapper made up
+            everyone = everyone.select(everyone.synthetic.logical_not())
         if len(everyone) == 0:
             return
         if everyone.sample_ids is None:
@@ -291,6 +293,7 @@ class KNNDenoiser(LossWrapper):
             batch.labels,
             sample_ids=batch.sample_ids,
             first_own=batch.first_own,
+            synthetic=batch.synthetic,
         )
 
     def _k(self) -> int:

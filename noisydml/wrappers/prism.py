@@ -165,8 +165,9 @@ class PRISMFilter(LossWrapper):
         with torch.autocast(batch.device.type, enabled=False), torch.no_grad():
             scores, known, low_ranks = self._score(everyone)
             rate = self._noise_rate(low_ranks)
-            quantile = top_r_threshold(scores, rate, known)
-            threshold, quantiles, num_quantiles = self._smooth(scores, known, quantile)
+            counted = _samples_among(everyone, known)
+            quantile = top_r_threshold(scores, rate, counted)
+            threshold, quantiles, num_quantiles = self._smooth(scores, counted, quantile)
             threshold = threshold.masked_fill(self._warming_up(), -math.inf)
             keep = (scores > threshold) | known.logical_not()
         own_keep = batch.own_rows(everyone, keep)
@@ -206,6 +207,7 @@ class PRISMFilter(LossWrapper):
         if low_ranks is not None:
             self.low_ranks = low_ranks
         self.step += 1
+        keep = _samples_among(everyone, keep)
         self.memory.enqueue(everyone.embeddings, everyone.labels, everyone.sample_ids, keep)
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
@@ -237,6 +239,7 @@ class PRISMFilter(LossWrapper):
             batch.embeddings.detach().to(dtype),
             batch.labels,
             sample_ids=batch.sample_ids,
+            synthetic=batch.synthetic,
             first_own=batch.first_own,
         )
 
@@ -261,7 +264,8 @@ class PRISMFilter(LossWrapper):
             scores = softmax_probability(similarities, own)
         if self.noise_rate is not None:
             return scores.double(), known, None
-        latest = torch.stack(low_rank_counts(similarities, own)).unsqueeze(0)
+        samples = None if everyone.synthetic is None else everyone.synthetic.logical_not()
+        latest = torch.stack(low_rank_counts(similarities, own, samples)).unsqueeze(0)
         return scores.double(), known, torch.cat([self.low_ranks, latest]).narrow(0, 1, self.window)
 
     def _noise_rate(self, low_ranks: Tensor | None) -> Tensor:
@@ -311,3 +315,11 @@ class _Evidence(NamedTuple):
     quantiles: Tensor
     num_quantiles: Tensor
     low_ranks: Tensor | None
+
+
+def _samples_among(everyone: Batch, rows: Tensor) -> Tensor:
+    """Of the rows that a mask (N,) marks, those that are samples of the data set.
+
+    The others are judged like all rows, but neither counted nor remembered.
+    """
+    return rows if everyone.synthetic is None else rows & everyone.synthetic.logical_not()

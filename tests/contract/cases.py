@@ -20,6 +20,7 @@ from noisydml import (
     KNNDenoiser,
     LossWrapper,
     PRISMFilter,
+    PrototypicalMixer,
 )
 
 CLASSES, WIDTH, SAMPLES = 5, 16, 60
@@ -107,6 +108,16 @@ def gathered(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     return GatheredLoss(loss, **settings)
 
 
+def mixer(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    """A cycle ends by itself after three batches of 24, so that the fourth is mixed."""
+    settings = {"warmup": 1000 if trusting else 1, "cycles": 2, "max_retrieved": 4, **settings}
+    return PrototypicalMixer(loss, CLASSES, WIDTH, memory_size=SAMPLES, **settings)
+
+
+def unweighted_mixer(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    return mixer(loss, trusting, weights=None, **settings)
+
+
 def nest(*makes: Make) -> Make:
     """The outermost first."""
 
@@ -166,6 +177,14 @@ CASES = {
     "ground_truth(confidence(gathered))": Case(
         nest(ground_truth, confidence, gathered), drops=True, can_drop_all=True, weighs=True
     ),
+    "mixer": Case(mixer),
+    "unweighted_mixer": Case(unweighted_mixer),
+    "ground_truth(mixer)": Case(nest(ground_truth, mixer), drops=True),
+    "mixer(ground_truth)": Case(nest(mixer, ground_truth), drops=True),
+    "mixer(confidence)": Case(nest(mixer, confidence)),
+    "mixer(knn)": Case(nest(mixer, knn), drops=True, syncs=True),
+    "mixer(gathered)": Case(nest(mixer, gathered)),
+    "gathered(mixer)": Case(nest(gathered, mixer)),
 }
 
 LEAVES: dict[str, Callable[[], Any]] = {

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from noisydml.functional.checks import (
+    require_choice,
     require_decay,
     require_floating,
     require_integer,
@@ -135,3 +136,11 @@ def test_positive_accepts_finite_numbers_above_zero(value):
 def test_positive_refuses_other_numbers(value):
     with pytest.raises(ValueError, match=rf"^lam must be a finite number above 0, got {value}$"):
         require_positive("lam", value)
+
+
+def test_choice():
+    for value in ("tempered", None):
+        require_choice("weights", value, ("tempered", None))
+    for value in ("density", 3, torch.ones(2)):
+        with pytest.raises(ValueError, match=r"^weights must be one of \('tempered', None\), got"):
+            require_choice("weights", value, ("tempered", None))

@@ -69,7 +69,9 @@ CALLS = [
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize(("arguments", "expected"), CALLS, ids=lambda x: str(x))
+@pytest.mark.parametrize(
+    ("arguments", "expected"), CALLS, ids=[" ".join(arguments) for arguments, _ in CALLS]
+)
 @pytest.mark.parametrize("source", ["labels.csv", "labels.npz"])
 def test_every_model(
     arguments: list[str], expected: object, source: str, capsys: pytest.CaptureFixture[str]
@@ -91,7 +93,9 @@ def test_every_model(
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize(("arguments", "expected"), CALLS, ids=lambda x: str(x))
+@pytest.mark.parametrize(
+    ("arguments", "expected"), CALLS, ids=[" ".join(arguments) for arguments, _ in CALLS]
+)
 def test_names_stay_names(arguments: list[str], expected: object) -> None:
     wanted: NoisyLabels = expected()  # type: ignore[operator]
     main([*arguments, "names.csv", "noisy.csv", "--rate", "0.3"])
