@@ -122,7 +122,6 @@ class FeatureMemory(nn.Module):
             )
 
     def __len__(self) -> int:
-        """The number of entries, empty ones included."""
         return self.memory_size
 
     def enqueue(

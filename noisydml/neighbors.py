@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisydml.functional import NeighborVote, neighbor_label_score, neighbor_weights
+from noisydml.functional import neighbor_label_score, neighbor_weights
+from noisydml.functional.neighbors import NeighborVote
 from noisydml.index import (
     METRICS,
     FaissIndex,

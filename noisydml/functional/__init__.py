@@ -12,7 +12,7 @@ from noisydml.functional.clean_probability import (
 from noisydml.functional.confidence import confidence
 from noisydml.functional.lambertw import lambertw
 from noisydml.functional.mixing import draw_mixture, mix, mix_with_prototypes
-from noisydml.functional.neighbors import NeighborVote, neighbor_label_score, neighbor_weights
+from noisydml.functional.neighbors import neighbor_label_score, neighbor_weights
 from noisydml.functional.otsu import otsu_threshold
 from noisydml.functional.prototypes import (
     class_gaussians,
@@ -27,7 +27,6 @@ from noisydml.functional.running_mean import running_mean
 from noisydml.functional.top_r import low_rank_counts, top_r_threshold
 
 __all__ = [
-    "NeighborVote",
     "batch_positive",
     "class_gaussians",
     "class_similarity",
