@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from audit_ranks import SAMPLES, batch, main, train
+from audit_ranks import SAMPLES, batch, train
+from processes import run_ranks
 from pytorch_metric_learning import losses
 
 from noisydml import GroundTruthFilter, KNNDenoiser, LabelAudit
@@ -116,10 +116,8 @@ def test_a_resumed_run_ends_in_the_same_result() -> None:
 
 @pytest.mark.xdist_group("ranks")
 def test_two_ranks_collect_what_one_process_does(tmp_path: Path) -> None:
-    mp.spawn(main, args=(2, str(tmp_path)), nprocs=2)
     expected = train(0, 1)
-    for rank in range(2):
-        state = torch.load(tmp_path / f"rank{rank}.pt")
+    for state in run_ranks(train, 2, tmp_path):
         assert state.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(state[name], value, equal_nan=True)

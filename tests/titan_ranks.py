@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from pytorch_metric_learning import losses
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -50,11 +48,3 @@ def train(rank: int, world: int) -> dict[str, Any]:
         "refined": loss_fn.prototypes.refined,
         "means": loss_fn.prototypes.means,
     }
-
-
-def main(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store = Path(folder) / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    torch.save(train(rank, world), Path(folder) / f"rank{rank}.pt")
-    dist.destroy_process_group()

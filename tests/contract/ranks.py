@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from contract.cases import CASES, WIDTH, build, chain, make_batch, state_of
 from pytorch_metric_learning import miners
 from torch import Tensor, nn
@@ -126,14 +124,10 @@ def loaded_on_rank_0(rank: int) -> list[Tensor]:
     return [wrapper(**make_batch(seed=7)), wrapper.decision.threshold, wrapper.step, wrapper.mean]
 
 
-def main(rank: int, world: int, folder: str, jobs: list[tuple[str, str]]) -> None:
-    """Run all jobs on this rank and leave the results in a file."""
-    torch.set_num_threads(1)
-    store = Path(folder) / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+def run_jobs(rank: int, world: int, jobs: list[tuple[str, str]]) -> dict[Any, Any]:
+    """The results of all jobs on this rank."""
     results: dict[Any, Any] = {job: train(*job, rank, world) for job in jobs}
     results["mined"] = train("ground_truth(gathered)", "triplet", rank, world, mined=True)
     results["refusals"] = refusals(rank)
     results["loaded"] = loaded_on_rank_0(rank)
-    torch.save(results, Path(folder) / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    return results

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from contract import ranks
 from contract.cases import CASES
+from processes import run_ranks
 from torch import Tensor
 
 JOBS = [(case, "multi_similarity") for case in CASES] + [
@@ -25,8 +25,7 @@ pytestmark = pytest.mark.xdist_group("ranks")  # one worker starts the processes
 
 
 def run(world: int, folder: Path) -> list[dict[Any, Any]]:
-    mp.spawn(ranks.main, args=(world, str(folder), JOBS), nprocs=world)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(world)]
+    return run_ranks(ranks.run_jobs, world, folder, JOBS)
 
 
 @pytest.fixture(scope="module")

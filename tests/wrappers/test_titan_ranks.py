@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from titan_ranks import STEPS, main, train
+from processes import run_ranks
+from titan_ranks import STEPS, train
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
 
 def test_two_ranks_train_like_one_process(tmp_path: Path) -> None:
-    mp.spawn(main, args=(2, str(tmp_path)), nprocs=2)
-    two = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+    two = run_ranks(train, 2, tmp_path)
     one = train(0, 1)
     assert one["draws"][-1] is not None
     assert (one["refined"] != -1).any()

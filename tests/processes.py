@@ -1,0 +1,36 @@
+"""The ranks of a process group, a process each, for tests; ranks are spawned and import this."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run_ranks(train: Callable[..., Any], world: int, folder: Path, *arguments: Any) -> list[Any]:
+    """What ``train(rank, world, *arguments)`` returned on each rank; gloo, one thread a rank."""
+    mp.spawn(_rank, args=(world, str(folder), train, arguments), nprocs=world)
+    return [torch.load(_result(folder, rank), weights_only=False) for rank in range(world)]
+
+
+def _rank(
+    rank: int, world: int, folder: str, train: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{Path(folder) / 'store'}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+    torch.save(train(rank, world, *arguments), _result(Path(folder), rank))
+    dist.barrier()
+    dist.destroy_process_group()
+    # Gloo's threads may still hold tensors here. If the interpreter is torn down under them, the
+    # process aborts now and then (https://github.com/pytorch/pytorch/pull/179291); so it is not.
+    os._exit(0)
+
+
+def _result(folder: Path, rank: int) -> Path:
+    return folder / f"rank{rank}.pt"
