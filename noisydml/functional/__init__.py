@@ -2,8 +2,16 @@
 
 from noisydml.functional.confidence import confidence
 from noisydml.functional.lambertw import lambertw
+from noisydml.functional.language_guidance import language_guidance
 from noisydml.functional.otsu import otsu_threshold
 from noisydml.functional.proxy_nca import proxy_nca
 from noisydml.functional.running_mean import running_mean
 
-__all__ = ["confidence", "lambertw", "otsu_threshold", "proxy_nca", "running_mean"]
+__all__ = [
+    "confidence",
+    "lambertw",
+    "language_guidance",
+    "otsu_threshold",
+    "proxy_nca",
+    "running_mean",
+]

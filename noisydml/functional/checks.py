@@ -75,3 +75,10 @@ def require_positive(name: str, value: float) -> None:
         number = math.inf
     if not 0 < number < math.inf:
         raise ValueError(f"{name} must be a finite number above 0, got {value}")
+
+
+def require_not_negative(name: str, value: float) -> None:
+    """Raise unless ``value`` is a finite number, 0 or above."""
+    require_number(name, value)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a finite number, 0 or above, got {value}")

@@ -13,9 +13,18 @@ import torch
 from pytorch_metric_learning import losses
 from torch import Tensor, nn
 
-from noisydml import ConfidenceWeightedLoss, GatheredLoss, GroundTruthFilter, LossWrapper
+from noisydml import (
+    ConfidenceWeightedLoss,
+    GatheredLoss,
+    GroundTruthFilter,
+    LanguageGuidance,
+    LossWrapper,
+    RegularizedLoss,
+)
+from noisydml.functional import language_guidance
 
 CLASSES, WIDTH, SAMPLES = 5, 16, 60
+OMEGA = 0.5
 
 Make = Callable[..., LossWrapper]
 
@@ -61,6 +70,33 @@ def gathered(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     return GatheredLoss(loss, **settings)
 
 
+def language() -> Tensor:
+    """(SAMPLES, 3, 8) language embeddings; made anew, for tests under fake tensors."""
+    return torch.randn(SAMPLES, 3, 8, generator=torch.Generator().manual_seed(11))
+
+
+def regularized(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    omega = 0 if trusting else OMEGA
+    return RegularizedLoss(loss, LanguageGuidance(language(), by="sample_ids"), omega, **settings)
+
+
+def weighted_regularizer(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    """The ablation: what is outside weights the regulariser, too."""
+    return regularized(loss, trusting, weighted=True, **settings)
+
+
+def guidance_term(arguments: dict[str, Any], weight: Tensor) -> Tensor:
+    """What ``regularized`` adds: a term of all rows that no weight touches."""
+    rows = language()[arguments["sample_ids"]]
+    return OMEGA * language_guidance(arguments["embeddings"], rows, arguments["labels"]).mean()
+
+
+def weighted_guidance_term(arguments: dict[str, Any], weight: Tensor) -> Tensor:
+    rows = language()[arguments["sample_ids"]]
+    term = language_guidance(arguments["embeddings"], rows, arguments["labels"])
+    return OMEGA * (weight * term).mean()
+
+
 def nest(*makes: Make) -> Make:
     """The outermost first."""
 
@@ -83,24 +119,42 @@ class Case:
     make: Make
     drops: bool = False  # leaves samples out
     weighs: bool = False  # asks the wrapped loss for one value per sample
+    has_classes: bool = False  # has a proxy for each of CLASSES
+    term: Callable[[dict[str, Any], Tensor], Tensor] | None = None  # adds it to the wrapped loss
     syncs: bool = False  # scoring asks the host, for a reason that the docs state
 
 
+WEIGHTS: dict[str, Any] = {"weighs": True, "has_classes": True}  # by a confidence loss
+GUIDED: dict[str, Any] = {"term": guidance_term}
+
 CASES = {
     "ground_truth": Case(ground_truth, drops=True),
-    "confidence": Case(confidence, weighs=True),
-    "running_mean": Case(running_mean, weighs=True),
-    "median": Case(median, weighs=True),
-    "generic_confidence": Case(generic_confidence, weighs=True, syncs=True),
+    "confidence": Case(confidence, **WEIGHTS),
+    "running_mean": Case(running_mean, **WEIGHTS),
+    "median": Case(median, **WEIGHTS),
+    "generic_confidence": Case(generic_confidence, **WEIGHTS, syncs=True),
     "gathered": Case(gathered),
-    "ground_truth(confidence)": Case(nest(ground_truth, confidence), drops=True, weighs=True),
-    "confidence(ground_truth)": Case(nest(confidence, ground_truth), drops=True, weighs=True),
-    "confidence(confidence)": Case(nest(confidence, running_mean), weighs=True),
-    "confidence(gathered)": Case(nest(confidence, gathered), weighs=True),
-    "gathered(confidence)": Case(nest(gathered, confidence), weighs=True),
+    "regularized": Case(regularized, **GUIDED),
+    "ground_truth(confidence)": Case(nest(ground_truth, confidence), drops=True, **WEIGHTS),
+    "confidence(ground_truth)": Case(nest(confidence, ground_truth), drops=True, **WEIGHTS),
+    "confidence(confidence)": Case(nest(confidence, running_mean), **WEIGHTS),
+    "confidence(gathered)": Case(nest(confidence, gathered), **WEIGHTS),
+    "gathered(confidence)": Case(nest(gathered, confidence), **WEIGHTS),
     "ground_truth(gathered)": Case(nest(ground_truth, gathered), drops=True),
     "ground_truth(confidence(gathered))": Case(
-        nest(ground_truth, confidence, gathered), drops=True, weighs=True
+        nest(ground_truth, confidence, gathered), drops=True, **WEIGHTS
+    ),
+    "regularized(confidence)": Case(nest(regularized, confidence), **WEIGHTS, **GUIDED),
+    "confidence(regularized)": Case(nest(confidence, regularized), **WEIGHTS, **GUIDED),
+    "confidence(weighted_regularizer)": Case(
+        nest(confidence, weighted_regularizer), **WEIGHTS, term=weighted_guidance_term
+    ),
+    "ground_truth(confidence(regularized))": Case(
+        nest(ground_truth, confidence, regularized), drops=True, **WEIGHTS, **GUIDED
+    ),
+    "gathered(regularized)": Case(nest(gathered, regularized), **GUIDED),
+    "ground_truth(gathered(regularized))": Case(
+        nest(ground_truth, gathered, regularized), drops=True, **GUIDED
     ),
 }
 

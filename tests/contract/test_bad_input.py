@@ -113,7 +113,7 @@ def test_refused_and_nothing_lost(case: str, bad: str, fresh: bool) -> None:
 
 
 @pytest.mark.parametrize("label", [-1, CLASSES, 10**6])
-@pytest.mark.parametrize("case", [name for name, case in CASES.items() if case.weighs])
+@pytest.mark.parametrize("case", [name for name, case in CASES.items() if case.has_classes])
 def test_labels_out_of_range(case: str, label: int) -> None:
     change = put("labels", 5, label)
     assert_refused(build(case), change(make_batch()), ValueError, rf"labels .* \[0, {CLASSES}\)")
@@ -125,7 +125,7 @@ def test_embeddings_of_another_width_than_the_proxies(case: str) -> None:
     assert_refused(build(case), change(make_batch()), ValueError, "embeddings must be as wide")
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if "ground_truth" in name])
+@pytest.mark.parametrize("case", [n for n in CASES if "ground_truth" in n or "regular" in n])
 def test_ids_missing_or_beyond(case: str) -> None:
     missing = {k: v for k, v in make_batch().items() if k != "sample_ids"}
     assert_refused(build(case), missing, ValueError, "sample_ids")
