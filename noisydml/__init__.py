@@ -9,6 +9,7 @@ from noisydml.wrappers.base import Decision, LossWrapper
 from noisydml.wrappers.confidence import ConfidenceWeightedLoss
 from noisydml.wrappers.ground_truth import GroundTruthFilter
 from noisydml.wrappers.regularized import RegularizedLoss
+from noisydml.wrappers.super_loss import SuperLoss
 
 __all__ = [
     "ConfidenceWeightedLoss",
@@ -19,6 +20,7 @@ __all__ = [
     "LossWrapper",
     "RegularizedLoss",
     "Regularizer",
+    "SuperLoss",
     "__version__",
     "distributed",
     "functional",

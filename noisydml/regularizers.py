@@ -40,8 +40,8 @@ class LanguageGuidance(Regularizer):
     Args:
         language: (N, E), or (N, k, E) for k pseudo-classes, floating point: one row for every
             sample of the data set, or for every class. They are looked up, never trained, and
-            have to be finite where they are. :mod:`noisydml.language` makes them from names. CLIP's image embeddings of
-            the samples take their place in ProcSim's appendix C.
+            have to be finite. :mod:`noisydml.language` makes them from names. CLIP's image
+            embeddings of the samples take their place in ProcSim's appendix C.
         by: ``"sample_ids"`` if row i is that of sample i of the data set, ``"labels"`` if it is
             that of class i. The published code takes ``"labels"``, with pseudo-classes of the
             mean prediction for a class; a wrong label then takes the wrong row.

@@ -82,3 +82,9 @@ def require_not_negative(name: str, value: float) -> None:
     require_number(name, value)
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a finite number, 0 or above, got {value}")
+
+
+def require_steps(name: str, value: int) -> None:
+    """Raise unless ``value`` is a whole number of steps, 0 or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name} must be a number of steps, 0 or more, got {value!r}")

@@ -51,13 +51,16 @@ class Decision:
 
 
 class Judgement(NamedTuple):
-    """A decision, and a loss that trains the wrapper's own parameters (proxies) beside it.
+    """A decision, and what else came of making it.
 
-    ``own_loss`` must reach nothing but those parameters; its value is never added to the result.
+    ``own_loss`` trains the wrapper's own parameters (proxies). It must reach nothing but those;
+    its value is never added to the result. ``value`` is the value of the wrapped loss, where it
+    had to be called in order to judge; it is not called again.
     """
 
     decision: Decision
     own_loss: Tensor | None = None
+    value: Tensor | None = None
 
 
 class LossWrapper(nn.Module, ABC):
@@ -136,8 +139,9 @@ class LossWrapper(nn.Module, ABC):
         if not self.training:
             self.decision = Decision.trusting(batch)
             return call_loss(self.loss, batch)
-        decision, own_loss = self.judge(batch)
-        value = call_loss(self.loss, self.narrowed(batch, decision))
+        decision, own_loss, value = self.judge(batch)
+        if value is None:
+            value = call_loss(self.loss, self.narrowed(batch, decision))
         if own_loss is not None and own_loss.requires_grad:
             own_loss = own_loss.to(value.dtype)
             value = value + (own_loss - own_loss.detach())  # its gradient, not its value

@@ -20,6 +20,7 @@ from noisydml import (
     LanguageGuidance,
     LossWrapper,
     RegularizedLoss,
+    SuperLoss,
 )
 from noisydml.functional import language_guidance
 
@@ -53,6 +54,14 @@ def running_mean(loss: Any, trusting: bool = False, **settings: Any) -> LossWrap
     return confidence(loss, trusting, threshold="running_mean", **settings)
 
 
+def mixture(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    return confidence(loss, trusting, threshold="gaussian_mixture", **settings)
+
+
+def fixed(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    return confidence(loss, trusting, threshold=1.5, **settings)
+
+
 def median(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     return confidence(loss, trusting, threshold=torch.median, **settings)
 
@@ -68,6 +77,16 @@ def generic_confidence(loss: Any, trusting: bool = False, **settings: Any) -> Lo
 
 def gathered(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     return GatheredLoss(loss, **settings)
+
+
+def super_loss(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    return SuperLoss(loss, **{"lam": 0.1, "warmup": 1000 if trusting else 0, **settings})
+
+
+def super_loss_of_pairs(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    """At the level of pairs where the loss has them."""
+    level = "pair" if isinstance(getattr(loss, "loss", loss), losses.ContrastiveLoss) else "sample"
+    return super_loss(loss, trusting, level=level, **settings)
 
 
 def language() -> Tensor:
@@ -119,6 +138,7 @@ class Case:
     make: Make
     drops: bool = False  # leaves samples out
     weighs: bool = False  # asks the wrapped loss for one value per sample
+    weighs_pairs: bool = False  # where the leaf has pairs, with a weight for each
     has_classes: bool = False  # has a proxy for each of CLASSES
     term: Callable[[dict[str, Any], Tensor], Tensor] | None = None  # adds it to the wrapped loss
     syncs: bool = False  # scoring asks the host, for a reason that the docs state
@@ -132,9 +152,13 @@ CASES = {
     "confidence": Case(confidence, **WEIGHTS),
     "running_mean": Case(running_mean, **WEIGHTS),
     "median": Case(median, **WEIGHTS),
+    "gaussian_mixture": Case(mixture, **WEIGHTS),
+    "fixed": Case(fixed, **WEIGHTS),
     "generic_confidence": Case(generic_confidence, **WEIGHTS, syncs=True),
     "gathered": Case(gathered),
     "regularized": Case(regularized, **GUIDED),
+    "super_loss": Case(super_loss, weighs=True),
+    "super_loss_of_pairs": Case(super_loss_of_pairs, weighs=True, weighs_pairs=True),
     "ground_truth(confidence)": Case(nest(ground_truth, confidence), drops=True, **WEIGHTS),
     "confidence(ground_truth)": Case(nest(confidence, ground_truth), drops=True, **WEIGHTS),
     "confidence(confidence)": Case(nest(confidence, running_mean), **WEIGHTS),
@@ -152,6 +176,12 @@ CASES = {
     "ground_truth(confidence(regularized))": Case(
         nest(ground_truth, confidence, regularized), drops=True, **WEIGHTS, **GUIDED
     ),
+    "confidence(super_loss)": Case(nest(confidence, super_loss), **WEIGHTS),
+    "ground_truth(super_loss_of_pairs)": Case(
+        nest(ground_truth, super_loss_of_pairs), drops=True, weighs=True, weighs_pairs=True
+    ),
+    "gathered(super_loss)": Case(nest(gathered, super_loss), weighs=True),
+    "regularized(super_loss)": Case(nest(regularized, super_loss), weighs=True, **GUIDED),
     "gathered(regularized)": Case(nest(gathered, regularized), **GUIDED),
     "ground_truth(gathered(regularized))": Case(
         nest(ground_truth, gathered, regularized), drops=True, **GUIDED
