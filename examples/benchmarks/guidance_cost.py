@@ -69,7 +69,8 @@ class Step:
     """A forward and backward pass of either, on one device."""
 
     def __init__(self, batch: int, width: int, parts: int, language: int, device: str) -> None:
-        self.network = resnet50(width).to(device)
+        with torch.device(device):
+            self.network = resnet50(width)
         self.images = torch.empty(batch, 3, 224, 224, device=device).normal_()
         self.embeddings = torch.empty(batch, width, device=device).normal_().requires_grad_()
         self.guidance = LanguageGuidance(
