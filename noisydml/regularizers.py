@@ -130,7 +130,8 @@ class LanguageGuidance(Regularizer):
                 "LanguageGuidance needs sample_ids, the row of each sample in language"
             )
         rows = len(self.table)
-        looked_up = self.table.index_select(0, row.clamp(0, rows - 1))
+        # Before the first step the table is not where the batch is.
+        looked_up = self.table.to(row.device).index_select(0, row.clamp(0, rows - 1))
         return [
             in_range(self.by, row, rows, "the rows of language"),
             ValueCheck(

@@ -345,6 +345,9 @@ def main() -> None:
     options = parse()
     done = read(options.output)
     options.output.parent.mkdir(parents=True, exist_ok=True)
+    if options.output.exists() and not options.output.read_text().endswith("\n"):
+        with options.output.open("a") as file:  # what was being written when a run was killed
+            file.write("\n")
     settings = {
         name: getattr(options, name)
         for name in ("epochs", "steps", "lam", "omega", "batch", "lr", "proxy_lr")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from numbers import Real
@@ -116,7 +115,8 @@ class ConfidenceWeightedLoss(LossWrapper):
         pml.refuse_unweightable(confidence_loss)
         pml.refuse_memory(confidence_loss)
         require_positive("lam", lam)
-        fixed = isinstance(threshold, Real) and not math.isnan(threshold)
+        is_nan = threshold != threshold
+        fixed = isinstance(threshold, Real) and not isinstance(threshold, bool) and not is_nan
         if not fixed and threshold not in get_args(Named) and not callable(threshold):
             raise ValueError(
                 "threshold must be 'otsu', 'running_mean', 'gaussian_mixture', a number or a "
@@ -202,7 +202,7 @@ class ConfidenceWeightedLoss(LossWrapper):
         if self.threshold == "gaussian_mixture":
             return gaussian_mixture_threshold(losses)
         if isinstance(self.threshold, Real):
-            return torch.full_like(losses.select(0, 0), self.threshold)
+            return torch.full_like(losses.select(0, 0), float(self.threshold))
         assert callable(self.threshold)
         tau = self.threshold(losses)
         if not isinstance(tau, (Tensor, Real)):

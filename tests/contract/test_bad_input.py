@@ -178,6 +178,7 @@ def test_value_checks_can_be_switched_off_but_not_the_others(case: str) -> None:
         ({"threshold": "mean"}, ValueError, "threshold"),
         ({"threshold": math.nan}, ValueError, "threshold"),
         ({"threshold": None}, ValueError, "threshold"),
+        ({"threshold": True}, ValueError, "threshold"),
         ({"decay": 1.0}, ValueError, "decay"),
         ({"decay": -0.1}, ValueError, "decay"),
         ({"warmup": -1}, ValueError, "warmup"),

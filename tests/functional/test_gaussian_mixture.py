@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import warnings
 
@@ -20,12 +21,12 @@ from noisydml.functional import (
 )
 
 
-def skewed(seed: int) -> np.ndarray:
+def skewed(seed: int, shift: float | None = None) -> np.ndarray:
     """Losses of two skewed groups, as in ProcSim's Fig. 2; far apart or not."""
     rng = np.random.default_rng(seed)
     size = int(rng.integers(8, 400))
     low = rng.random(size) < rng.uniform(0.2, 0.8)
-    shift = 4 * rng.random()
+    shift = 4 * rng.random() if shift is None else shift
     return np.where(low, rng.gamma(2, 0.5, size), shift + rng.gamma(4, 0.3, size))
 
 
@@ -103,6 +104,20 @@ def test_the_threshold_is_where_the_components_are_equally_likely(seed):
         assert got == pytest.approx(high)
     else:
         assert got == pytest.approx(scipy.optimize.brentq(odds, low, high), rel=1e-6)
+
+
+@pytest.mark.parametrize(("shift", "share", "tolerance"), [(2, 40, 1e-3), (0, 20, 1e-2)])
+def test_how_far_100_steps_go(shift, share, tolerance, monkeypatch):
+    """Against 5000: all the way if the groups are apart, and half of the time if they are not."""
+    module = importlib.import_module("noisydml.functional.gaussian_mixture")
+    samples = [torch.tensor(skewed(seed, shift)) for seed in range(40)]
+    got = [gaussian_mixture_threshold(values) for values in samples]
+    monkeypatch.setattr(module, "_STEPS", 5000)
+    errors = sorted(
+        abs(mine - gaussian_mixture_threshold(values)) / values.std()
+        for mine, values in zip(got, samples, strict=True)
+    )
+    assert errors[share - 1] < tolerance
 
 
 def test_finds_two_groups_that_are_far_apart():
