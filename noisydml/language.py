@@ -281,7 +281,11 @@ def _embed(texts: list[str], encoder: TextEncoder) -> Tensor:
             chunk = texts[start : start + _CHUNK]
             part = encode(chunk)
             if not isinstance(part, Tensor) or part.ndim != 2 or len(part) != len(chunk):
-                got = f"shape {tuple(part.shape)}" if isinstance(part, Tensor) else type(part)
+                got = (
+                    f"shape {tuple(part.shape)}"
+                    if isinstance(part, Tensor)
+                    else type(part).__name__
+                )
                 raise ValueError(f"{encoder.name} must return ({len(chunk)}, E), got {got}")
             parts.append(part.detach().float().cpu())
     return torch.cat(parts)

@@ -4,8 +4,8 @@
     python examples/benchmarks/procsim_ablation.py --output runs.jsonl --table  # what there is
 
 Every run is a line of the output. A run that is there already is not repeated, so the script can
-be stopped and started again, and several machines can share the grid by ``--seeds`` or
-``--variants``. Data sets:
+be stopped and started again, and several machines can share the grid by ``--seeds``,
+``--noises`` or ``--variants``. Data sets:
 
 * ``digits`` comes with scikit-learn: classes 0-5 to train, in two groups, 6-9 to test;
 * ``cifar100`` needs ``cifar100_sub150.npz`` in FOLDER: ``images`` (N, 32, 32, 3) uint8,
@@ -55,6 +55,7 @@ from noisydml import (
 
 WIDTH = 64
 NOISES = [("none", 0.0), ("semantic", 0.2), ("semantic", 0.5), ("uniform", 0.2), ("uniform", 0.5)]
+COLUMNS = {f"{kind}-{rate:.0%}" if rate else kind: (kind, rate) for kind, rate in NOISES}
 
 
 @dataclass
@@ -292,9 +293,8 @@ def print_tables(records: list[dict[str, Any]]) -> None:
 
 def print_table(records: list[dict[str, Any]]) -> None:
     """Mean and standard deviation over the seeds, and the harmonic mean over the columns."""
-    columns = [f"{kind} {rate:.0%}" if rate else kind for kind, rate in NOISES]
-    print(f"| | {' | '.join(columns)} | harmonic mean |")
-    print("|---" * (len(columns) + 2) + "|")
+    print(f"| | {' | '.join(COLUMNS)} | harmonic mean |")
+    print("|---" * (len(COLUMNS) + 2) + "|")
     values: dict[tuple[str, str, float], list[float]] = {}
     for r in records:
         values.setdefault((r["variant"], r["noise"], r["rate"]), []).append(r["recall_at_1"])
@@ -323,6 +323,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", default=os.environ.get("NOISYDML_DATA"), help="a folder")
     parser.add_argument("--sets", nargs="+", default=["cifar100", "omniglot"])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--noises", nargs="+", default=list(COLUMNS), choices=list(COLUMNS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--steps", type=int, default=150, help="an epoch")
@@ -357,7 +358,7 @@ def main() -> None:
         Run(data=name, variant=variant, noise=kind, rate=rate, seed=seed, **settings)
         for name in options.sets
         for seed in options.seeds
-        for kind, rate in NOISES
+        for kind, rate in [COLUMNS[name] for name in options.noises]
         for variant in options.variants
     ]
     missing = [] if options.table else [run for run in runs if key(asdict(run)) not in done]

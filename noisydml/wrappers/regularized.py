@@ -133,7 +133,9 @@ class RegularizedLoss(LossWrapper):
         else:
             value = self.regularizer(batch.embeddings)
         if not isinstance(value, Tensor) or value.shape not in ((), (len(batch),)):
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value)
+            got = (
+                f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            )
             raise TypeError(
                 f"regularizer must return one value per sample, shape ({len(batch)},), or a "
                 f"0-dim tensor, got {got}"
