@@ -135,3 +135,22 @@ def test_positive_accepts_finite_numbers_above_zero(value):
 def test_positive_refuses_other_numbers(value):
     with pytest.raises(ValueError, match=rf"^lam must be a finite number above 0, got {value}$"):
         require_positive("lam", value)
+
+
+def test_require_not_negative():
+    for value in (0, 0.0, 3, 1e300):
+        require_not_negative("weight", value)
+    for value in (-1, -1e-9, math.inf, math.nan):
+        with pytest.raises(ValueError, match=r"^weight must be a finite number, 0 or above, got"):
+            require_not_negative("weight", value)
+    for value in (True, "1", torch.ones(())):
+        with pytest.raises(TypeError, match=r"^weight must be a number, got"):
+            require_not_negative("weight", value)
+
+
+def test_require_steps():
+    for value in (0, 7):
+        require_steps("warmup", value)
+    for value in (-1, 1.0, True, None):
+        with pytest.raises(ValueError, match=r"^warmup must be a number of steps, 0 or more, got"):
+            require_steps("warmup", value)
