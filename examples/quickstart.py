@@ -4,13 +4,13 @@ Real handwritten digits, a small network, one training loop; only the loss diffe
 
     python examples/quickstart.py --noise 0.5 --seed 0 --epochs 20 --output outputs/quickstart
 
-Prints a table and writes, into the output folder, curves.png, suspects.png and suspects.csv.
+Prints a table and writes, into the output folder, curves.png, and of the labels that KNNDenoiser
+distrusts suspects.csv and suspects.png.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,8 +59,9 @@ class Result:
     p_at_1: list[float]  # per epoch, %
     map_at_r: list[float]
     seconds: float
-    confidence: Tensor | None  # (N,) of the last epoch; None for a loss that judges nothing
-    train_embeddings: Tensor  # (N, D) of the trained network, normalised
+    weight: Tensor | None  # (N,) of the last epoch; None for a loss that judges nothing
+    score: Tensor  # (N,) the evidence that a label is right, likewise
+    issues: noisydml.LabelIssues | None  # what was collected over all epochs
 
 
 def load_data(noise: float, seed: int) -> Digits:
@@ -98,11 +99,21 @@ def confidence_weighted(loss: nn.Module) -> noisydml.LossWrapper:
     return noisydml.ConfidenceWeightedLoss(loss, proxies, lam=0.001)
 
 
+def prism(loss: nn.Module, data: Digits) -> noisydml.LossWrapper:
+    return noisydml.PRISMFilter(loss, CLASSES, EMBEDDING_SIZE, memory_size=len(data.given_labels))
+
+
+def knn(loss: nn.Module, data: Digits) -> noisydml.LossWrapper:
+    return noisydml.KNNDenoiser(loss, memory_size=len(data.given_labels))
+
+
 # Each row of the table: its name, how its loss is made, and whether it trains on true labels.
 Method = tuple[str, Callable[[Digits], Any], bool]
 METHODS: list[Method] = [
     ("plain loss", lambda data: base_loss(), False),
     ("ConfidenceWeightedLoss", lambda data: confidence_weighted(base_loss()), False),
+    ("PRISMFilter", lambda data: prism(base_loss(), data), False),
+    ("KNNDenoiser", lambda data: knn(base_loss(), data), False),
     (
         "GroundTruthFilter (ceiling)",
         lambda data: noisydml.GroundTruthFilter(base_loss(), data.is_noisy),
@@ -124,8 +135,9 @@ def train(method: Method, data: Digits, epochs: int, seed: int) -> Result:
         groups += loss_fn.parameter_groups(lr=LR, proxy_lr=PROXY_LR)
     optimizer = torch.optim.Adam(groups, lr=LR)
 
-    confidence = torch.ones(len(labels)) if wrapped else None
-    result = Result(name, [], [], 0.0, confidence, torch.empty(0))
+    weight, score = torch.ones(len(labels)) if wrapped else None, torch.ones(len(labels))
+    audit = noisydml.LabelAudit(loss_fn, len(labels)) if wrapped else None
+    result = Result(name, [], [], 0.0, weight, score, None)
     for _ in tqdm(range(epochs), desc=f"{name:28s}", unit="epoch"):
         start = time.perf_counter()
         model.train()
@@ -133,7 +145,9 @@ def train(method: Method, data: Digits, epochs: int, seed: int) -> Result:
             embeddings = model(data.train_images[ids])
             if wrapped:
                 loss = loss_fn(embeddings, labels[ids], sample_ids=ids)
-                confidence[ids] = loss_fn.decision.weight.float()
+                weight[ids] = loss_fn.decision.weight.float()
+                if loss_fn.decision.score is not None:
+                    score[ids] = loss_fn.decision.score.float()
             else:
                 loss = loss_fn(embeddings, labels[ids])
             optimizer.zero_grad()
@@ -143,7 +157,7 @@ def train(method: Method, data: Digits, epochs: int, seed: int) -> Result:
         accuracy = evaluate(model, data)
         result.p_at_1.append(100 * accuracy["precision_at_1"])
         result.map_at_r.append(100 * accuracy["mean_average_precision_at_r"])
-    result.train_embeddings = embed(model, data.train_images)
+    result.issues = audit.result() if wrapped else None
     return result
 
 
@@ -163,8 +177,8 @@ def evaluate(model: nn.Module, data: Digits) -> dict[str, float]:
 
 
 def decision_quality(result: Result, data: Digits) -> tuple[float, float]:
-    """Precision and recall, in %, of "confidence below one half" as "the label is wrong"."""
-    flagged = result.confidence < 0.5
+    """Precision and recall, in %, of "weight below one half" as "the label is wrong"."""
+    flagged = result.weight < 0.5
     right = (flagged & data.is_noisy).sum().item()
     precision = right / max(flagged.sum().item(), 1)
     recall = right / max(data.is_noisy.sum().item(), 1)
@@ -177,38 +191,21 @@ def print_table(results: list[Result], data: Digits) -> None:
           f"{header[4]:>16s} {header[5]:>13s}")  # fmt: skip
     for r in results:
         quality = ("-", "-")
-        if r.confidence is not None:
+        if r.weight is not None:
             quality = tuple(f"{q:.1f}" for q in decision_quality(r, data))
         print(f"{r.name:28s} {r.p_at_1[-1]:6.1f} {r.map_at_r[-1]:6.1f} {r.seconds:8.1f} "
               f"{quality[0]:>16s} {quality[1]:>13s}")  # fmt: skip
 
 
-def nearest_class(result: Result, labels: Tensor) -> Tensor:
-    """(N,) the class whose center, a mean weighted by confidence, is nearest to each sample."""
-    centers = torch.zeros(CLASSES, EMBEDDING_SIZE)
-    centers.index_add_(0, labels, result.confidence[:, None] * result.train_embeddings)
-    return (result.train_embeddings @ nn.functional.normalize(centers).T).argmax(dim=1)
-
-
 def write_suspects(result: Result, data: Digits, folder: Path) -> None:
-    """suspects.csv, least confidence first, and a sheet of the first pictures."""
-    nearest = nearest_class(result, data.given_labels)
-    order = result.confidence.argsort(stable=True)
-    suspects = order[result.confidence[order] < 0.5].tolist()
-    with (folder / "suspects.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["sample_id", "given_label", "confidence", "nearest_class"])
-        for i in suspects:
-            writer.writerow(
-                [i, data.given_labels[i].item(), f"{result.confidence[i]:.4f}", nearest[i].item()]
-            )
-
+    """suspects.csv, the most suspicious label first, and a sheet of the first pictures."""
+    result.issues.to_csv(folder / "suspects.csv")
     figure, axes = plt.subplots(4, 8, figsize=(9, 5.6))
     for axis in axes.flat:
         axis.set_axis_off()
-    for axis, i in zip(axes.flat, suspects, strict=False):
-        axis.imshow(data.train_images[i, 0], cmap="gray_r")
-        axis.set_title(f"given {data.given_labels[i]}, near {nearest[i]}", fontsize=8)
+    for axis, row in zip(axes.flat, result.issues.rows(), strict=False):
+        axis.imshow(data.train_images[row["sample_id"], 0], cmap="gray_r")
+        axis.set_title(f"given {row['given_label']}, likely {row['suggested_label']}", fontsize=7)
     figure.suptitle(f"The most suspicious labels according to {result.name}")
     figure.tight_layout()
     figure.savefig(folder / "suspects.png", dpi=120)
@@ -221,9 +218,9 @@ def plot_curves(results: list[Result], judge: Result, data: Digits, folder: Path
     left.set(xlabel="epoch", ylabel="MAP@R on the test digits, %", ylim=(0, 100))
     left.legend(fontsize=8)
     bins = np.linspace(0, 1, 26)
-    right.hist(judge.confidence[~data.is_noisy], bins, alpha=0.6, label="right labels")
-    right.hist(judge.confidence[data.is_noisy], bins, alpha=0.6, label="wrong labels")
-    right.set(xlabel=f"confidence, last epoch ({judge.name})", ylabel="training samples")
+    right.hist(judge.score[~data.is_noisy], bins, alpha=0.6, label="right labels")
+    right.hist(judge.score[data.is_noisy], bins, alpha=0.6, label="wrong labels")
+    right.set(xlabel=f"score, last epoch ({judge.name})", ylabel="training samples")
     right.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(folder / "curves.png", dpi=120)
@@ -246,7 +243,7 @@ def main() -> None:
     data = load_data(options.noise, options.seed)
     results = [train(method, data, options.epochs, options.seed) for method in METHODS]
     print_table(results, data)
-    judge = results[1]
+    judge = next(result for result in results if result.name == "KNNDenoiser")
     plot_curves(results, judge, data, options.output)
     write_suspects(judge, data, options.output)
     print(f"\nwrote curves.png, suspects.png and suspects.csv to {options.output}")

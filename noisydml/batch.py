@@ -15,6 +15,9 @@ IndicesTuple = tuple[Tensor, ...]
 class Batch:
     """The arguments of a loss call.
 
+    ``synthetic`` is set by a wrapper that adds rows which are no samples of the data set. Their
+    sample id is -1 where the others have ids. Nobody remembers them or looks them up.
+
     ``first_own`` is set once the rows of all ranks have been gathered, so that nobody inside
     gathers them a second time: it says where this rank's begin.
     """
@@ -26,6 +29,7 @@ class Batch:
     ref_labels: Tensor | None = None  # (R,)
     sample_weight: Tensor | None = None  # (B,)
     sample_ids: Tensor | None = None  # (B,)
+    synthetic: Tensor | None = None  # (B,) bool
     first_own: int | None = None
 
     def __len__(self) -> int:
@@ -77,6 +81,7 @@ class Batch:
             indices_tuple=self._select_indices(keep),
             sample_weight=None if self.sample_weight is None else self.sample_weight[rows],
             sample_ids=None if self.sample_ids is None else self.sample_ids[rows],
+            synthetic=None if self.synthetic is None else self.synthetic[rows],
         )
 
     def reweight(self, weight: Tensor) -> Batch:
@@ -84,6 +89,47 @@ class Batch:
         if self.sample_weight is not None:
             weight = weight * self.sample_weight
         return replace(self, sample_weight=weight)
+
+    def extended(self, synthetic: Tensor) -> Batch:
+        """Twice the rows: each is followed, B rows later, by the synthetic one made from it.
+
+        Label and weight are those of the row that it was made from. Pairs and triplets are
+        repeated among the synthetic rows.
+
+        Args:
+            synthetic: (B, D) embeddings.
+        """
+        own = torch.zeros(len(self), dtype=torch.bool, device=self.device)
+
+        def twice(rows: Tensor | None) -> Tensor | None:
+            return None if rows is None else torch.cat([rows, rows])
+
+        ids, ref_labels = self.sample_ids, self.ref_labels
+        if self.ref_emb is not None and ref_labels is None:
+            ref_labels = self.labels  # what PML takes, before they are twice as many
+        return replace(
+            self,
+            embeddings=torch.cat([self.embeddings, synthetic]),
+            labels=torch.cat([self.labels, self.labels]),
+            indices_tuple=self._repeat_indices(),
+            ref_labels=ref_labels,
+            sample_weight=twice(self.sample_weight),
+            sample_ids=None if ids is None else torch.cat([ids, torch.full_like(ids, -1)]),
+            synthetic=torch.cat([own, own.logical_not()]),
+        )
+
+    def _repeat_indices(self) -> IndicesTuple | None:
+        if self.indices_tuple is None:
+            return None
+        columns: list[Tensor] = []
+        for group in index_groups(self.indices_tuple):
+            in_batch = batch_columns(group, self.ref_emb is not None)
+            shifts = [len(self)] * in_batch + [0] * (len(group) - in_batch)
+            columns += [
+                torch.cat([column, column + shift])
+                for column, shift in zip(group, shifts, strict=True)
+            ]
+        return tuple(columns)
 
     def _select_indices(self, keep: Tensor) -> IndicesTuple | None:
         if self.indices_tuple is None:

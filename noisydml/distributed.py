@@ -73,6 +73,7 @@ def gather_batch(batch: Batch) -> Batch:
         ref_labels=gather(batch.ref_labels, ref_sizes),
         sample_weight=gather(batch.sample_weight, sizes),
         sample_ids=gather(batch.sample_ids, sizes),
+        synthetic=gather(batch.synthetic, sizes),
         first_own=start,
     )
 

@@ -1,11 +1,11 @@
 """The inside of pytorch-metric-learning (PML): per-sample terms, and the dtype it computes in.
 
-Only this file, pml_terms.py and pml_state.py know it.
+What PML's classes can take is in pml_kinds.py, what they hand to their reducers in pml_terms.py,
+what they forget to save in pml_state.py; nothing else knows PML's inside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -15,25 +15,20 @@ from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import (
     BaseMetricLossFunction,
     CrossBatchMemory,
-    ManifoldLoss,
     MultipleLosses,
-    NormalizedSoftmaxLoss,
-    ProxyAnchorLoss,
     ProxyNCALoss,
-    SelfSupervisedLoss,
-    VICRegLoss,
+    SupConLoss,
 )
 from pytorch_metric_learning.reducers import DoNothingReducer, MeanReducer
 from torch import Tensor, nn
 
 from noisydml.batch import Batch
 from noisydml.functional import proxy_nca
+from noisydml.pml_kinds import Loss, name_of, parts, refuse_unweightable, unweightable
+from noisydml.pml_state import only_samples_remembered
 from noisydml.pml_terms import Part, is_reduced, observed, shared_out
 
-Loss = Callable[..., Any]
-
 _PML = (BaseMetricLossFunction, CrossBatchMemory, MultipleLosses)
-_TAKES_NO_LABELS = (ManifoldLoss, SelfSupervisedLoss, VICRegLoss)
 
 
 @dataclass(frozen=True)
@@ -97,10 +92,10 @@ def split_pairs(loss: Loss, batch: Batch) -> tuple[Tensor, list[Part]]:
     pml_loss = loss.loss if isinstance(loss, CrossBatchMemory) else loss
     if not isinstance(pml_loss, BaseMetricLossFunction):
         raise _pairless(loss)
-    value, parts = _dissect(loss, pml_loss, batch)
-    if any(part.anchors is not None and not part.kind.endswith("_pair") for part in parts):
+    value, found = _dissect(loss, pml_loss, batch)
+    if any(part.anchors is not None and not part.kind.endswith("_pair") for part in found):
         raise _pairless(pml_loss)
-    return value, parts
+    return value, found
 
 
 def sample_losses(loss: Loss, batch: Batch) -> Tensor:
@@ -112,59 +107,17 @@ def sample_losses(loss: Loss, batch: Batch) -> Tensor:
     return terms.per_sample + terms.unweighted
 
 
-def refuse_unlabelled(loss: Loss) -> None:
-    """Raise TypeError for the losses that are called without labels."""
-    for part in _parts(loss):
-        if isinstance(part, _TAKES_NO_LABELS):
-            raise TypeError(
-                f"{_name(part)} takes no labels, so none of them can be wrong: it cannot be wrapped"
-            )
-
-
-def refuse_unweightable(loss: Loss) -> None:
-    """Raise TypeError for the losses known to have no per-sample contributions."""
-    refuse_unlabelled(loss)
-    for part in _parts(loss):
-        if isinstance(part, ProxyAnchorLoss):
-            raise _unweightable(
-                part,
-                "its terms belong to proxies, each a logarithm over all samples of the batch. "
-                "Use ProxyNCALoss or SoftTripleLoss",
-            )
-
-
-def refuse_memory(confidence_loss: Loss) -> None:
-    """Raise TypeError for a loss that would remember the batch it only judges."""
-    if any(isinstance(part, CrossBatchMemory) for part in _parts(confidence_loss)):
-        raise TypeError(
-            "confidence_loss must not be a CrossBatchMemory: judging would enqueue the batch"
-        )
-
-
-def embedding_shape(loss: Loss) -> tuple[int | None, int | None]:
-    """(number of classes, embedding size) that a proxy loss is made for; None where unknown."""
-    if isinstance(loss, ProxyNCALoss):
-        return loss.proxies.shape[0], loss.proxies.shape[1]
-    if isinstance(loss, NormalizedSoftmaxLoss):
-        return loss.W.shape[1], loss.W.shape[0]
-    # PML's recording sets num_classes to 0 in losses that never set it themselves.
-    num_classes = getattr(loss, "num_classes", None)
-    return (num_classes if isinstance(num_classes, int) and num_classes > 0 else None), None
-
-
-def _parts(loss: Loss) -> Iterator[Loss]:
-    """The loss, and those inside PML's own containers."""
-    yield loss
-    if isinstance(loss, MultipleLosses):
-        for inner in loss.losses.values() if loss.is_dict else loss.losses:
-            yield from _parts(inner)
-    elif isinstance(loss, CrossBatchMemory):
-        yield from _parts(loss.loss)
+def supervised_contrastive() -> nn.Module:
+    """TITAN's similarity loss (Eq. 7)."""
+    loss: nn.Module = SupConLoss(temperature=0.5)
+    return loss
 
 
 def _output(loss: Loss, batch: Batch) -> Any:
     batch = _converted(loss, batch)
-    return loss(batch.embeddings, batch.labels, **batch.optional_arguments())
+    memories = [part for part in parts(loss) if isinstance(part, CrossBatchMemory)]
+    with only_samples_remembered(memories, batch):
+        return loss(batch.embeddings, batch.labels, **batch.optional_arguments())
 
 
 def _converted(loss: Loss, batch: Batch) -> Batch:
@@ -175,7 +128,7 @@ def _converted(loss: Loss, batch: Batch) -> Batch:
     """
     if not isinstance(loss, _PML):
         return batch
-    memories = [p.embedding_memory for p in _parts(loss) if isinstance(p, CrossBatchMemory)]
+    memories = [p.embedding_memory for p in parts(loss) if isinstance(p, CrossBatchMemory)]
     state = [t.dtype for t in (*loss.parameters(), *memories)]
     dtype = reduce(torch.promote_types, state) if state else batch.embeddings.dtype
     # torch.cdist, on which LpDistance stands, has no bfloat16.
@@ -198,7 +151,7 @@ def _reduced(loss: Loss, output: Any, batch_size: int) -> Tensor:
             return output.reshape(())
     got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
     raise TypeError(
-        f"{_name(loss)} must return one loss per sample, shape ({batch_size},), or a 0-dim loss, "
+        f"{name_of(loss)} must return one loss per sample, shape ({batch_size},), or a 0-dim loss, "
         f"got {got}"
     )
 
@@ -207,7 +160,7 @@ def _split_callable(loss: Loss, batch: Batch) -> Terms:
     output = _output(loss, batch)
     value = _reduced(loss, output, len(batch))
     if output.shape != (len(batch),):
-        raise _unweightable(
+        raise unweightable(
             loss,
             "it returns one number for the whole batch. Make it return one loss per sample, "
             "for instance with reduction='none'",
@@ -219,21 +172,21 @@ def _split_multiple(loss: MultipleLosses, batch: Batch) -> Terms:
     if batch.ref_emb is not None:
         raise TypeError("MultipleLosses takes no ref_emb")
     batch = _converted(loss, batch)
-    parts = []
+    found = []
     for name in loss.losses.keys() if loss.is_dict else range(len(loss.losses)):
         indices = loss.get_indices_tuple(name, batch.embeddings, batch.labels, batch.indices_tuple)
         terms = split(loss.losses[name], replace(batch, indices_tuple=indices))
-        parts.append(terms.scaled(loss.weights[name]))
-    return reduce(Terms.plus, parts)
+        found.append(terms.scaled(loss.weights[name]))
+    return reduce(Terms.plus, found)
 
 
 def _split_pml(loss: Loss, pml_loss: BaseMetricLossFunction, batch: Batch) -> Terms:
-    value, parts = _dissect(loss, pml_loss, batch)
+    value, found = _dissect(loss, pml_loss, batch)
     # Many half-precision terms would not add up in half precision.
     dtype = torch.promote_types(value.dtype, torch.float32)
     per_sample = torch.zeros(len(batch), dtype=dtype, device=value.device)
     unweighted = torch.zeros((), dtype=dtype, device=value.device)
-    for part in parts:
+    for part in found:
         if part.anchors is None:
             unweighted = unweighted + part.shares.to(dtype).sum()
         else:
@@ -246,13 +199,13 @@ def _dissect(
 ) -> tuple[Tensor, list[Part]]:
     """The loss's own value, and the terms behind it."""
     if isinstance(pml_loss.reducer, DoNothingReducer):
-        raise TypeError(f"{_name(pml_loss)} has a DoNothingReducer, so there is no loss to wrap")
+        raise TypeError(f"{name_of(pml_loss)} has a DoNothingReducer, so there is no loss to wrap")
     with observed(pml_loss.reducer) as calls:
         output = _output(loss, batch)
     if len(calls) != 1 or calls[0].output is not output:
-        raise _unweightable(pml_loss, "its value is not what one call of its reducer returned")
+        raise unweightable(pml_loss, "its value is not what one call of its reducer returned")
     if is_reduced(calls[0]):
-        raise _unweightable(
+        raise unweightable(
             pml_loss, "it reduces its terms itself, before a sample's part could be told"
         )
     return _reduced(loss, output, len(batch)), shared_out(pml_loss.reducer, calls[0])
@@ -271,18 +224,7 @@ def _is_plain_proxy_nca(loss: Any) -> bool:
     )
 
 
-def _name(loss: Loss) -> str:
-    return getattr(loss, "__name__", type(loss).__name__)
-
-
 def _pairless(loss: Loss) -> TypeError:
     return TypeError(
-        f"{_name(loss)} has no loss for every pair, as ContrastiveLoss has; use level='sample'"
-    )
-
-
-def _unweightable(loss: Loss, reason: str) -> TypeError:
-    return TypeError(
-        f"{_name(loss)} cannot be weighted sample by sample: {reason}. "
-        "A wrapper that drops samples, such as GroundTruthFilter, works with it."
+        f"{name_of(loss)} has no loss for every pair, as ContrastiveLoss has; use level='sample'"
     )

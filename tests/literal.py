@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -91,3 +92,51 @@ def language_guidance(
         kl = math.fsum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
         rows.append(temperature**2 * kl)
     return rows
+
+
+def neighbor_vote(
+    neighbor_labels: list[int], label: int, weights: list[float] | None = None
+) -> tuple[Fraction, int, Fraction]:
+    """N2D2, section 3.1, counted: score, majority and support, in exact arithmetic."""
+    votes: dict[int, Fraction] = {}
+    for i, other in enumerate(neighbor_labels):
+        weight = Fraction(1) if weights is None else Fraction(weights[i])
+        votes[other] = votes.get(other, Fraction(0)) + weight
+    most, total = max(votes.values(), default=Fraction(0)), sum(votes.values(), Fraction(0))
+    if total == 0:
+        return Fraction(1), label, Fraction(0)
+    own = votes.get(label, Fraction(0))
+    majority = label if own == most else min(j for j, n in votes.items() if n == most)
+    return own / most, majority, most / total
+
+
+def clean_probability(
+    embeddings: np.ndarray,
+    labels: list[int],
+    features: np.ndarray,
+    feature_labels: list[int],
+    temperature: float,
+) -> list[float]:
+    """PRISM Eq. 2 and 3, pair by pair; 1 for a class that the memory does not hold (Alg. 1)."""
+
+    def unit(vector):
+        return vector / max(math.sqrt(math.fsum(x * x for x in vector)), 1e-12)
+
+    classes = sorted(set(feature_labels))
+    probabilities = []
+    for embedding, label in zip(embeddings, labels, strict=True):
+        if label not in classes:
+            probabilities.append(1.0)
+            continue
+        mean = {}
+        for k in classes:
+            cosines = [
+                math.fsum(a * b for a, b in zip(unit(embedding), unit(v), strict=True))
+                for v, y in zip(features, feature_labels, strict=True)
+                if y == k
+            ]
+            mean[k] = math.fsum(cosines) / len(cosines)
+        terms = [math.exp((mean[k] - max(mean.values())) / temperature) for k in classes]
+        own = math.exp((mean[label] - max(mean.values())) / temperature)
+        probabilities.append(own / math.fsum(terms))
+    return probabilities

@@ -267,12 +267,16 @@ def test_refusals(objects: dict[str, Any], call: str, error: str, message: str) 
 def test_api_page_has_every_public_name() -> None:
     listed = re.findall(r"^::: ([\w.]+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
     names = {path.rsplit(".", 1)[1] for path in listed}
-    public = {*noisydml.__all__, *noisydml.functional.__all__}
-    assert not public - names - {"__version__", "distributed", "functional"}
-    assert {path.split(".")[1] for path in listed} >= {"functional", "distributed"}
+    public = {*noisydml.__all__, *noisydml.functional.__all__, *noisydml.noise.__all__}
+    assert not public - names - {"__version__", "distributed", "functional", "noise"}
+    assert {path.split(".")[1] for path in listed} >= {"functional", "distributed", "noise"}
 
 
 # The import rule -------------------------------------------------------------------------------
+
+
+# Packages whose files may import one another, and which others they may import from.
+INSIDE = {"functional": set[str](), "noise": {"functional"}}
 
 
 def test_imports_point_down() -> None:
@@ -292,15 +296,17 @@ def test_imports_point_down() -> None:
     package = Path(noisydml.__file__).parent
     for path in package.rglob("*.py"):
         parts = path.relative_to(package).with_suffix("").parts
-        if parts in (("version",), ("wrappers", "__init__")) or parts[0] == "functional":
+        if parts in (("version",), ("wrappers", "__init__")) or parts[0] in INSIDE:
             continue
         importer = "noisydml" if parts == ("__init__",) else ".".join(("noisydml", *parts))
         for module in imports(path):
             if module != "noisydml.version":
                 assert layer(importer) < layer(module), f"{importer} imports {module}"
 
-    for path in (package / "functional").glob("*.py"):
-        assert all(module.startswith("noisydml.functional") for module in imports(path)), path
+    for folder, others in INSIDE.items():
+        for path in (package / folder).glob("*.py"):
+            for module in imports(path):
+                assert module.split(".")[1] in {folder, *others}, f"{path} imports {module}"
 
 
 def imports(path: Path) -> list[str]:

@@ -9,6 +9,7 @@ import pkgutil
 import pytest
 
 import noisydml
+from noisydml.memory import FeatureMemory
 
 MODULES = ["noisydml"] + [
     module.name for module in pkgutil.walk_packages(noisydml.__path__, "noisydml.")
@@ -34,7 +35,17 @@ def test_doctests(name: str) -> None:
         noisydml.LanguageGuidance,
         noisydml.RegularizedLoss,
         noisydml.SuperLoss,
+        noisydml.PRISMFilter,
+        FeatureMemory,
         *(getattr(noisydml.functional, name) for name in noisydml.functional.__all__),
+        noisydml.noise.ClassHierarchy,
+        noisydml.noise.NoisyLabels,
+        noisydml.noise.class_frequency,
+        noisydml.noise.match_wordnet,
+        noisydml.noise.pair_flip,
+        noisydml.noise.semantic,
+        noisydml.noise.small_cluster,
+        noisydml.noise.uniform,
     ],
     ids=lambda public: public.__name__,
 )

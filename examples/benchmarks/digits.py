@@ -4,8 +4,9 @@
 
 Half of the training labels are wrong. For a pair loss (MultiSimilarityLoss) at several batch sizes
 and for a classification loss (NormalizedSoftmaxLoss): the plain loss, ConfidenceWeightedLoss,
-*perfect* weights (0 for the wrong labels, 1 for the right ones), the ground-truth filter and clean
-labels; mean and standard deviation over the seeds, as a Markdown table.
+PRISMFilter, KNNDenoiser, *perfect* weights (0 for the wrong labels, 1 for the right ones), the
+ground-truth filter and clean labels; mean and standard deviation over the seeds, as a Markdown
+table.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ def methods(base_loss: Callable[[], nn.Module]) -> list[quickstart.Method]:
             lambda data: quickstart.confidence_weighted(base_loss()),
             False,
         ),
+        ("PRISMFilter", lambda data: quickstart.prism(base_loss(), data), False),
+        ("KNNDenoiser", lambda data: quickstart.knn(base_loss(), data), False),
         ("perfect weights", lambda data: PerfectWeights(base_loss(), data.is_noisy), False),
         ("GroundTruthFilter", lambda data: GroundTruthFilter(base_loss(), data.is_noisy), False),
         ("clean labels", lambda data: base_loss(), True),

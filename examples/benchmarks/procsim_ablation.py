@@ -14,9 +14,9 @@ be stopped and started again, and several machines can share the grid by ``--see
   ``class_split`` and ``class_alphabet`` (1623,); class_split 0 to train.
 
 FOLDER is also taken from the variable NOISYDML_DATA. Classes to train and to test are disjoint.
-Uniform noise draws another training class, semantic noise another one of the same group
-(superclass, alphabet): ProcSim's model on a tree of two levels. Recall@1 is on the classes to
-test, in %, after the last epoch; the harmonic mean is over all columns of noise, the clean one
+Noise is that of noisydml.noise: uniform, or semantic in the tree of superclasses or alphabets,
+where a wrong label is a class of the same group, if there is another. Recall@1 is on the classes
+to test, in %, after the last epoch; the harmonic mean is over all columns of noise, the clean one
 included, as in the paper's table.
 
 The guidance is label-free: cosines of the images' own centred pixels, in the place of CLIP's
@@ -52,6 +52,7 @@ from noisydml import (
     RegularizedLoss,
     SuperLoss,
 )
+from noisydml.noise import ClassHierarchy, NoisyLabels, semantic, uniform
 
 WIDTH = 64
 NOISES = [("none", 0.0), ("semantic", 0.2), ("semantic", 0.5), ("uniform", 0.2), ("uniform", 0.5)]
@@ -128,20 +129,11 @@ def split(
     )
 
 
-def corrupt(truth: Tensor, groups: Tensor, kind: str, rate: float, seed: int) -> Tensor:
-    """An exact share of the labels replaced: by any other class, or by one of the same group.
-
-    A class that is alone in its group keeps its labels under semantic noise.
-    """
-    rng = np.random.default_rng(seed)
-    labels = truth.numpy().copy()
-    classes = np.arange(len(groups))
-    for i in rng.permutation(len(labels))[: round(rate * len(labels))]:
-        near = groups.numpy() == groups[labels[i]].item()
-        others = classes[(classes != labels[i]) & (near | (kind == "uniform"))]
-        if len(others):
-            labels[i] = rng.choice(others)
-    return torch.tensor(labels)
+def corrupt(truth: Tensor, groups: Tensor, kind: str, rate: float, seed: int) -> NoisyLabels:
+    """Uniform noise, or semantic noise in the tree of groups and their classes."""
+    if kind == "semantic":
+        return semantic(truth, rate, ClassHierarchy.from_categories(groups.tolist()), seed=seed)
+    return uniform(truth, rate, seed=seed)
 
 
 def network(images: Tensor) -> nn.Module:
@@ -216,7 +208,8 @@ def guidance_table(data: Data, language: str | None) -> Tensor:
 def train(run: Run, data: Data, table: Tensor) -> dict[str, float]:
     torch.manual_seed(run.seed)
     np.random.seed(run.seed)  # noqa: NPY002 - PML's sampler draws from it
-    given = corrupt(data.truth, data.groups, run.noise, run.rate, run.seed)
+    noisy = corrupt(data.truth, data.groups, run.noise, run.rate, run.seed)
+    given = torch.as_tensor(noisy.labels)
     by_name = len(table) == len(data.groups)
 
     def guidance() -> LanguageGuidance:
@@ -225,7 +218,7 @@ def train(run: Run, data: Data, table: Tensor) -> dict[str, float]:
         return LanguageGuidance(table, by="sample_ids", same_class="diagonal")
 
     model = network(data.images)
-    parts = Parts(run, len(data.groups), guidance, given != data.truth)
+    parts = Parts(run, len(data.groups), guidance, torch.as_tensor(noisy.is_noisy))
     loss_fn = VARIANTS[run.variant](parts)
     optimizer = torch.optim.Adam(model.parameters(), lr=run.lr, weight_decay=4e-4)
     proxies = list(loss_fn.parameters())

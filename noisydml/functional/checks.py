@@ -78,13 +78,21 @@ def require_positive(name: str, value: float) -> None:
 
 
 def require_not_negative(name: str, value: float) -> None:
-    """Raise unless ``value`` is a finite number, 0 or above."""
+    """Raise unless ``value`` is a finite number of 0 or more."""
     require_number(name, value)
     if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be a finite number, 0 or above, got {value}")
+        raise ValueError(f"{name} must be a finite number of 0 or more, got {value}")
 
 
-def require_steps(name: str, value: int) -> None:
-    """Raise unless ``value`` is a whole number of steps, 0 or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{name} must be a number of steps, 0 or more, got {value!r}")
+def require_count(name: str, value: object, least: int = 1) -> None:
+    """Raise unless ``value`` is an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise unless ``value`` is one of the choices."""
+    if not any(value is choice or value == choice for choice in choices):
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from noisydml import collectives, pml
+from noisydml import collectives, pml, pml_kinds
 from noisydml.batch import Batch
 from noisydml.functional.checks import require_loss
 from noisydml.pml_state import UnsavedState
@@ -36,12 +36,20 @@ class Decision:
             method has none.
         threshold: 0-dim float in the unit of ``score``; samples below it are distrusted. None
             where the method has none.
+        noise_rate: 0-dim float, the share of wrong labels that the wrapper goes by, estimated or
+            given. None where the method needs none.
+        suggested_labels: (B,) int64, the label that the evidence speaks for. None where the
+            method makes no suggestion.
+        support: (B,) float in [0, 1], the share of the evidence that speaks for it; None likewise.
     """
 
     keep: Tensor
     weight: Tensor
     score: Tensor | None = None
     threshold: Tensor | None = None
+    noise_rate: Tensor | None = None
+    suggested_labels: Tensor | None = None
+    support: Tensor | None = None
 
     @classmethod
     def trusting(cls, batch: Batch) -> Decision:
@@ -51,15 +59,17 @@ class Decision:
 
 
 class Judgement(NamedTuple):
-    """A decision, and what else came of making it.
+    """A decision, and what goes with it.
 
-    ``own_loss`` trains the wrapper's own parameters (proxies). It must reach nothing but those;
-    its value is never added to the result. ``value`` is the value of the wrapped loss, where it
-    had to be called in order to judge; it is not called again.
+    ``own_loss`` trains the wrapper's own parameters (proxies): it must reach nothing but those,
+    and its value is never added to the result. ``evidence`` is whatever ``commit`` needs of what
+    ``judge`` has computed. ``value`` is the value of the wrapped loss, where it had to be called
+    in order to judge; it is not called again.
     """
 
     decision: Decision
     own_loss: Tensor | None = None
+    evidence: Any = None
     value: Tensor | None = None
 
 
@@ -84,7 +94,7 @@ class LossWrapper(nn.Module, ABC):
     def __init__(self, loss: Callable[..., Any], *, validate_args: bool = True) -> None:
         super().__init__()
         require_loss("loss", loss)
-        pml.refuse_unlabelled(loss)
+        pml_kinds.refuse_unlabelled(loss)
         self.loss = loss
         self.validate_args = validate_args
         self.decision: Decision | None = None
@@ -138,14 +148,18 @@ class LossWrapper(nn.Module, ABC):
         """Loss of a batch that has been checked; wrappers call this on one another."""
         if not self.training:
             self.decision = Decision.trusting(batch)
-            return call_loss(self.loss, batch)
-        decision, own_loss, value = self.judge(batch)
+            return call_loss(self.loss, self.embedded(batch))
+        judgement = self.judge(batch)
+        decision, own_loss, value = judgement.decision, judgement.own_loss, judgement.value
         if value is None:
-            value = call_loss(self.loss, self.narrowed(batch, decision))
+            value = self.wrapped_value(self.narrowed(batch, decision))
+        added = self.added_term(batch, judgement)
+        if added is not None:
+            value = value + added.to(value.dtype)
         if own_loss is not None and own_loss.requires_grad:
             own_loss = own_loss.to(value.dtype)
             value = value + (own_loss - own_loss.detach())  # its gradient, not its value
-        self.commit(batch, decision)
+        self.commit(batch, judgement)
         self.decision = decision
         return value
 
@@ -157,7 +171,19 @@ class LossWrapper(nn.Module, ABC):
     def narrowed(self, batch: Batch, decision: Decision) -> Batch:
         """What the wrapped loss gets to see of the batch."""
 
-    def commit(self, batch: Batch, decision: Decision) -> None:
+    def wrapped_value(self, batch: Batch) -> Tensor:
+        """Value of the wrapped loss on what it gets to see."""
+        return call_loss(self.loss, batch)
+
+    def embedded(self, batch: Batch) -> Batch:
+        """What the wrapped loss gets to see in eval mode: the batch, unless the wrapper embeds."""
+        return batch
+
+    def added_term(self, batch: Batch, judgement: Judgement) -> Tensor | None:
+        """A loss of the wrapper's own that is added to the wrapped one's; by default none."""
+        return None
+
+    def commit(self, batch: Batch, judgement: Judgement) -> None:
         """Write the state that follows from a batch; by default there is none."""
 
     @property
@@ -176,6 +202,10 @@ class LossWrapper(nn.Module, ABC):
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
         """What this wrapper asks of the values of a batch; raises for types and shapes."""
         return []
+
+    def seen_inside(self, batch: Batch) -> Batch:
+        """The batch for the checks of the wrappers inside: as wide as what they will see."""
+        return batch
 
     def parameter_groups(self, lr: float, proxy_lr: float = 1e-3) -> list[dict[str, Any]]:
         """Parameter groups for an optimiser: none of the loss's parameters can be forgotten.
@@ -209,6 +239,9 @@ class LossWrapper(nn.Module, ABC):
         """What must be equal on all ranks; they take it over from rank 0 before the first step."""
         return [*self.own_parameters(), *self.buffers(recurse=False)]
 
+    def state_replaced(self) -> None:
+        """Called when a rank has taken its state over: derive anew what follows from it."""
+
     def _chain(self) -> Iterator[LossWrapper]:
         """This wrapper and those inside it."""
         loss: Any = self
@@ -218,10 +251,14 @@ class LossWrapper(nn.Module, ABC):
 
     def _checked(self, embeddings: Tensor, *arguments: Any) -> Batch:
         batch, error = None, None
-        judging = [wrapper for wrapper in self._chain() if wrapper.training]
+        judging = any(wrapper.training for wrapper in self._chain())
         try:
-            batch = make_batch(embeddings, *arguments)
-            checks = [check for wrapper in judging for check in wrapper.own_checks(batch)]
+            batch = seen = make_batch(embeddings, *arguments)
+            checks: list[ValueCheck] = []
+            for wrapper in self._chain():
+                if wrapper.training:
+                    checks += wrapper.own_checks(seen)
+                seen = wrapper.seen_inside(seen)
             if self.validate_args:
                 raise_first([*value_checks(batch), *checks, *self._leaf_checks(batch)])
         except (TypeError, ValueError) as refusal:
@@ -248,7 +285,7 @@ class LossWrapper(nn.Module, ABC):
     def _leaf_checks(self, batch: Batch) -> list[ValueCheck]:
         """The range of labels that the innermost loss has proxies for."""
         *_, innermost = self._chain()
-        num_classes, _ = pml.embedding_shape(innermost.loss)
+        num_classes, _ = pml_kinds.embedding_shape(innermost.loss)
         if num_classes is None:
             return []
         return [in_range("labels", batch.labels, num_classes, "the classes of the wrapped loss")]
@@ -261,6 +298,8 @@ class LossWrapper(nn.Module, ABC):
         if self.training and not self._ranks_agree and collectives.world_size() > 1:
             shared = [tensor for wrapper in self._chain() for tensor in wrapper.shared_state()]
             collectives.broadcast_from_first([tensor.data for tensor in shared])
+            for wrapper in self._chain():
+                wrapper.state_replaced()
             self._ranks_agree = True
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from noisydml import pml
+from noisydml import pml, pml_kinds
 from noisydml.batch import Batch
 from noisydml.distributed import gather_batch
 from noisydml.functional import (
@@ -19,7 +19,7 @@ from noisydml.functional import (
     otsu_threshold,
     running_mean,
 )
-from noisydml.functional.checks import require_decay, require_loss, require_positive, require_steps
+from noisydml.functional.checks import require_count, require_decay, require_loss, require_positive
 from noisydml.validation import ValueCheck, in_range
 from noisydml.wrappers.base import Decision, Judgement, LossWrapper, zero_with_graph
 
@@ -111,9 +111,9 @@ class ConfidenceWeightedLoss(LossWrapper):
                 "confidence_loss must be a loss that gives one value per sample, such as "
                 f"ProxyNCALoss, got {type(confidence_loss).__name__}"
             )
-        pml.refuse_unweightable(loss)
-        pml.refuse_unweightable(confidence_loss)
-        pml.refuse_memory(confidence_loss)
+        pml_kinds.refuse_unweightable(loss)
+        pml_kinds.refuse_unweightable(confidence_loss)
+        pml_kinds.refuse_memory(confidence_loss)
         require_positive("lam", lam)
         is_nan = threshold != threshold
         fixed = isinstance(threshold, Real) and not isinstance(threshold, bool) and not is_nan
@@ -123,7 +123,7 @@ class ConfidenceWeightedLoss(LossWrapper):
                 f"callable, got {threshold!r}"
             )
         require_decay(decay)
-        require_steps("warmup", warmup)
+        require_count("warmup", warmup, least=0)
         self.confidence_loss = confidence_loss
         self.lam = float(lam)
         self.threshold = threshold
@@ -159,7 +159,8 @@ class ConfidenceWeightedLoss(LossWrapper):
     def narrowed(self, batch: Batch, decision: Decision) -> Batch:
         return batch.reweight(decision.weight)
 
-    def commit(self, batch: Batch, decision: Decision) -> None:
+    def commit(self, batch: Batch, judgement: Judgement) -> None:
+        decision = judgement.decision
         if decision.threshold is None:  # no sample on any rank
             return
         self.step += 1
@@ -168,7 +169,7 @@ class ConfidenceWeightedLoss(LossWrapper):
         self._warn_if_forgotten()
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
-        num_classes, width = pml.embedding_shape(self.confidence_loss)
+        num_classes, width = pml_kinds.embedding_shape(self.confidence_loss)
         if width is not None and batch.embeddings.shape[1] != width:
             raise ValueError(
                 f"embeddings must be as wide as the proxies of the confidence loss, {width}, "

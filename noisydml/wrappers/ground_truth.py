@@ -61,7 +61,11 @@ class GroundTruthFilter(LossWrapper):
 
     def judge(self, batch: Batch) -> Judgement:
         assert batch.sample_ids is not None  # own_checks has seen to it
-        keep = self.is_noisy.index_select(0, batch.sample_ids).logical_not()
+        if batch.synthetic is None:
+            keep = self.is_noisy.index_select(0, batch.sample_ids).logical_not()
+        else:  # rows that are no samples, of id -1, have no truth to be known
+            is_noisy = self.is_noisy.index_select(0, batch.sample_ids.clamp_min(0))
+            keep = is_noisy.logical_not() | batch.synthetic
         return Judgement(
             Decision(
                 keep=keep,

@@ -99,11 +99,14 @@ class RegularizedLoss(LossWrapper):
     def run(self, batch: Batch) -> Tensor:
         if not (self.training and self.weighted and self.weight > 0):
             return super().run(batch)
-        per_sample = self._regularize(batch)  # first: if it raises, no state has changed
-        if len(batch) and per_sample.ndim == 0:
+        samples = batch  # and not what a wrapper outside has made up
+        if batch.synthetic is not None:
+            samples = batch.select(batch.synthetic.logical_not())
+        per_sample = self._regularize(samples)  # first: if it raises, no state has changed
+        if len(samples) and per_sample.ndim == 0:
             raise TypeError("with weighted=True regularizer must return one value per sample")
-        if batch.sample_weight is not None and len(batch):
-            per_sample = batch.sample_weight.to(per_sample.dtype) * per_sample
+        if samples.sample_weight is not None and len(samples):
+            per_sample = samples.sample_weight.to(per_sample.dtype) * per_sample
         value = super().run(batch)
         term = per_sample.mean()
         self.regularization = term.detach()

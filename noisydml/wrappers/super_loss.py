@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from noisydml import pml
+from noisydml import pml, pml_kinds
 from noisydml.batch import Batch
 from noisydml.distributed import gather_batch
 from noisydml.functional import confidence, running_mean
-from noisydml.functional.checks import require_decay, require_positive, require_steps
+from noisydml.functional.checks import require_count, require_decay, require_positive
 from noisydml.wrappers.base import Decision, Judgement, LossWrapper
 
 _LOWEST = -2 / math.e  # Eq. 2 clamps here, at the branch point of Lambert's W
@@ -111,12 +111,12 @@ class SuperLoss(LossWrapper):
                 "loss must not be a wrapper, because SuperLoss judges by the loss that it trains; "
                 f"put it inside, around the loss itself, got {type(loss).__name__}"
             )
-        pml.refuse_unweightable(loss)
+        pml_kinds.refuse_unweightable(loss)
         require_positive("lam", lam)
         if level not in ("sample", "pair"):
             raise ValueError(f"level must be 'sample' or 'pair', got {level!r}")
         require_decay(decay)
-        require_steps("warmup", warmup)
+        require_count("warmup", warmup, least=0)
         self.lam = float(lam)
         self.level = level
         self.decay = decay
@@ -140,7 +140,8 @@ class SuperLoss(LossWrapper):
     def narrowed(self, batch: Batch, decision: Decision) -> Batch:
         return batch  # of no rows: else judging has called the loss
 
-    def commit(self, batch: Batch, decision: Decision) -> None:
+    def commit(self, batch: Batch, judgement: Judgement) -> None:
+        decision = judgement.decision
         if isinstance(decision, SuperLossDecision):
             assert decision.mean is not None
             assert decision.count is not None

@@ -17,8 +17,11 @@ from noisydml import (
     ConfidenceWeightedLoss,
     GatheredLoss,
     GroundTruthFilter,
+    KNNDenoiser,
     LanguageGuidance,
     LossWrapper,
+    PRISMFilter,
+    PrototypicalMixer,
     RegularizedLoss,
     SuperLoss,
 )
@@ -33,6 +36,11 @@ Make = Callable[..., LossWrapper]
 def is_noisy() -> Tensor:
     """(SAMPLES,) which labels are wrong; made anew, for tests under fake tensors."""
     return torch.arange(SAMPLES) % 3 == 0
+
+
+def class_centers() -> Tensor:
+    """(CLASSES, WIDTH) that the embeddings of ``make_batch`` lie around."""
+    return torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(7))
 
 
 def proxies() -> losses.ProxyNCALoss:
@@ -73,6 +81,40 @@ def generic_confidence(loss: Any, trusting: bool = False, **settings: Any) -> Lo
         return losses.NormalizedSoftmaxLoss(CLASSES, WIDTH)
 
     return confidence(loss, trusting, judge, **settings)
+
+
+def prism(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    """Remembers right labels, so that it can judge the first batch."""
+    settings = {"noise_rate": 1 / 3, "warmup": 1000 if trusting else 0, **settings}
+    wrapper = PRISMFilter(loss, CLASSES, WIDTH, memory_size=40, **settings)
+    labels = torch.arange(30) % CLASSES
+    generator = torch.Generator().manual_seed(3)
+    features = class_centers()[labels] + 0.5 * torch.randn(30, WIDTH, generator=generator)
+    wrapper.memory.enqueue(features, labels)
+    return wrapper
+
+
+def estimated_prism(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    return prism(loss, trusting, noise_rate=None, **settings)
+
+
+def top_r(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    return prism(loss, trusting, window=1, score="pairs", temperature=1.0, **settings)
+
+
+def knn(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    """Has right labels for a reference, so that it can judge the first batch."""
+    settings = {"k": 9, "warmup": 1000 if trusting else 0, **settings}
+    wrapper = KNNDenoiser(loss, memory_size=SAMPLES, **settings)
+    labels = torch.arange(SAMPLES) % CLASSES
+    generator = torch.Generator().manual_seed(3)
+    features = class_centers()[labels] + 0.5 * torch.randn(SAMPLES, WIDTH, generator=generator)
+    wrapper.refresh(features, labels)
+    return wrapper
+
+
+def counting_knn(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    return knn(loss, trusting, vote="count", k="auto", index="torch", **settings)
 
 
 def gathered(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
@@ -116,6 +158,16 @@ def weighted_guidance_term(arguments: dict[str, Any], weight: Tensor) -> Tensor:
     return OMEGA * (weight * term).mean()
 
 
+def mixer(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    """A cycle ends by itself after three batches of 24, so that the fourth is mixed."""
+    settings = {"warmup": 1000 if trusting else 1, "cycles": 2, "max_retrieved": 4, **settings}
+    return PrototypicalMixer(loss, CLASSES, WIDTH, memory_size=SAMPLES, **settings)
+
+
+def unweighted_mixer(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    return mixer(loss, trusting, weights=None, **settings)
+
+
 def nest(*makes: Make) -> Make:
     """The outermost first."""
 
@@ -136,7 +188,8 @@ class Case:
     """
 
     make: Make
-    drops: bool = False  # leaves samples out
+    drops: bool = False  # leaves samples out, some of the first batch among them
+    can_drop_all: bool = False  # leaves out every sample that is_noisy() names, be it all of them
     weighs: bool = False  # asks the wrapped loss for one value per sample
     weighs_pairs: bool = False  # where the leaf has pairs, with a weight for each
     has_classes: bool = False  # has a proxy for each of CLASSES
@@ -146,27 +199,41 @@ class Case:
 
 WEIGHTS: dict[str, Any] = {"weighs": True, "has_classes": True}  # by a confidence loss
 GUIDED: dict[str, Any] = {"term": guidance_term}
+FILTERS: dict[str, Any] = {"drops": True, "can_drop_all": True}  # by what is known to be wrong
 
 CASES = {
-    "ground_truth": Case(ground_truth, drops=True),
+    "ground_truth": Case(ground_truth, drops=True, can_drop_all=True),
     "confidence": Case(confidence, **WEIGHTS),
     "running_mean": Case(running_mean, **WEIGHTS),
     "median": Case(median, **WEIGHTS),
     "gaussian_mixture": Case(mixture, **WEIGHTS),
     "fixed": Case(fixed, **WEIGHTS),
     "generic_confidence": Case(generic_confidence, **WEIGHTS, syncs=True),
+    "prism": Case(prism, drops=True),
+    "estimated_prism": Case(estimated_prism, drops=True),
+    "top_r": Case(top_r, drops=True),
+    "knn": Case(knn, drops=True, syncs=True),
+    "counting_knn": Case(counting_knn, drops=True, syncs=True),
     "gathered": Case(gathered),
     "regularized": Case(regularized, **GUIDED),
     "super_loss": Case(super_loss, weighs=True),
     "super_loss_of_pairs": Case(super_loss_of_pairs, weighs=True, weighs_pairs=True),
-    "ground_truth(confidence)": Case(nest(ground_truth, confidence), drops=True, **WEIGHTS),
-    "confidence(ground_truth)": Case(nest(confidence, ground_truth), drops=True, **WEIGHTS),
+    "ground_truth(confidence)": Case(nest(ground_truth, confidence), **FILTERS, **WEIGHTS),
+    "confidence(ground_truth)": Case(nest(confidence, ground_truth), **FILTERS, **WEIGHTS),
     "confidence(confidence)": Case(nest(confidence, running_mean), **WEIGHTS),
     "confidence(gathered)": Case(nest(confidence, gathered), **WEIGHTS),
     "gathered(confidence)": Case(nest(gathered, confidence), **WEIGHTS),
-    "ground_truth(gathered)": Case(nest(ground_truth, gathered), drops=True),
+    "ground_truth(gathered)": Case(nest(ground_truth, gathered), **FILTERS),
+    "prism(confidence)": Case(nest(prism, confidence), drops=True, **WEIGHTS),
+    "confidence(prism)": Case(nest(confidence, prism), drops=True, **WEIGHTS),
+    "prism(gathered)": Case(nest(prism, gathered), drops=True),
+    "ground_truth(prism)": Case(nest(ground_truth, prism), **FILTERS),
+    "knn(confidence)": Case(nest(knn, confidence), drops=True, **WEIGHTS, syncs=True),
+    "confidence(knn)": Case(nest(confidence, knn), drops=True, **WEIGHTS, syncs=True),
+    "prism(knn)": Case(nest(prism, knn), drops=True, syncs=True),
+    "knn(gathered)": Case(nest(knn, gathered), drops=True, syncs=True),
     "ground_truth(confidence(gathered))": Case(
-        nest(ground_truth, confidence, gathered), drops=True, **WEIGHTS
+        nest(ground_truth, confidence, gathered), **FILTERS, **WEIGHTS
     ),
     "regularized(confidence)": Case(nest(regularized, confidence), **WEIGHTS, **GUIDED),
     "confidence(regularized)": Case(nest(confidence, regularized), **WEIGHTS, **GUIDED),
@@ -174,24 +241,33 @@ CASES = {
         nest(confidence, weighted_regularizer), **WEIGHTS, term=weighted_guidance_term
     ),
     "ground_truth(confidence(regularized))": Case(
-        nest(ground_truth, confidence, regularized), drops=True, **WEIGHTS, **GUIDED
+        nest(ground_truth, confidence, regularized), **FILTERS, **WEIGHTS, **GUIDED
     ),
+    "prism(regularized)": Case(nest(prism, regularized), drops=True, **GUIDED),
     "confidence(super_loss)": Case(nest(confidence, super_loss), **WEIGHTS),
     "ground_truth(super_loss_of_pairs)": Case(
-        nest(ground_truth, super_loss_of_pairs), drops=True, weighs=True, weighs_pairs=True
+        nest(ground_truth, super_loss_of_pairs), **FILTERS, weighs=True, weighs_pairs=True
     ),
     "gathered(super_loss)": Case(nest(gathered, super_loss), weighs=True),
     "regularized(super_loss)": Case(nest(regularized, super_loss), weighs=True, **GUIDED),
     "gathered(regularized)": Case(nest(gathered, regularized), **GUIDED),
     "ground_truth(gathered(regularized))": Case(
-        nest(ground_truth, gathered, regularized), drops=True, **GUIDED
+        nest(ground_truth, gathered, regularized), **FILTERS, **GUIDED
     ),
+    "mixer": Case(mixer),
+    "unweighted_mixer": Case(unweighted_mixer),
+    "ground_truth(mixer)": Case(nest(ground_truth, mixer), drops=True),
+    "mixer(ground_truth)": Case(nest(mixer, ground_truth), drops=True),
+    "mixer(confidence)": Case(nest(mixer, confidence)),
+    "mixer(knn)": Case(nest(mixer, knn), drops=True, syncs=True),
+    "mixer(gathered)": Case(nest(mixer, gathered)),
+    "gathered(mixer)": Case(nest(gathered, mixer)),
 }
 
 LEAVES: dict[str, Callable[[], Any]] = {
     "multi_similarity": lambda: losses.MultiSimilarityLoss(2, 40, 0.1),
     "contrastive": lambda: losses.ContrastiveLoss(),
-    "triplet": lambda: losses.TripletMarginLoss(),
+    "triplet": lambda: losses.TripletMarginLoss(margin=1.0),
     "soft_triple": lambda: losses.SoftTripleLoss(CLASSES, WIDTH, centers_per_class=2),
     "cross_batch_memory": lambda: losses.CrossBatchMemory(losses.ContrastiveLoss(), WIDTH, 48),
     "cross_entropy": lambda: nn.CrossEntropyLoss(reduction="none"),
@@ -203,8 +279,7 @@ def make_batch(size: int = 24, seed: int = 0, dtype: torch.dtype = torch.float32
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randperm(SAMPLES, generator=generator)[:size]
     true = ids % CLASSES
-    centers = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(7))
-    embeddings = centers[true] + 0.5 * torch.randn(size, WIDTH, generator=generator)
+    embeddings = class_centers()[true] + 0.5 * torch.randn(size, WIDTH, generator=generator)
     labels = torch.where(is_noisy()[ids], (true + 1) % CLASSES, true)
     return {
         "embeddings": embeddings.to(dtype).requires_grad_(),
@@ -225,6 +300,14 @@ def chain(wrapper: LossWrapper) -> list[LossWrapper]:
     while isinstance(found[-1].loss, LossWrapper):
         found.append(found[-1].loss)
     return found
+
+
+def kept_rows(wrapper: LossWrapper, size: int = 24) -> Tensor:
+    """The rows of the last batch that reached the innermost loss, by the decisions of all."""
+    rows = torch.arange(size)
+    for each in chain(wrapper):
+        rows = rows[each.decision.keep.cpu()]
+    return rows
 
 
 def leaf_of(wrapper: LossWrapper) -> Any:

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from noisydml.functional.checks import (
+    require_choice,
     require_decay,
     require_floating,
     require_integer,
+    require_not_negative,
     require_number,
     require_positive,
     require_vector,
@@ -141,16 +143,16 @@ def test_require_not_negative():
     for value in (0, 0.0, 3, 1e300):
         require_not_negative("weight", value)
     for value in (-1, -1e-9, math.inf, math.nan):
-        with pytest.raises(ValueError, match=r"^weight must be a finite number, 0 or above, got"):
+        with pytest.raises(ValueError, match=r"^weight must be a finite number of 0 or more, got"):
             require_not_negative("weight", value)
     for value in (True, "1", torch.ones(())):
         with pytest.raises(TypeError, match=r"^weight must be a number, got"):
             require_not_negative("weight", value)
 
 
-def test_require_steps():
-    for value in (0, 7):
-        require_steps("warmup", value)
-    for value in (-1, 1.0, True, None):
-        with pytest.raises(ValueError, match=r"^warmup must be a number of steps, 0 or more, got"):
-            require_steps("warmup", value)
+def test_choice():
+    for value in ("tempered", None):
+        require_choice("weights", value, ("tempered", None))
+    for value in ("density", 3, torch.ones(2)):
+        with pytest.raises(ValueError, match=r"^weights must be one of \('tempered', None\), got"):
+            require_choice("weights", value, ("tempered", None))

@@ -1,0 +1,58 @@
+"""Find wrong labels in any embeddings: a table to act on, and a sheet of the most suspicious.
+
+    python examples/find_mislabeled.py --noise 0.1 --output outputs/mislabeled
+
+Handwritten digits, of which some labels are replaced by another, with their pixels as embeddings;
+put your own network's embeddings in their place. Writes issues.csv and issues.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from sklearn.datasets import load_digits
+
+import noisydml
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def contact_sheet(images: np.ndarray, result: noisydml.LabelIssues, path: Path) -> None:
+    """The first 40 issues, each with its given and its suggested label."""
+    figure, axes = plt.subplots(5, 8, figsize=(9, 6.6))
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, row in zip(axes.flat, result.rows(), strict=False):
+        axis.imshow(images[row["sample_id"]], cmap="gray_r")
+        axis.set_title(f"{row['given_label']} → {row['suggested_label']}?", fontsize=9)
+    figure.suptitle("The most suspicious labels: given → suggested")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--noise", type=float, default=0.1, help="share of labels made wrong")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("outputs/mislabeled"))
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+
+    data = load_digits()
+    noisy = noisydml.noise.uniform(data.target, options.noise, seed=options.seed)
+    result = noisydml.find_label_issues(data.data, noisy.labels)
+    print(result.summary())
+
+    found = noisy.is_noisy[result.issues.numpy()]
+    print(f"\n{found.sum()} of the {noisy.is_noisy.sum()} labels made wrong are among them.")
+    result.to_csv(options.output / "issues.csv")
+    contact_sheet(data.images, result, options.output / "issues.png")
+    print(f"wrote issues.csv and issues.png to {options.output}")
+
+
+if __name__ == "__main__":
+    main()

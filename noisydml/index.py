@@ -1,0 +1,218 @@
+"""Nearest neighbours: FAISS on the CPU, blocked matrix products elsewhere, one small interface."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from noisydml.functional.checks import require_count, require_floating, require_integer
+
+Metric = Literal["cosine", "euclidean"]
+METRICS = ("cosine", "euclidean")
+
+
+class Neighbors(NamedTuple):
+    """The k nearest of each query, the nearest first.
+
+    Where an approximate index found fewer, the distance is infinite and the position -1.
+    """
+
+    distance: Tensor  # (B, k) float32, half of the squared Euclidean distance, not negative
+    position: Tensor  # (B, k) int64, which row of the features
+
+
+class NeighborIndex(ABC):
+    """Finds the rows of a set of features that are nearest to each query.
+
+    Args:
+        metric: ``"euclidean"``, or ``"cosine"``, for which rows are normalised here: then the
+            distance is 1 minus the cosine.
+    """
+
+    def __init__(self, metric: Metric = "cosine") -> None:
+        if metric not in METRICS:
+            raise ValueError(f"metric must be one of {METRICS}, got {metric!r}")
+        self.metric = metric
+        self.size = 0
+        self.width = 0
+
+    def build(self, features: Tensor) -> None:
+        """Index (N, D) features in the place of any that were there before."""
+        require_floating("features", features, ndim=2)
+        self.size, self.width = features.shape
+        self._build(self._prepared(features))
+
+    def search(self, queries: Tensor, k: int, exclude: Tensor | None = None) -> Neighbors:
+        """The k nearest features of each query.
+
+        Args:
+            queries: (B, D) floating point.
+            k: how many, at least 1.
+            exclude: (B,) integers, for each query a position that is never returned, such as that
+                of the query itself; -1 for none.
+
+        Returns:
+            :class:`Neighbors` of ``min(k, N)`` columns. With ``exclude`` and k of N or more, the
+            last one is empty for the queries of which one was excluded.
+        """
+        require_floating("queries", queries, ndim=2)
+        require_count("k", k)
+        if queries.shape[1] != self.width:
+            raise ValueError(
+                f"queries must be as wide as the features, {self.width}, got {queries.shape[1]}"
+            )
+        if exclude is None:
+            return self._found(queries, min(k, self.size))
+        require_integer("exclude", exclude, len(queries), "query")
+        found = self._found(queries, min(k + 1, self.size))
+        met = (found.position == exclude.unsqueeze(1)).long().cumsum(dim=1)
+        return without_one(found, met, k)
+
+    def _found(self, queries: Tensor, k: int) -> Neighbors:
+        if k == 0 or len(queries) == 0:
+            empty = torch.zeros(len(queries), k, device=queries.device)
+            return Neighbors(empty, empty.long())
+        return self._search(self._prepared(queries), k)
+
+    def _prepared(self, rows: Tensor) -> Tensor:
+        rows = rows.detach().float()
+        return torch.nn.functional.normalize(rows) if self.metric == "cosine" else rows
+
+    @abstractmethod
+    def _build(self, features: Tensor) -> None: ...
+
+    @abstractmethod
+    def _search(self, queries: Tensor, k: int) -> Neighbors: ...
+
+
+def without_one(found: Neighbors, passed: Tensor, k: int) -> Neighbors:
+    """The first k, leaving out one of each row, or none.
+
+    Args:
+        found: the k + 1 nearest, or all there are.
+        passed: (B, columns) int64, 1 from the column on that is left out, 0 before it.
+        k: how many to return, or as many as there are.
+    """
+    columns = min(k, found.position.shape[1])
+    source = torch.arange(columns, device=passed.device) + passed.narrow(1, 0, columns)
+    pad = torch.nn.functional.pad
+    distance = pad(found.distance, (0, 1), value=math.inf)
+    position = pad(found.position, (0, 1), value=-1)
+    return Neighbors(distance.gather(1, source), position.gather(1, source))
+
+
+class FaissIndex(NeighborIndex):
+    """FAISS on the CPU; queries from elsewhere are brought there and their neighbours back.
+
+    Args:
+        factory: a `FAISS factory string <https://github.com/facebookresearch/faiss/wiki/
+            The-index-factory>`_. ``"Flat"`` is exact; for millions of samples for instance
+            ``"IVF4096,Flat"`` or, compressed to 64 bytes a sample, ``"IVF4096,PQ64"``.
+        metric: as for every index.
+
+    An index that has to be trained is trained on all features.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.index import FaissIndex
+        >>> index = FaissIndex()
+        >>> index.build(torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]))
+        >>> index.search(torch.tensor([[2.0, 0.0]]), k=2)
+        Neighbors(distance=tensor([[0.0000, 0.2000]]), position=tensor([[0, 1]]))
+    """
+
+    def __init__(self, factory: str = "Flat", metric: Metric = "cosine") -> None:
+        super().__init__(metric)
+        import faiss
+
+        if not isinstance(factory, str):
+            raise TypeError(f"factory must be a FAISS factory string, got {type(factory).__name__}")
+        self.factory = factory
+        self._faiss: Any = None
+        try:
+            faiss.index_factory(64, factory)
+        except RuntimeError as error:
+            raise ValueError(f"factory {factory!r} is none that FAISS knows") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what ``build`` has made."""
+        return {**self.__dict__, "_faiss": None}
+
+    def _build(self, features: Tensor) -> None:
+        import faiss
+
+        kind = faiss.METRIC_INNER_PRODUCT if self.metric == "cosine" else faiss.METRIC_L2
+        self._faiss = faiss.index_factory(max(self.width, 1), self.factory, kind)
+        rows = features.cpu().contiguous().numpy()
+        if not self._faiss.is_trained:
+            self._faiss.train(rows)
+        self._faiss.add(rows)
+
+    def _search(self, queries: Tensor, k: int) -> Neighbors:
+        assert self._faiss is not None
+        score, position = self._faiss.search(queries.cpu().contiguous().numpy(), k)
+        score, position = torch.from_numpy(score), torch.from_numpy(position)
+        distance = 1 - score if self.metric == "cosine" else 0.5 * score
+        distance = torch.where(position < 0, math.inf, distance)  # an approximate index found fewer
+        return Neighbors(distance.clamp_min(0).to(queries.device), position.to(queries.device))
+
+
+class TorchIndex(NeighborIndex):
+    """Exact search by blocks of matrix products, on the device of the features.
+
+    Nothing leaves the device and the host is never asked. Memory: the features, and for a search
+    ``B * block_size`` numbers at a time.
+
+    Args:
+        metric: as for every index.
+        block_size: how many features are compared with the queries at once.
+        dtype: in which the features are stored; ``torch.float16`` halves their memory.
+    """
+
+    def __init__(
+        self,
+        metric: Metric = "cosine",
+        block_size: int = 65_536,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(metric)
+        require_count("block_size", block_size)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+        self.block_size = block_size
+        self.dtype = dtype
+        self._features: Tensor | None = None
+
+    def _build(self, features: Tensor) -> None:
+        self._features = features.to(self.dtype)
+
+    def _search(self, queries: Tensor, k: int) -> Neighbors:
+        assert self._features is not None
+        best: Neighbors | None = None
+        start = 0
+        for block in torch.split(self._features, self.block_size):
+            score, position = self._scores(queries, block.float()).topk(min(k, len(block)), dim=1)
+            if best is not None:
+                score = torch.cat([best.distance, score], dim=1)
+                position = torch.cat([best.position, position + start], dim=1)
+                score, column = score.topk(min(k, score.shape[1]), dim=1)
+                position = position.gather(1, column)
+            best = Neighbors(score, position)
+            start += len(block)
+        assert best is not None
+        return Neighbors(self._distance(queries, best.distance), best.position)
+
+    def _scores(self, queries: Tensor, block: Tensor) -> Tensor:
+        """(B, block) the cosine, or minus half of the squared distance but for the query's own."""
+        if self.metric == "cosine":
+            return queries @ block.T
+        return torch.addmm(-0.5 * block.square().sum(dim=1), queries, block.T)
+
+    def _distance(self, queries: Tensor, score: Tensor) -> Tensor:
+        if self.metric == "cosine":
+            return (1 - score).clamp_min(0)
+        return (0.5 * queries.square().sum(dim=1, keepdim=True) - score).clamp_min(0)

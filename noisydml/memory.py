@@ -1,0 +1,350 @@
+"""The memory of past features, with exact class centers."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from noisydml.functional.checks import require_count, require_floating, require_integer
+
+EMPTY = -1  # the label of an entry that holds nothing, and the id of one that has none
+
+# Features are rounded to multiples of 2^-26, the last place of a float32 between 1/8 and 1/4: what
+# is larger is one already. Sums of up to 2^26 of them are exact in float64, in any order, so that
+# subtracting what leaves undoes exactly what adding it did.
+_GRAIN = 2.0**26
+_TINY = 1e-12  # as in torch.nn.functional.normalize
+
+
+class FeatureMemory(nn.Module):
+    r"""A ring of the latest features with their labels, and the mean feature of every class.
+
+    New entries overwrite the oldest, strictly first in, first out; entries may also be written
+    in place by sample id. With ``num_classes`` the memory keeps the plain mean of every class,
+    :math:`w_k = \frac{1}{M_k}\sum_{y_j = k} v_j / \lVert v_j \rVert` (PRISM, Eq. 6), for **all**
+    classes at every step, in O(B D): what enters is added, what leaves is subtracted, without
+    any rounding error, so that a class that has left the memory leaves no trace.
+
+    Args:
+        memory_size: number of entries, M, at least 1.
+        embedding_size: width of the features, D, at least 1; None to take it from the first
+            embeddings that are stored, or from the state that is loaded. Centers need it.
+        num_classes: number of classes, C, with labels in ``[0, C)``; None for a memory without
+            centers and with any labels that are not negative.
+        normalize: whether features are divided by their Euclidean norm on the way in. Centers
+            need it.
+        dtype: of the stored features; ``torch.float16`` halves the memory.
+
+    Attributes:
+        features: (M, D), on entry normalised and detached, zeros where nothing is stored.
+        labels: (M,) int64, -1 where nothing is stored.
+        sample_ids: (M,) int64, -1 where unknown.
+        total: 0-dim int64, how many entries have been enqueued in all.
+        centers: (C, D) float32, zeros for a class without entries. Only with ``num_classes``.
+        counts: (C,) int64, entries of each class. Only with ``num_classes``.
+
+    Everything is in ``state_dict`` but what follows from it, the centers and counts, which are
+    computed afresh by ``load_state_dict``. No method transfers anything to the host. Memory:
+    ``M (4 D + 16)`` bytes in float32, and ``C (12 D + 8)`` for the centers.
+
+    Raises:
+        TypeError, ValueError: for an impossible setting.
+
+    References:
+        Liu et al., Noise-resistant Deep Metric Learning with Ranking-based Instance Selection,
+        CVPR 2021. Wang et al., Cross-Batch Memory for Embedding Learning, CVPR 2020.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.memory import FeatureMemory
+        >>> memory = FeatureMemory(memory_size=3, embedding_size=2, num_classes=2)
+        >>> memory.enqueue(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 0]))
+        >>> memory.centers
+        tensor([[0.5000, 0.5000],
+                [0.0000, 0.0000]])
+        >>> memory.enqueue(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]), torch.tensor([1, 1]))
+        >>> memory.labels, memory.counts  # the oldest entry is gone
+        (tensor([1, 0, 1]), tensor([1, 2]))
+    """
+
+    features: Tensor
+    labels: Tensor
+    sample_ids: Tensor
+    total: Tensor
+    sums: Tensor
+    counts: Tensor
+    centers: Tensor
+
+    def __init__(
+        self,
+        memory_size: int,
+        embedding_size: int | None = None,
+        num_classes: int | None = None,
+        *,
+        normalize: bool = True,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        require_count("memory_size", memory_size)
+        if embedding_size is not None:
+            require_count("embedding_size", embedding_size)
+        if num_classes is not None:
+            require_count("num_classes", num_classes)
+            if embedding_size is None:
+                raise ValueError("num_classes needs embedding_size, the width of the centers")
+            if not normalize:
+                raise ValueError(
+                    "num_classes needs normalize=True: centers are means of unit vectors"
+                )
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+        self.memory_size = memory_size
+        self.embedding_size = embedding_size
+        self.num_classes = num_classes
+        self.normalize = normalize
+        width = embedding_size or 0
+        self.register_buffer("features", torch.zeros(memory_size, width, dtype=dtype))
+        self.register_buffer("labels", torch.full((memory_size,), EMPTY))
+        self.register_buffer("sample_ids", torch.full((memory_size,), EMPTY))
+        self.register_buffer("total", torch.zeros((), dtype=torch.int64))
+        self.register_load_state_dict_pre_hook(_take_width)  # type: ignore[no-untyped-call]
+        if num_classes is not None:
+            shape = (num_classes, width)
+            sums = torch.zeros(shape, dtype=torch.float64)
+            self.register_buffer("sums", sums, persistent=False)
+            counts = torch.zeros(num_classes, dtype=torch.int64)
+            self.register_buffer("counts", counts, persistent=False)
+            self.register_buffer("centers", torch.zeros(shape), persistent=False)
+            self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+                FeatureMemory._after_loading
+            )
+
+    def __len__(self) -> int:
+        return self.memory_size
+
+    def enqueue(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        sample_ids: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> None:
+        """Store rows in their order, over the oldest entries.
+
+        Args:
+            embeddings: (B, D) floating point; of more than M rows the last M remain.
+            labels: (B,) integers. Their range is not checked, as that would make the host wait.
+            sample_ids: (B,) integers, or None.
+            keep: (B,) bool, which rows to store; None for all of them.
+        """
+        self._check(embeddings, labels, sample_ids, keep)
+        if keep is None:
+            rows = torch.arange(len(embeddings), device=embeddings.device)
+        elif embeddings.device.type == "cpu":  # where counting costs no wait
+            rows = keep.nonzero().squeeze(1)
+        else:
+            self._enqueue_masked(embeddings, labels, sample_ids, keep)
+            return
+        self._enqueue_rows(embeddings, labels, sample_ids, rows)
+
+    def write(self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor) -> None:
+        """Store rows in place: the row with sample id i becomes entry i.
+
+        Args:
+            embeddings: (B, D) floating point.
+            labels: (B,) integers.
+            sample_ids: (B,) integers in ``[0, M)``; of equal ids the last row counts.
+        """
+        self._check(embeddings, labels, sample_ids, None)
+        if len(embeddings) == 0:
+            return
+        position = torch.arange(len(embeddings), device=embeddings.device)
+        last = last_of_equals(sample_ids)
+        new = self._converted(embeddings, labels, sample_ids, last)
+        self._replace(sample_ids, self._entries(sample_ids), new, counted=last == position)
+        self.total = self.total + len(embeddings)
+
+    @property
+    def filled(self) -> Tensor:
+        """(M,) bool, which entries hold something."""
+        return self.labels != EMPTY
+
+    def allocate(self, embedding_size: int | None) -> None:
+        """Make room for features of this width where it was left open; what is stored is lost."""
+        self.embedding_size = embedding_size
+        self.features = self.features.new_zeros(self.memory_size, embedding_size or 0)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        for buffer in self.buffers():
+            buffer.zero_()
+        self.labels.fill_(EMPTY)
+        self.sample_ids.fill_(EMPTY)
+
+    def extra_repr(self) -> str:
+        return (
+            f"memory_size={self.memory_size}, embedding_size={self.embedding_size}, "
+            f"num_classes={self.num_classes}"
+        )
+
+    def _check(
+        self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None, keep: Tensor | None
+    ) -> None:
+        require_floating("embeddings", embeddings, ndim=2)
+        if self.embedding_size is None and embeddings.shape[1] > 0:
+            self.allocate(embeddings.shape[1])
+        if embeddings.shape[1] != self.embedding_size:
+            raise ValueError(
+                f"embeddings must be as wide as the memory, {self.embedding_size}, "
+                f"got {embeddings.shape[1]}"
+            )
+        require_integer("labels", labels, len(embeddings))
+        if sample_ids is not None:
+            require_integer("sample_ids", sample_ids, len(embeddings))
+        if keep is not None and (keep.dtype != torch.bool or keep.shape != labels.shape):
+            raise ValueError(
+                f"keep must be bool of shape ({len(embeddings)},), "
+                f"got {keep.dtype} of shape {tuple(keep.shape)}"
+            )
+
+    def _enqueue_rows(
+        self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None, rows: Tensor
+    ) -> None:
+        size = len(rows)
+        if size == 0:
+            return
+        first = max(0, size - self.memory_size)
+        slots = torch.arange(first, size, device=rows.device).add_(self.total)
+        slots = slots.remainder_(self.memory_size)
+        new = self._converted(embeddings, labels, sample_ids, rows.narrow(0, first, size - first))
+        self._replace(slots, self._entries(slots), new)
+        self.total = self.total + size
+
+    def _enqueue_masked(
+        self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None, keep: Tensor
+    ) -> None:
+        """The same for rows of which only the device knows how many are kept.
+
+        The kept rows come first, from the last to the first, then the others, which write back
+        what is there: no shape depends on how many are kept.
+        """
+        size, device = len(embeddings), embeddings.device
+        if size == 0:
+            return
+        newest = min(size, self.memory_size)
+        order = keep.flip(0).logical_not().argsort(stable=True).narrow(0, 0, newest)
+        age = torch.arange(newest, device=device)
+        kept = keep.sum()
+        slots = (self.total + kept - 1 - age).remainder(self.memory_size)
+        fresh, old = age < kept, self._entries(slots)
+        new = self._converted(embeddings, labels, sample_ids, size - 1 - order)
+        new = _Entries(*(torch.where(_like(fresh, n), n, o) for n, o in zip(new, old, strict=True)))
+        self._replace(slots, old, new)
+        self.total = self.total + kept
+
+    def _entries(self, slots: Tensor) -> _Entries:
+        buffers = (self.features, self.labels, self.sample_ids)
+        return _Entries(*(buffer.index_select(0, slots) for buffer in buffers))
+
+    def _converted(
+        self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None, rows: Tensor
+    ) -> _Entries:
+        """The rows of a batch as they are stored."""
+        if sample_ids is None:
+            sample_ids = torch.full_like(labels, EMPTY)
+        features = embeddings.detach().index_select(0, rows)
+        if self.normalize:
+            features = features.to(torch.promote_types(features.dtype, torch.float32))
+            length = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min_(_TINY)
+            features = features.mul(_GRAIN / length).round_().mul_(1 / _GRAIN)
+        return _Entries(
+            features.to(self.features.dtype),
+            labels.index_select(0, rows).to(torch.int64),
+            sample_ids.index_select(0, rows).to(torch.int64),
+        )
+
+    def _replace(
+        self, slots: Tensor, old: _Entries, new: _Entries, counted: Tensor | None = None
+    ) -> None:
+        """Entries ``old`` become ``new``; of a slot that is named twice one row is ``counted``."""
+        self.features.index_copy_(0, slots, new.features)
+        self.labels.index_copy_(0, slots, new.labels)
+        self.sample_ids.index_copy_(0, slots, new.sample_ids)
+        if self.num_classes is None:
+            return
+        for entries, sign in ((new, 1), (old, -1)):
+            features, present = entries.features.double(), (entries.labels != EMPTY).long()
+            if counted is not None:
+                features, present = features * counted.unsqueeze(1), present * counted
+            classes = entries.labels.clamp_min(0)  # what is not there adds zeros to class 0
+            self.sums.index_add_(0, classes, features, alpha=sign)
+            self.counts.index_add_(0, classes, present, alpha=sign)
+        self._update_centers(torch.cat([new.labels, old.labels]).clamp_min_(0))
+
+    def _update_centers(self, classes: Tensor) -> None:
+        if 2 * len(classes) >= len(self.centers):  # picking them out would cost more
+            _means(self.sums, self.counts, out=self.centers)
+            return
+        sums, counts = self.sums.index_select(0, classes), self.counts.index_select(0, classes)
+        means = _means(sums, counts, out=torch.empty_like(sums, dtype=torch.float32))
+        self.centers.index_copy_(0, classes, means)
+
+    def _recount(self) -> None:
+        """Centers and counts from the entries alone."""
+        assert self.num_classes is not None
+        present = self.labels != EMPTY
+        classes = self.labels.clamp_min(0)
+        zeros = torch.zeros_like(self.sums, dtype=torch.float64)
+        self.sums = zeros.index_add_(0, classes, self.features.double())
+        self.counts = torch.zeros_like(self.counts).index_add_(0, classes, present.long())
+        self.centers = _means(
+            self.sums, self.counts, out=torch.empty_like(self.sums, dtype=torch.float32)
+        )
+
+    def _after_loading(self, _: Any) -> None:
+        self._recount()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FeatureMemory:
+        """``.half()`` and the like change the stored features, not the precision of the centers."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        exact = (torch.float64, torch.float32)
+        if self.num_classes is not None and (self.sums.dtype, self.centers.dtype) != exact:
+            self._recount()
+        return self
+
+
+def last_of_equals(ids: Tensor) -> Tensor:
+    """(B,) for each id the last position at which it occurs, in O(B log B)."""
+    if len(ids) == 0:
+        return torch.zeros_like(ids, dtype=torch.int64)
+    ordered, order = ids.sort(stable=True)
+    position = torch.arange(len(ids), device=ids.device)
+    ends = torch.nn.functional.pad(ordered.diff() != 0, (0, 1), value=True)
+    # From each place the next end of a run of equal ids: the last of them, as the sort is stable.
+    end = torch.where(ends, position, len(ids)).flip(0).cummin(dim=0).values.flip(0)
+    return torch.empty_like(order).scatter_(0, order, order.gather(0, end))
+
+
+def _take_width(memory: FeatureMemory, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """A memory whose width was left open has that of the state it loads."""
+    features = state.get(f"{prefix}features")
+    if features is not None and memory.num_classes is None and features.ndim == 2:
+        memory.allocate(features.shape[1] or None)
+
+
+class _Entries(NamedTuple):
+    features: Tensor  # (B, D)
+    labels: Tensor  # (B,)
+    sample_ids: Tensor  # (B,)
+
+
+def _means(sums: Tensor, counts: Tensor, out: Tensor) -> Tensor:
+    """(C, D) float32; zeros for a class of no entries."""
+    return torch.mul(sums, counts.clamp_min(1).double().reciprocal().unsqueeze(1), out=out)
+
+
+def _like(mask: Tensor, values: Tensor) -> Tensor:
+    """A (B,) mask that broadcasts over (B,) or (B, D)."""
+    return mask.unsqueeze(1) if values.ndim == 2 else mask

@@ -1,0 +1,144 @@
+"""A set of labelled features, and what the nearest of them say of a label."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noisydml.functional import neighbor_label_score, neighbor_weights
+from noisydml.functional.neighbors import NeighborVote
+from noisydml.index import (
+    METRICS,
+    FaissIndex,
+    Metric,
+    NeighborIndex,
+    TorchIndex,
+    without_one,
+)
+
+
+class Neighborhood:
+    """Labelled features that can be asked about labels.
+
+    Args:
+        index: ``"torch"``, a FAISS factory string, an index, or None: exact, by FAISS on the CPU
+            and :class:`~noisydml.index.TorchIndex` on any other device.
+        metric: ``"cosine"`` or ``"euclidean"``.
+
+    Attributes:
+        class_size: the median number of features of a class.
+    """
+
+    def __init__(self, index: str | NeighborIndex | None, metric: Metric) -> None:
+        if metric not in METRICS:
+            raise ValueError(f"metric must be one of {METRICS}, got {metric!r}")
+        if isinstance(index, NeighborIndex) and index.metric != metric:
+            raise ValueError(f"index must have the metric {metric!r}, got {index.metric!r}")
+        if isinstance(index, str) and index != "torch":
+            index = FaissIndex(index, metric)
+        elif index is not None and not isinstance(index, (str, NeighborIndex)):
+            raise TypeError(
+                f"index must be a string, a NeighborIndex or None, got {type(index).__name__}"
+            )
+        self.metric = metric
+        self._given = index
+        self.class_size = 0
+
+    def build(self, features: Tensor, labels: Tensor) -> None:
+        """Take (N, D) features and their (N,) labels; rows with a negative label are left out.
+
+        Asks the host.
+        """
+        rows = (labels >= 0).nonzero().squeeze(1)
+        self.labels = labels.index_select(0, rows)
+        # Where each entry has gone; -1, which excludes nobody, for those left out.
+        self.row = torch.full_like(labels, -1)
+        self.row.index_copy_(0, rows, torch.arange(len(rows), device=rows.device))
+        self.classes, self.counts = torch.unique(self.labels, return_counts=True)
+        self.class_size = int(self.counts.median()) if len(self.counts) > 0 else 0
+        self.index = self._make(features.device)
+        self.index.build(features.index_select(0, rows))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what ``build`` has made, and builds again."""
+        return {"metric": self.metric, "_given": self._given, "class_size": 0}
+
+    def _make(self, device: torch.device) -> NeighborIndex:
+        if isinstance(self._given, NeighborIndex):
+            return self._given
+        if self._given == "torch" or device.type != "cpu":
+            return TorchIndex(self.metric)
+        return FaissIndex("Flat", self.metric)
+
+    def neighbors(
+        self, queries: Tensor, labels: Tensor, k: int, entries: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The k nearest who may vote about each query's label.
+
+        Args:
+            queries: (B, D) floating point.
+            labels: (B,) int64.
+            k: number of neighbours.
+            entries: (B,) int64, the row of ``features`` that is the query's own and has no vote;
+                -1 for a query that has none. None where it is not known: then the nearest has no
+                vote if it has the same label.
+
+        Returns:
+            (B, k) distances, (B, k) positions in :attr:`labels` (infinite and -1 where an
+            approximate index found fewer), and (B,) bool, for whom there are others of the same
+            class who could vote.
+        """
+        others = self._others(labels, entries)
+        if entries is not None:
+            return *self.index.search(queries, k, self._rows(entries)), others
+        found = self.index.search(queries, k + 1)
+        nearest = self.labels_at(found.position.narrow(1, 0, 1))
+        own = (nearest == labels.unsqueeze(1)).long()
+        return *without_one(found, own.expand_as(found.position), k), others
+
+    def ask(
+        self,
+        queries: Tensor,
+        labels: Tensor,
+        k: int,
+        sharpness: float | None,
+        entries: Tensor | None = None,
+    ) -> tuple[NeighborVote, Tensor]:
+        """What the k nearest say of each query's label, and who could vote.
+
+        Args:
+            queries: as in :meth:`neighbors`, like the rest.
+            labels: (B,) int64.
+            k: number of neighbours.
+            sharpness: of the weights of the votes; None for one vote each.
+            entries: (B,) int64, or None.
+        """
+        distance, position, others = self.neighbors(queries, labels, k, entries)
+        if sharpness is None:
+            weights = (position >= 0).double()
+        else:
+            weights = neighbor_weights(distance, sharpness)
+        return neighbor_label_score(self.labels_at(position), labels, weights), others
+
+    def labels_at(self, position: Tensor) -> Tensor:
+        """Labels at positions as :meth:`neighbors` gives them; -1 where there is none."""
+        return torch.where(position < 0, -1, self.labels.take(position.clamp_min(0)))
+
+    def _rows(self, entries: Tensor) -> Tensor:
+        """(B,) where each entry is in :attr:`labels`; -1 for one left out, or an entry of -1."""
+        row = self.row.index_select(0, entries.clamp_min(0))
+        return torch.where(entries < 0, -1, row)
+
+    def _others(self, labels: Tensor, entries: Tensor | None) -> Tensor:
+        """(B,) bool, whether others of the label's class are here."""
+        if len(self.classes) == 0:
+            return torch.zeros_like(labels, dtype=torch.bool)
+        place = torch.searchsorted(self.classes, labels).clamp_max(len(self.classes) - 1)
+        count = torch.where(self.classes.take(place) == labels, self.counts.take(place), 0)
+        if entries is None:
+            return count > 1
+        row = self._rows(entries)
+        own_label = self.labels.take(row.clamp_min(0))
+        return count > ((row >= 0) & (own_label == labels)).long()

@@ -1,0 +1,311 @@
+"""ClassHierarchy: a tree whose leaves are the classes of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from noisydml.noise import nodes, picture
+from noisydml.noise.checks import Integers, read_labels
+from noisydml.noise.wordnet import match_wordnet
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ClassHierarchy:
+    """A tree of which each leaf is a class; label i means ``classes[i]``.
+
+    Made by :meth:`from_parents`, :meth:`from_dict`, :meth:`from_categories`, :meth:`from_paths`
+    or :meth:`from_wordnet`. Nodes that lead to no class are left out. The nodes are numbered in
+    depth-first order, node 0 the root, so those below node v are ``v + 1`` to ``ends[v] - 1``.
+    Nodes are known by their place and may share a name; classes may not.
+
+    Args:
+        classes: names of the C classes, in the order of the labels.
+        names: names of the V nodes.
+        parents: (V,) int64, the parent of each node, -1 for the root.
+        ends: (V,) int64, one more than the last node below each node.
+        leaves: (C,) int64, the node of each class.
+
+    Example:
+        >>> from noisydml.noise import ClassHierarchy
+        >>> tree = ClassHierarchy.from_dict({"pet": {"cat": ["manx", "persian"], "fish": []}})
+        >>> tree
+        ClassHierarchy(3 classes, 5 nodes, depth 2)
+        >>> print(tree.render())
+        pet
+        ├── cat
+        │   ├── manx
+        │   └── persian
+        └── fish
+    """
+
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    parents: Integers
+    ends: Integers
+    leaves: Integers
+
+    @classmethod
+    def from_parents(
+        cls, pairs: Iterable[tuple[str, str]], classes: Sequence[str] | None = None
+    ) -> ClassHierarchy:
+        """From pairs of a name and the name of its parent.
+
+        Args:
+            pairs: ``(child, parent)`` for every node but the root.
+            classes: the classes in the order of the labels, leaves of the tree; default: all
+                leaves, in the order in which ``pairs`` names them.
+
+        Raises:
+            TypeError: if a pair is not a pair of strings.
+            ValueError: if a child has two parents, the pairs form a cycle or several trees, or a
+                class is unknown, named twice or no leaf.
+
+        Example:
+            >>> ClassHierarchy.from_parents([("manx", "cat"), ("cat", "pet"), ("fish", "pet")])
+            ClassHierarchy(2 classes, 4 nodes, depth 2)
+        """
+        return cls._number(nodes.of_parents(pairs, classes))
+
+    @classmethod
+    def from_dict(
+        cls, tree: Mapping[str, Any], classes: Sequence[str] | None = None
+    ) -> ClassHierarchy:
+        """From nested dictionaries.
+
+        Args:
+            tree: maps each node to its children: a dictionary, a list of names, or None or an
+                empty one for a leaf. With more than one key on top a node ``"root"`` is put
+                above them.
+            classes: the classes in the order of the labels, all leaves or some; default: all
+                leaves from top to bottom.
+
+        Raises:
+            TypeError: if a name is no string, or children are neither dictionary nor list.
+            ValueError: if there is no node, two leaves share a name (see :meth:`from_paths`), or
+                a class is no leaf or named twice.
+
+        Example:
+            >>> ClassHierarchy.from_dict({"cat": ["manx", "persian"], "fish": None}).classes
+            ('manx', 'persian', 'fish')
+        """
+        paths = nodes.leaf_paths(tree, classes)
+        return cls.from_paths(paths, classes=[path[-1] for path in paths])
+
+    @classmethod
+    def from_categories(
+        cls, categories: Sequence[Hashable], classes: Sequence[str] | None = None
+    ) -> ClassHierarchy:
+        """From the category of every class, as Stanford Online Products has them.
+
+        Args:
+            categories: of length C, the category of each class: strings, integers or the like.
+            classes: names of the classes; default: their numbers.
+
+        Raises:
+            ValueError: if there is no class, ``classes`` is of another length, or names one twice.
+
+        Example:
+            >>> ClassHierarchy.from_categories(["lamp", "sofa", "lamp"])
+            ClassHierarchy(3 classes, 6 nodes, depth 2)
+        """
+        names = [str(i) for i in range(len(categories))] if classes is None else list(classes)
+        nodes.require_length(names, len(categories), "category")
+        pairs = zip(map(str, categories), names, strict=True)
+        return cls.from_paths(list(pairs), classes=names)
+
+    @classmethod
+    def from_paths(
+        cls,
+        paths: Sequence[str | Sequence[str]],
+        classes: Sequence[str] | None = None,
+        *,
+        sep: str = "/",
+    ) -> ClassHierarchy:
+        """From the path to every class, such as ``"Greek/character01"``.
+
+        Args:
+            paths: of length C, the path to each class from the top: strings in which ``sep``
+                separates the nodes, or sequences of names. If not all begin alike, a node
+                ``"root"`` is put above them.
+            classes: names of the classes; default: the paths.
+            sep: what separates the names in a string.
+
+        Raises:
+            TypeError: if a path holds anything but strings.
+            ValueError: if there is no path, one is empty, the same as another or leads through
+                another (a class that is also a group), or ``classes`` is of another length or
+                names one twice.
+
+        Example:
+            >>> tree = ClassHierarchy.from_paths(["Greek/alpha", "Greek/beta", "Latin/a"])
+            >>> tree.path("Greek/beta")
+            ('root', 'Greek', 'beta')
+        """
+        return cls._number(nodes.of_paths(paths, classes, sep))
+
+    @classmethod
+    def from_wordnet(
+        cls,
+        names: Sequence[str],
+        root: str,
+        wordnet: Any,
+        *,
+        fixes: Mapping[str, str] | None = None,
+    ) -> ClassHierarchy:
+        """From the class names, by WordNet's hypernyms (ProcSim, appendix F).
+
+        Each class becomes a leaf below the synset of its name, and each synset has one parent,
+        the one that a depth-first search from the class to the root finds first.
+
+        Args:
+            names: of length C, names of the classes; see :func:`match_wordnet` for what is
+                looked up.
+            root: a noun such as ``"bird"``, or a synset such as ``"n01503061"``: what all classes
+                have to be a kind of.
+            wordnet: folder or file of WordNet, or a reader; see :func:`match_wordnet`.
+            fixes: a noun or synset for names that are unknown or go astray.
+
+        Raises:
+            TypeError: if an argument has the wrong type.
+            ValueError: if names are unknown (the message lists all of them), one is given twice,
+                or ``root`` or a fix is not in WordNet.
+
+        Warns:
+            UserWarning: if names have several meanings below the root (it lists all of them and
+                the one taken).
+
+        Example:
+            >>> wordnet = {
+            ...     "n1": [["bird"], []],
+            ...     "n2": [["owl"], ["n1"]],
+            ...     "n3": [["barn owl"], ["n2"]],
+            ... }
+            >>> tree = ClassHierarchy.from_wordnet(
+            ...     ["Barn_Owl", "Snowy_Owl", "Pipit"], "bird", wordnet, fixes={"Pipit": "bird"}
+            ... )
+            >>> print(tree.render())
+            bird
+            ├── owl
+            │   ├── Barn_Owl
+            │   └── Snowy_Owl
+            └── Pipit
+        """
+        found = match_wordnet(names, root, wordnet, fixes=fixes)
+        found.require_known()
+        found.warn_ambiguous()
+        return cls._number(nodes.of_matches(found))
+
+    @classmethod
+    def _number(cls, tree: nodes.Nodes) -> ClassHierarchy:
+        """The nodes that lead to a class, in depth-first order."""
+        order, parents, ends = nodes.depth_first(tree)
+        place = {node: i for i, node in enumerate(order)}
+        return cls(
+            classes=tuple(tree.classes),
+            names=tuple(tree.names[node] for node in order),
+            parents=parents,
+            ends=ends,
+            leaves=np.array([place[leaf] for leaf in tree.leaves], dtype=np.int64),
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"ClassHierarchy({len(self.classes)} classes, {len(self.names)} nodes, "
+            f"depth {self.depth})"
+        )
+
+    @property
+    def depth(self) -> int:
+        """The number of edges from the root to the deepest class."""
+        return int(self.depths().max())
+
+    def depths(self) -> Integers:
+        """(V,) the number of edges from the root to each node."""
+        depths = np.zeros(len(self.names), dtype=np.int64)
+        above = self.parents
+        while (rising := above >= 0).any():
+            depths += rising
+            above = np.where(rising, self.parents[above], -1)
+        return depths
+
+    def path(self, name: str) -> tuple[str, ...]:
+        """The names of the nodes from the root to a class.
+
+        Raises:
+            ValueError: if there is no such class.
+        """
+        if name not in self.classes:
+            raise ValueError(f"name must be one of the classes, got {name!r}")
+        node, path = int(self.leaves[self.classes.index(name)]), []
+        while node >= 0:
+            path.append(self.names[node])
+            node = int(self.parents[node])
+        return tuple(reversed(path))
+
+    def restrict(self, classes: Any) -> ClassHierarchy:
+        """The hierarchy of some of the classes; nodes that lead to none of them are dropped.
+
+        Args:
+            classes: (K,) different integers, positions in ``classes``, such as those of a
+                training split. Class ``classes[k]`` is class k of the result.
+
+        Raises:
+            TypeError: if ``classes`` does not hold integers.
+            ValueError: if it is empty, has a number twice or one that is no position.
+        """
+        wanted = read_labels("classes", classes)
+        n = len(self.classes)
+        if wanted.size and not 0 <= wanted.min() <= wanted.max() < n:
+            raise ValueError(f"classes must be in [0, {n}), got {wanted.min()} to {wanted.max()}")
+        chosen = [self.classes[i] for i in wanted]
+        leaves = self.leaves[wanted].tolist()
+        return self._number(nodes.Nodes(self.names, self.parents.tolist(), chosen, leaves))
+
+    def fold(self) -> ClassHierarchy:
+        """The hierarchy without nodes that have a single child, as in the paper's figures.
+
+        The child takes the place of the node; the root stays, and takes over the children of an
+        only child. What :func:`~noisydml.noise.semantic.semantic` draws does not change.
+        """
+        n_children = np.bincount(self.parents[1:], minlength=len(self.names))
+        gone = n_children == 1
+        gone[0] = False
+        if n_children[0] == 1:  # the first node below the root that branches, if there is one
+            only = 1
+            while gone[only]:
+                only += 1
+            gone[only] = n_children[only] > 1
+        parents = self.parents.copy()
+        while (skip := (parents >= 0) & gone[parents]).any():
+            parents[skip] = parents[parents[skip]]
+        leaves = self.leaves.tolist()
+        return self._number(nodes.Nodes(self.names, parents.tolist(), self.classes, leaves))
+
+    def render(self, *, fold: bool = True, classes: bool = True) -> str:
+        """The tree as text, a node a line.
+
+        Args:
+            fold: leave out nodes that have a single child.
+            classes: show the classes; else a node's own classes are only counted.
+        """
+        return picture.render(self.fold() if fold else self, classes)
+
+    def plot(self, ax: Axes | None = None, *, fold: bool = True, classes: bool = True) -> Axes:
+        """The tree as a picture, from left to right; needs matplotlib.
+
+        Args:
+            ax: the axes to draw into; default: a new figure, as high as the tree needs.
+            fold: leave out nodes that have a single child, as the paper's Figures 7 and 8 do.
+            classes: show the classes; else a node's own classes are only counted.
+
+        Returns:
+            The axes.
+        """
+        return picture.plot(self.fold() if fold else self, ax, classes)

@@ -1,0 +1,244 @@
+"""NoisyLabels: what a noise model returns."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisydml.noise.checks import Integers, read_labels, require_flag, require_rate
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+_DENSE_CLASSES = 10_000  # a dense matrix of so many classes takes 800 MB
+_FIELDS = ("labels", "is_noisy", "original", "model", "requested_rate", "kept_classes")
+_NAMED = 10  # vanished classes named in the summary
+
+
+@dataclass(frozen=True, eq=False)
+class NoisyLabels:
+    """Labels of which some are wrong, with the truth.
+
+    Args:
+        labels: (N,) integers, the labels to train with. Models that remove classes number the
+            remaining ones anew, 0 to K - 1.
+        is_noisy: (N,) bool, True where a label is wrong.
+        original: (N,) integers, the labels before.
+        model: the name of the model.
+        requested_rate: the rate asked for, in [0, 1].
+        kept_classes: (K,) integers, the class in ``original`` that each new number stands for,
+            or None if labels have kept their numbers.
+
+    The arrays are int64 and bool numpy arrays; ``torch.from_numpy`` takes each of them as it is,
+    and ``GroundTruthFilter(loss, torch.from_numpy(noisy.is_noisy))`` is the ceiling.
+
+    Raises:
+        TypeError: if a field has the wrong type.
+        ValueError: if the arrays differ in length, or ``is_noisy`` is not where the labels differ.
+
+    Example:
+        >>> from noisydml.noise import NoisyLabels
+        >>> noisy = NoisyLabels(labels=[1, 0, 1], is_noisy=[True, False, False], original=[0, 0, 1])
+        >>> noisy.rate
+        0.3333333333333333
+        >>> noisy.transition_matrix()
+        array([[0.5, 0.5],
+               [0. , 1. ]])
+    """
+
+    labels: Integers
+    is_noisy: NDArray[np.bool_]
+    original: Integers
+    model: str = "given"
+    requested_rate: float | None = None
+    kept_classes: Integers | None = None
+
+    def __post_init__(self) -> None:
+        labels, original = (
+            read_labels(name, getattr(self, name)) for name in ("labels", "original")
+        )
+        is_noisy = np.array(self.is_noisy)
+        if is_noisy.size == 0:
+            is_noisy = is_noisy.astype(np.bool_)
+        if is_noisy.dtype != np.bool_:
+            raise TypeError(f"is_noisy must hold bools, got dtype {is_noisy.dtype}")
+        if self.requested_rate is not None:
+            require_rate("requested_rate", self.requested_rate)
+        for name, value in (("labels", labels), ("is_noisy", is_noisy)):
+            if value.shape != original.shape:
+                raise ValueError(
+                    f"{name} must have {len(original)} entries, one per entry of original, "
+                    f"got shape {value.shape}"
+                )
+        kept = self.kept_classes
+        if kept is not None:
+            kept = read_labels("kept_classes", kept)
+            if labels.size and not 0 <= labels.min() <= labels.max() < len(kept):
+                raise ValueError(f"labels must be in [0, {len(kept)}), the kept classes")
+        given = labels if kept is None else kept[labels]
+        if not np.array_equal(given != original, is_noisy):
+            raise ValueError("is_noisy must be True exactly where the label is not the original")
+        for name, array in (
+            ("labels", labels),
+            ("is_noisy", is_noisy),
+            ("original", original),
+            ("kept_classes", kept),
+        ):
+            object.__setattr__(self, name, array)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def given(self) -> Integers:
+        """(N,) the labels to train with, in the numbers of ``original``."""
+        return self.labels if self.kept_classes is None else self.kept_classes[self.labels]
+
+    @property
+    def rate(self) -> float:
+        """The share of wrong labels, 0 where there are no labels."""
+        return float(self.is_noisy.mean()) if len(self) else 0.0
+
+    @property
+    def classes(self) -> Integers:
+        """(C,) the classes of ``original`` and of ``given``, ascending."""
+        return np.union1d(self.original, self.given)
+
+    @property
+    def vanished(self) -> Integers:
+        """(V,) the classes of ``original`` that no label names any more, ascending."""
+        return np.setdiff1d(self.original, self.given)
+
+    @overload
+    def transition_matrix(
+        self, *, counts: bool = ..., sparse: Literal[False] = ...
+    ) -> NDArray[Any]: ...
+
+    @overload
+    def transition_matrix(self, *, counts: bool = ..., sparse: Literal[True]) -> csr_array: ...
+
+    def transition_matrix(
+        self, *, counts: bool = False, sparse: bool = False
+    ) -> NDArray[Any] | csr_array:
+        """How often a sample of class i was given class j.
+
+        Args:
+            counts: return numbers of samples (int64) instead of shares of the row (float64).
+            sparse: return a ``scipy.sparse.csr_array``, whose size grows with the samples and
+                not with the square of the classes.
+
+        Returns:
+            (C, C), row i for ``classes[i]`` in ``original``, column j for ``classes[j]`` in
+            ``given``. Each row of shares adds up to 1. The row of a class that only ``given`` has
+            (never so after a noise model) is 0.
+
+        Raises:
+            TypeError: if an argument is no bool.
+            ValueError: for a dense matrix of more than 10,000 classes (100,000 classes would
+                take 80 GB); ``sparse=True`` returns it.
+        """
+        require_flag("counts", counts)
+        require_flag("sparse", sparse)
+        from scipy.sparse import coo_array
+
+        classes = self.classes
+        n = len(classes)
+        if n > _DENSE_CLASSES and not sparse:
+            raise ValueError(
+                f"sparse must be True for more than {_DENSE_CLASSES} classes, got {n} classes, "
+                f"a dense matrix of {8 * n * n / 1e9:.0f} GB"
+            )
+        rows = np.searchsorted(classes, self.original)
+        columns = np.searchsorted(classes, self.given)
+        ones = np.ones(len(self), dtype=np.int64)
+        matrix = coo_array((ones, (rows, columns)), shape=(n, n)).tocsr()
+        if not counts:
+            sizes = np.bincount(rows, minlength=n)
+            entries = np.repeat(sizes, np.diff(matrix.indptr))
+            matrix = matrix.astype(np.float64)
+            matrix.data /= entries
+        return matrix if sparse else matrix.toarray()
+
+    def summary(self) -> str:
+        """The noise in words: how much, how even, and which classes have vanished."""
+        asked = "" if self.requested_rate is None else f", {self.requested_rate:.1%} asked for"
+        lines = [
+            f"{self.model}: {int(self.is_noisy.sum())} of {len(self)} labels are wrong "
+            f"({self.rate:.1%}{asked})"
+        ]
+        if len(self) == 0:
+            return lines[0]
+        before, after = (
+            np.unique(labels, return_counts=True)[1] for labels in (self.original, self.given)
+        )
+        lines.append(f"classes: {len(before)} before, {len(after)} after")
+        if len(self.vanished):
+            named = ", ".join(map(str, self.vanished[:_NAMED]))
+            more = ", ..." if len(self.vanished) > _NAMED else ""
+            lines.append(f"vanished classes: {len(self.vanished)} ({named}{more})")
+        lines.append(f"samples a class: {_spread(before)} before, {_spread(after)} after")
+        wrong = np.bincount(np.unique(self.given, return_inverse=True)[1], weights=self.is_noisy)
+        lines.append(f"wrong labels in a class, %: {_spread(np.round(100 * wrong / after))}")
+        if self.kept_classes is not None:
+            lines.append(f"labels are numbered anew, 0 to {len(self.kept_classes) - 1}")
+        return "\n".join(lines)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to an npz file, under the very name given.
+
+        Args:
+            path: the file; it is replaced if it exists.
+        """
+        arrays: dict[str, Any] = {
+            "labels": self.labels,
+            "is_noisy": self.is_noisy,
+            "original": self.original,
+            "model": np.array(self.model),
+        }
+        if self.requested_rate is not None:
+            arrays["requested_rate"] = np.array(self.requested_rate, dtype=np.float64)
+        if self.kept_classes is not None:
+            arrays["kept_classes"] = self.kept_classes
+        with open(path, "wb") as file:  # given a name, numpy would append .npz to it
+            np.savez_compressed(file, **arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> NoisyLabels:
+        """Read what :meth:`save` has written. Nothing in the file is executed.
+
+        Args:
+            path: the npz file.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is not such a file, or its content contradicts itself.
+            zipfile.BadZipFile: if it is broken.
+        """
+        with open(path, "rb") as file:  # numpy would leave it open where it is broken
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError(
+                    f"path must be an npz file written by NoisyLabels.save, got {path}"
+                )
+            fields: dict[str, Any] = {
+                name: archive[name] for name in archive.files if name in _FIELDS
+            }
+        missing = {"labels", "is_noisy", "original", "model"} - fields.keys()
+        if missing:
+            raise ValueError(
+                f"path must be a file written by NoisyLabels.save, got {path} without "
+                f"{', '.join(sorted(missing))}"
+            )
+        fields["model"] = str(fields["model"])
+        if "requested_rate" in fields:
+            fields["requested_rate"] = float(fields["requested_rate"])
+        return cls(**fields)
+
+
+def _spread(values: NDArray[Any]) -> str:
+    low, middle, high = values.min(), np.median(values), values.max()
+    return f"{low:.0f} to {high:.0f} (median {middle:.0f})"

@@ -1,0 +1,122 @@
+"""The kinds of losses of pytorch-metric-learning (PML), by their types: what each one can take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pytorch_metric_learning.losses import (
+    BaseMetricLossFunction,
+    CrossBatchMemory,
+    FastAPLoss,
+    HistogramLoss,
+    InstanceLoss,
+    LargeMarginSoftmaxLoss,
+    ManifoldLoss,
+    MultipleLosses,
+    NormalizedSoftmaxLoss,
+    NPairsLoss,
+    P2SGradLoss,
+    PNPLoss,
+    ProxyAnchorLoss,
+    ProxyNCALoss,
+    RankedListLoss,
+    SelfSupervisedLoss,
+    SmoothAPLoss,
+    SoftTripleLoss,
+    VICRegLoss,
+)
+
+Loss = Callable[..., Any]
+
+_TAKES_NO_REFERENCE = (
+    FastAPLoss,
+    HistogramLoss,
+    InstanceLoss,
+    LargeMarginSoftmaxLoss,
+    ManifoldLoss,
+    NormalizedSoftmaxLoss,
+    NPairsLoss,
+    P2SGradLoss,
+    PNPLoss,
+    ProxyAnchorLoss,
+    ProxyNCALoss,
+    RankedListLoss,
+    SmoothAPLoss,
+    SoftTripleLoss,
+    VICRegLoss,
+)
+_TAKES_NO_LABELS = (ManifoldLoss, SelfSupervisedLoss, VICRegLoss)
+
+
+def refuse_unlabelled(loss: Loss) -> None:
+    """Raise TypeError for the losses that are called without labels."""
+    for part in parts(loss):
+        if isinstance(part, _TAKES_NO_LABELS):
+            raise TypeError(
+                f"{name_of(part)} takes no labels, so none of them can be wrong: it cannot be "
+                "wrapped"
+            )
+
+
+def refuse_unweightable(loss: Loss) -> None:
+    """Raise TypeError for the losses known to have no per-sample contributions."""
+    refuse_unlabelled(loss)
+    for part in parts(loss):
+        if isinstance(part, ProxyAnchorLoss):
+            raise unweightable(
+                part,
+                "its terms belong to proxies, each a logarithm over all samples of the batch. "
+                "Use ProxyNCALoss or SoftTripleLoss",
+            )
+
+
+def refuse_memory(confidence_loss: Loss) -> None:
+    """Raise TypeError for a loss that would remember the batch it only judges."""
+    if any(isinstance(part, CrossBatchMemory) for part in parts(confidence_loss)):
+        raise TypeError(
+            "confidence_loss must not be a CrossBatchMemory: judging would enqueue the batch"
+        )
+
+
+def refuse_without_reference(loss: Loss) -> None:
+    """Raise TypeError unless the loss can compare a batch with other embeddings (``ref_emb``)."""
+    if not isinstance(loss, BaseMetricLossFunction) or isinstance(loss, _TAKES_NO_REFERENCE):
+        raise TypeError(
+            "memory_loss needs one of PML's pair or triplet losses, which can compare a batch with "
+            f"a memory, got {name_of(loss)}"
+        )
+
+
+def embedding_shape(loss: Loss) -> tuple[int | None, int | None]:
+    """(number of classes, embedding size) that a proxy loss is made for; None where unknown."""
+    if isinstance(loss, ProxyNCALoss):
+        return loss.proxies.shape[0], loss.proxies.shape[1]
+    if isinstance(loss, NormalizedSoftmaxLoss):
+        return loss.W.shape[1], loss.W.shape[0]
+    # PML's recording sets num_classes to 0 in losses that never set it themselves.
+    num_classes = getattr(loss, "num_classes", None)
+    return (num_classes if isinstance(num_classes, int) and num_classes > 0 else None), None
+
+
+def parts(loss: Loss) -> Iterator[Loss]:
+    """The loss, and those inside PML's own containers."""
+    yield loss
+    if isinstance(loss, MultipleLosses):
+        for inner in loss.losses.values() if loss.is_dict else loss.losses:
+            yield from parts(inner)
+    elif isinstance(loss, CrossBatchMemory):
+        yield from parts(loss.loss)
+
+
+def name_of(loss: Loss) -> str:
+    """What messages call the loss."""
+    return getattr(loss, "__name__", type(loss).__name__)
+
+
+def unweightable(loss: Loss, reason: str) -> TypeError:
+    """The error for a loss that has no contribution of every sample."""
+    return TypeError(
+        f"{name_of(loss)} cannot be weighted sample by sample: {reason}. "
+        "A wrapper that drops samples, such as GroundTruthFilter, works with it."
+    )

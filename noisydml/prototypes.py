@@ -1,0 +1,205 @@
+"""Class prototypes over a memory of features, and the labels that they refine (TITAN)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from noisydml.functional import (
+    class_gaussians,
+    clustering_loss,
+    draw_mixture,
+    floor_variances,
+    refine_labels,
+)
+from noisydml.functional.checks import require_count, require_positive
+from noisydml.functional.mixing import Mixture
+from noisydml.functional.prototypes import (
+    PreparedGaussians,
+    prepare_gaussians,
+    prepared_log_density,
+)
+from noisydml.memory import EMPTY, FeatureMemory
+
+
+class RefinedLabels(NamedTuple):
+    """The labels that have been changed: (R,) int64 each.
+
+    Attributes:
+        sample_ids: positions in the data set.
+        old: the labels as given.
+        new: the labels in use.
+        cycle: the cycle since which the new one has been in use.
+    """
+
+    sample_ids: Tensor
+    old: Tensor
+    new: Tensor
+    cycle: Tensor
+
+
+class Prototypes(nn.Module):
+    """A Gaussian for every class, estimated from the latest features of a data set.
+
+    Args:
+        num_classes: C.
+        feature_size: D.
+        memory_size: N, samples of the data set.
+        variance_floor: no variance is below this share of what is usual in its dimension.
+        by_direction: whether features and means are compared by their directions from the center
+            of all features; else as they are.
+
+    Attributes:
+        memory: the :class:`~noisydml.memory.FeatureMemory`, with the labels as given.
+        means, variances: (C, D) float32, those of the last :meth:`estimate`.
+        counts: (C,) int64; a class of which the memory held nothing has no prototype.
+        mean_directions: (C, D) float32, unit vectors from the center of all features to the means.
+        refined: (N,) int64, the label of each sample that was relabelled, -1 for the others.
+
+    Everything is in ``state_dict`` but what follows from it. ``C (20 D + 12) + N (4 D + 32)``
+    bytes.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.prototypes import Prototypes
+        >>> prototypes = Prototypes(2, feature_size=1, memory_size=5)
+        >>> features = torch.tensor([[0.0], [0.1], [0.8], [1.0], [0.9]])
+        >>> prototypes.remember(features, torch.tensor([0, 0, 0, 1, 1]), torch.arange(5))
+        >>> prototypes.estimate()
+        >>> prototypes.refine(k=3, cycle=1)
+        >>> ids, old, new, _ = prototypes.refined_labels()
+        >>> ids, old, new
+        (tensor([2]), tensor([0]), tensor([1]))
+    """
+
+    means: Tensor
+    variances: Tensor
+    counts: Tensor
+    refined: Tensor
+    refined_in: Tensor
+    center: Tensor
+    slopes: Tensor
+    offsets: Tensor
+    mean_directions: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        feature_size: int,
+        memory_size: int,
+        variance_floor: float = 0.1,
+        *,
+        by_direction: bool = False,
+    ) -> None:
+        super().__init__()
+        require_count("num_classes", num_classes)
+        require_count("feature_size", feature_size)
+        require_positive("variance_floor", variance_floor)
+        self.num_classes = num_classes
+        self.variance_floor = float(variance_floor)
+        self.by_direction = by_direction
+        self.memory = FeatureMemory(memory_size, feature_size, normalize=False)
+        self.register_buffer("means", torch.zeros(num_classes, feature_size))
+        self.register_buffer("variances", torch.ones(num_classes, feature_size))
+        self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
+        self.register_buffer("refined", torch.full((memory_size,), EMPTY))
+        self.register_buffer("refined_in", torch.full((memory_size,), EMPTY))
+        shapes = {
+            "center": (feature_size,),
+            "slopes": (num_classes, 2 * feature_size),
+            "offsets": (num_classes,),
+            "mean_directions": (num_classes, feature_size),
+        }
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.zeros(shape), persistent=False)
+        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+            Prototypes._after_loading
+        )
+
+    def remember(self, features: Tensor, labels: Tensor, sample_ids: Tensor | None) -> None:
+        """Keep (B, D) features with their labels as given; in place where they have ids."""
+        if sample_ids is None:
+            self.memory.enqueue(features, labels)
+        else:
+            self.memory.write(features, labels, sample_ids)
+
+    def estimate(self) -> None:
+        """Means and variances from the memory, with the labels in use."""
+        labels = torch.where(self.refined != EMPTY, self.refined, self.memory.labels)
+        gaussians = class_gaussians(self.memory.features.float(), labels, self.num_classes)
+        self.means, variances, self.counts = gaussians
+        self.variances = floor_variances(variances, self.counts, self.variance_floor)
+        self.prepare()
+
+    def directions(self, features: Tensor) -> Tensor:
+        """(B, D) unit vectors from the center of all features to each of them."""
+        return normalize(features.float() - self.center)
+
+    def refine(self, k: int, cycle: int) -> None:
+        """Every mean claims its ``k`` nearest samples; all others have their given label again."""
+        given = self.memory.labels
+        # Without its id a sample would not be found again.
+        claimable = torch.where(self.memory.sample_ids != EMPTY, given, EMPTY)
+        new = refine_labels(*self._compared(self.memory.features, claimable), k, self.counts)
+        changed = new != claimable
+        since = torch.where(new == self.refined, self.refined_in, cycle)
+        self.refined = torch.where(changed, new, EMPTY)
+        self.refined_in = torch.where(changed, since, EMPTY)
+
+    def labels_in_use(self, labels: Tensor, sample_ids: Tensor | None) -> Tensor:
+        """(B,) the refined labels where there are any, the given ones elsewhere."""
+        if sample_ids is None:
+            return labels
+        refined = self.refined.index_select(0, sample_ids)
+        return torch.where(refined != EMPTY, refined, labels)
+
+    def log_density(self, features: Tensor) -> Tensor:
+        """(B, C) of (B, D) features; ``-inf`` for classes without a prototype."""
+        prepared = PreparedGaussians(self.center, self.slopes, self.offsets)
+        return prepared_log_density(features, prepared)
+
+    def draw_mixture(
+        self, classes: Tensor, generator: torch.Generator, alpha: float, beta: float
+    ) -> Mixture:
+        """What features are mixed with: draws from the prototypes of ``classes`` (B,)."""
+        return draw_mixture(
+            classes, self.means, self.variances, alpha=alpha, beta=beta, generator=generator
+        )
+
+    def clustering_loss(self, features: Tensor, labels: Tensor, temperature: float) -> Tensor:
+        """(B,) how badly (B, D) features fit the mean of their class, with gradient."""
+        features, labels, means = self._compared(features, labels)
+        return clustering_loss(features, labels, means, self.counts, temperature=temperature)
+
+    def refined_labels(self) -> RefinedLabels:
+        """The samples whose label in use is not the one given; waits for the device."""
+        ids = (self.refined != EMPTY).nonzero().squeeze(1)
+        columns = (self.memory.labels, self.refined, self.refined_in)
+        return RefinedLabels(ids, *(column.index_select(0, ids) for column in columns))
+
+    def prepare(self) -> None:
+        """Compute what the densities need of the prototypes."""
+        least = torch.finfo(torch.float32).tiny  # a variance that half precision made 0
+        variances = self.variances.float().clamp_min(least)
+        prepared = prepare_gaussians(self.means.float(), variances, self.counts)
+        self.center, self.slopes, self.offsets = prepared
+        self.mean_directions = self.directions(self.means)
+
+    def _compared(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, labels and means as they are compared."""
+        if self.by_direction:
+            return self.directions(features), labels, self.mean_directions
+        return features, labels, self.means
+
+    def _after_loading(self, _: Any) -> None:
+        self.prepare()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Prototypes:
+        """``.half()`` and the like never change the precision of the densities."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.slopes.dtype != torch.float32:
+            self.prepare()
+        return self

@@ -1,0 +1,310 @@
+"""N2D2: samples whose nearest neighbours speak for another label are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from noisydml import collectives
+from noisydml.batch import Batch
+from noisydml.distributed import gather_batch
+from noisydml.functional.checks import (
+    require_count,
+    require_floating,
+    require_integer,
+    require_number,
+    require_positive,
+)
+from noisydml.index import Metric, NeighborIndex
+from noisydml.memory import FeatureMemory
+from noisydml.neighbors import Neighborhood
+from noisydml.validation import ValueCheck, in_range, raise_first
+from noisydml.wrappers.base import Decision, Judgement, LossWrapper
+
+_LEAST_K, _MOST_K = 5, 200  # of k="auto"; 200 is the paper's k
+_SHARE = 20  # one in so many of the reference are neighbours, with weighted votes
+_WITHOUT_IDS, _WITH_IDS = 1, 2
+
+
+class KNNDenoiser(LossWrapper):
+    r"""Drops the samples whose nearest neighbours speak for another label (N2D2).
+
+    The features of all samples of the last epoch, with their given labels, are the reference. A
+    label is judged by its sample's k nearest neighbours there: with :math:`n_j` votes for class
+    j, the score is :math:`n_y / \max_j n_j`, and a sample is dropped where it is below
+    ``threshold`` (section 3.1). No noise rate is asked for, and no number of classes: labels may
+    be any integers that are not negative.
+
+    The loop around it need not change. The features of every sample are collected, also of those
+    that are dropped, and when as many have been seen as the memory holds, they become the
+    reference. Until there is one, nothing is dropped.
+
+    Args:
+        loss: any loss that a wrapper takes.
+        memory_size: number of samples in the data set, or at least as many as an epoch has; with
+            ``sample_ids`` these lie in ``[0, memory_size)``.
+        k: number of neighbours, or ``"auto"``: with weighted votes a twentieth of the reference,
+            with counts the median class size in it, and between 5 and 200 (the paper's k) in
+            both cases.
+        threshold: scores below it are dropped; in ``[0, 1]``. 0.5 in the paper. With many small
+            classes a lower one keeps more right labels at next to no cost; see the figures in the
+            documentation.
+        vote: ``"weighted"``: neighbours vote with a weight that falls with their distance, see
+            :func:`~noisydml.functional.neighbor_weights`; ``"count"``: one vote each, the paper's.
+        sharpness: how fast the weights fall, finite and above 0.
+        warmup: number of training steps at the start in which nothing is dropped, should there be
+            a reference by then.
+        index: how neighbours are searched: None (exactly: FAISS on the CPU, blocked matrix
+            products on the device elsewhere), a FAISS factory string such as ``"IVF1024,Flat"``,
+            ``"torch"``, or a :class:`~noisydml.index.NeighborIndex`.
+        metric: ``"cosine"`` or ``"euclidean"``.
+        validate_args: whether values are checked; see :class:`LossWrapper`.
+
+    Attributes:
+        memory: the :class:`~noisydml.memory.FeatureMemory` in which features are collected.
+        reference: the one that votes.
+
+    Forward:
+        As every wrapper. With ``sample_ids`` (in every batch or in none) features are updated in
+        place, and a sample's own entry has no vote about it. Without, the nearest neighbour is
+        taken for that entry if it has the same label, and has no vote. ``decision.score`` (B,) in
+        [0, 1] is 1 where nobody can say: there is no reference yet, or no other sample of that
+        class in it. ``decision.suggested_labels`` (B,) is the label with the most votes and
+        ``decision.support`` (B,) its share; both are None before there is a reference.
+
+    Raises:
+        TypeError, ValueError: for impossible settings and bad arguments.
+
+    Under ``torch.distributed`` every rank collects the features of all ranks and judges its own
+    rows.
+
+    References:
+        Galanakis et al., Nearest Neighbor-Based Data Denoising for Deep Metric Learning,
+        VISAPP 2024.
+
+    Example:
+        >>> import torch
+        >>> from pytorch_metric_learning import losses
+        >>> from noisydml import KNNDenoiser
+        >>> embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0], [0.0, 0.9]])
+        >>> labels, ids = torch.tensor([0, 0, 1, 1, 0]), torch.arange(5)
+        >>> loss_fn = KNNDenoiser(losses.ContrastiveLoss(), memory_size=5, k=2, vote="count")
+        >>> loss = loss_fn(embeddings, labels, sample_ids=ids)  # the first epoch
+        >>> loss = loss_fn(embeddings, labels, sample_ids=ids)
+        >>> loss_fn.decision.keep, loss_fn.decision.suggested_labels[-1]
+        (tensor([ True,  True,  True,  True, False]), tensor(1))
+    """
+
+    step: Tensor
+    seen: Tensor
+    ids: Tensor
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        *,
+        memory_size: int,
+        k: int | Literal["auto"] = "auto",
+        threshold: float = 0.5,
+        vote: Literal["weighted", "count"] = "weighted",
+        sharpness: float = 2.0,
+        warmup: int = 0,
+        index: str | NeighborIndex | None = None,
+        metric: Metric = "cosine",
+        validate_args: bool = True,
+    ) -> None:
+        super().__init__(loss, validate_args=validate_args)
+        if k != "auto":
+            require_count("k", k)
+        require_number("threshold", threshold)
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+        if vote not in ("weighted", "count"):
+            raise ValueError(f"vote must be 'weighted' or 'count', got {vote!r}")
+        require_positive("sharpness", sharpness)
+        require_count("warmup", warmup, least=0)
+        self.neighborhood = Neighborhood(index, metric)
+        normalize = metric == "cosine"
+        self.memory = FeatureMemory(memory_size, normalize=normalize)
+        self.reference = FeatureMemory(memory_size, normalize=normalize)
+        self.k = k
+        self.threshold = float(threshold)
+        self.vote = vote
+        self.sharpness = float(sharpness)
+        self.warmup = warmup
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # since the last refresh
+        self.register_buffer("ids", torch.zeros((), dtype=torch.int64))  # whether batches have them
+        self._progress: tuple[int, int] | None = None  # both on the host, once they have been read
+        self._built = self._empty = False
+        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
+
+    def judge(self, batch: Batch) -> Judgement:
+        everyone = gather_batch(self._detached(batch))
+        if not self._has_reference():
+            return Judgement(Decision.trusting(batch), evidence=everyone)
+        with torch.autocast(batch.device.type, enabled=False), torch.no_grad():
+            vote, known = self.neighborhood.ask(
+                batch.embeddings.detach(),
+                batch.labels,
+                self._k(),
+                self.sharpness if self.vote == "weighted" else None,
+                batch.sample_ids,
+            )
+            score = torch.where(known, vote.score, 1.0)
+            keep = (score >= self.threshold) | (self.step < self.warmup)
+        decision = Decision(
+            keep=keep,
+            weight=keep.float(),
+            score=score,
+            threshold=torch.full_like(self.step, self.threshold, dtype=torch.float64),
+            suggested_labels=torch.where(known, vote.majority, batch.labels),
+            support=torch.where(known, vote.support, 0.0),
+        )
+        return Judgement(decision, evidence=everyone)
+
+    def narrowed(self, batch: Batch, decision: Decision) -> Batch:
+        return batch.select(decision.keep)
+
+    def commit(self, batch: Batch, judgement: Judgement) -> None:
+        everyone: Batch = judgement.evidence
+        if everyone.synthetic is not None:  # rows that another wrapper made up
+            everyone = everyone.select(everyone.synthetic.logical_not())
+        if len(everyone) == 0:
+            return
+        if everyone.sample_ids is None:
+            self.memory.enqueue(everyone.embeddings, everyone.labels)
+        else:
+            self.memory.write(everyone.embeddings, everyone.labels, everyone.sample_ids)
+        self.step += 1
+        seen = self._read_progress()[0] + len(everyone)
+        self._write_progress(seen, _WITHOUT_IDS if everyone.sample_ids is None else _WITH_IDS)
+        if seen >= len(self.memory):
+            self.end_epoch()
+
+    def end_epoch(self) -> None:
+        """Make what has been collected the reference, now.
+
+        Called by itself after every ``memory_size`` samples. Call it at the end of each epoch if
+        epochs are shorter than that. Before any sample has been seen it does nothing.
+        """
+        if self.memory.embedding_size is None:
+            return
+        self.reference.load_state_dict(self.memory.state_dict())
+        self._write_progress(0, self._read_progress()[1])
+        self._built = False
+
+    def refresh(self, features: Tensor, labels: Tensor, sample_ids: Tensor | None = None) -> None:
+        """Make these the reference, such as the features of the data set in eval mode.
+
+        They also count as collected, and it takes another ``memory_size`` samples for the next
+        refresh by itself.
+
+        Args:
+            features: (N, D) floating point, N at most ``memory_size``.
+            labels: (N,) integers, the given labels.
+            sample_ids: (N,) integers, which samples they are; None for 0, 1, ..., N - 1.
+
+        Raises:
+            TypeError, ValueError: for a wrong shape or dtype, or ids out of range.
+        """
+        require_floating("features", features, ndim=2)
+        require_integer("labels", labels, len(features), "feature")
+        device, size = self.step.device, len(self.memory)
+        if sample_ids is None:
+            sample_ids = torch.arange(len(features))
+        require_integer("sample_ids", sample_ids, len(features), "feature")
+        sample_ids = sample_ids.to(device, torch.int64)
+        raise_first([in_range("sample_ids", sample_ids, size, "memory_size of KNNDenoiser")])
+        for memory in (self.memory, self.reference):
+            memory.reset()
+            memory.write(features.to(device), labels.to(device, torch.int64), sample_ids)
+        self._write_progress(0, self._read_progress()[1])
+        self._built = False
+
+    def own_checks(self, batch: Batch) -> list[ValueCheck]:
+        width = self.memory.embedding_size
+        if width is not None and batch.embeddings.shape[1] != width:
+            raise ValueError(
+                f"embeddings must be as wide as those before, {width}, "
+                f"got {batch.embeddings.shape[1]}"
+            )
+        bad = (batch.labels < 0).any()
+        checks = [ValueCheck(bad, "labels must not be negative, KNNDenoiser has -1 for no label")]
+        mode = self._read_progress()[1]
+        if batch.sample_ids is None:
+            if mode == _WITH_IDS:
+                raise ValueError("sample_ids must be given in every batch or in none, got none now")
+            return checks
+        if mode == _WITHOUT_IDS:
+            raise ValueError("sample_ids must be given in every batch or in none, got some now")
+        size = len(self.memory)
+        what = "memory_size of KNNDenoiser"
+        return [*checks, in_range("sample_ids", batch.sample_ids, size, what)]
+
+    def shared_state(self) -> list[Tensor]:
+        if collectives.world_size() > 1:  # a width that only rank 0 knows, of a state it loaded
+            width = collectives.exchange([self.memory.embedding_size or 0])[0][0] or None
+            for memory in (self.memory, self.reference):
+                if memory.embedding_size != width:
+                    memory.allocate(width)
+        _forget(self)
+        return [*super().shared_state(), *self.memory.buffers(), *self.reference.buffers()]
+
+    def extra_repr(self) -> str:
+        return f"k={self.k!r}, threshold={self.threshold}, vote={self.vote!r}, warmup={self.warmup}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the index, which is built again from the reference."""
+        return {**self.__dict__, "_built": False}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> KNNDenoiser:
+        self._built = False  # the reference may have moved
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _has_reference(self) -> bool:
+        """Build the index, once an epoch, which asks the host."""
+        if not self._built:
+            unseen = self.reference.embedding_size is None
+            self._empty = unseen or int(self.reference.total) == 0
+            if not self._empty:
+                self.neighborhood.build(self.reference.features, self.reference.labels)
+            self._built = True
+        return not self._empty
+
+    def _read_progress(self) -> tuple[int, int]:
+        if self._progress is None:
+            self._progress = int(self.seen), int(self.ids)
+        return self._progress
+
+    def _write_progress(self, seen: int, ids: int) -> None:
+        self._progress = seen, ids
+        self.seen = torch.full_like(self.seen, seen)
+        self.ids = torch.full_like(self.ids, ids)
+
+    def _detached(self, batch: Batch) -> Batch:
+        """What is remembered: no graph, and no less than single precision."""
+        return Batch(
+            batch.embeddings.detach().float(),
+            batch.labels,
+            sample_ids=batch.sample_ids,
+            first_own=batch.first_own,
+            synthetic=batch.synthetic,
+        )
+
+    def _k(self) -> int:
+        if self.k != "auto":
+            return self.k
+        hood = self.neighborhood
+        k = len(hood.labels) // _SHARE if self.vote == "weighted" else hood.class_size
+        return min(max(k, _LEAST_K), _MOST_K)
+
+
+def _forget(denoiser: KNNDenoiser, _: Any = None) -> None:
+    """What is kept on the host follows from the state, which has changed."""
+    denoiser._progress = None
+    denoiser._built = False

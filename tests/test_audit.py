@@ -1,0 +1,173 @@
+"""Wrong labels found offline: the table, and how good it is."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from literal import neighbor_vote
+from sklearn.datasets import load_digits
+from sklearn.metrics import average_precision_score, f1_score
+from torch import Tensor
+
+from noisydml import LabelIssues, find_label_issues
+
+
+def spoilt_digits(rate: float, seed: int) -> tuple[Tensor, Tensor, np.ndarray]:
+    pixels, true = load_digits(return_X_y=True)
+    rng = np.random.default_rng(seed)
+    wrong = rng.permutation(len(true))[: round(rate * len(true))]
+    given = true.copy()
+    given[wrong] = (true[wrong] + rng.integers(1, 10, len(wrong))) % 10
+    return torch.tensor(pixels, dtype=torch.float32), torch.tensor(given), given != true
+
+
+def literal_scores(embeddings: Tensor, labels: Tensor, k: int) -> list[float]:
+    """The docstring, one sample after the other: three votes, each with the last one's trust."""
+    unit = embeddings.double() / embeddings.double().norm(dim=1, keepdim=True)
+    distance = 0.5 * torch.cdist(unit, unit).square()
+    trust = [1.0] * len(labels)
+    for _ in range(3):
+        scores = []
+        for i, label in enumerate(labels.tolist()):
+            order = [j for j in distance[i].argsort().tolist() if j != i][:k]
+            mean = distance[i, order].mean()
+            weights = (-8 * distance[i, order] / mean).exp() * torch.tensor(trust).double()[order]
+            if (labels == label).sum() == 1:
+                scores.append(1.0)
+                continue
+            score, _, _ = neighbor_vote(labels[order].tolist(), label, weights.tolist())
+            scores.append(float(score))
+        trust = scores
+    return trust
+
+
+@pytest.mark.parametrize("k", [3, 20, 500])
+def test_scores_are_those_of_the_docstring(k: int) -> None:
+    embeddings = torch.randn(60, 4) + 3 * torch.eye(4)[torch.arange(60) % 4]
+    labels = torch.where(torch.arange(60) < 9, torch.randint(4, (60,)), torch.arange(60) % 4)
+    labels[11] = 17
+    result = find_label_issues(embeddings, labels, k=k)
+    expected = torch.tensor(literal_scores(embeddings, labels, k))
+    torch.testing.assert_close(result.score, expected.double(), rtol=1e-3, atol=1e-4)
+    flagged = [i for i in range(60) if result.score[i] < 0.3]
+    assert sorted(result.issues.tolist()) == flagged
+    assert result.score[result.issues].diff().ge(0).all()
+    assert result.noise_rate == len(flagged) / 60
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.2, 0.5])
+def test_the_quality_on_digits(rate: float) -> None:
+    """What the documentation states, less a margin; with nothing said about the rate."""
+    pixels, given, is_noisy = spoilt_digits(rate, seed=0)
+    result = find_label_issues(pixels, given)
+    flagged = np.zeros(len(given), dtype=bool)
+    flagged[result.issues] = True
+    assert f1_score(is_noisy, flagged) > 0.96
+    assert average_precision_score(is_noisy, -result.score) > 0.99
+    assert abs(result.noise_rate - rate) < 0.02
+    true = torch.tensor(load_digits(return_X_y=True)[1])
+    right = (result.suggested_labels == true)[torch.from_numpy(is_noisy)]
+    assert right.double().mean() > 0.95
+
+
+def test_five_samples_a_class() -> None:
+    generator = torch.Generator().manual_seed(0)
+    true = torch.arange(500).repeat_interleave(5)
+    centers = torch.randn(500, 64, generator=generator)
+    embeddings = centers[true] + 0.5 * torch.randn(2500, 64, generator=generator)
+    wrong = torch.randperm(2500, generator=generator)[:500]
+    given = true.clone()
+    given[wrong] = (true[wrong] + torch.randint(1, 500, (500,), generator=generator)) % 500
+    flagged = torch.zeros(2500, dtype=torch.bool)
+    flagged[find_label_issues(embeddings, given).issues] = True
+    assert f1_score(given != true, flagged) > 0.95
+
+
+def test_clean_labels_of_separate_classes_have_no_issues() -> None:
+    embeddings = torch.eye(5).repeat(20, 1) + 0.01 * torch.randn(100, 5)
+    result = find_label_issues(embeddings, torch.arange(5).repeat(20))
+    assert len(result.issues) == 0
+    assert result.noise_rate == 0
+    assert result.rows() == []
+    assert result.summary() == "0 of 100 labels are most likely wrong (0.0 %)."
+
+
+def test_what_it_takes() -> None:
+    embeddings, labels = np.random.default_rng(0).normal(size=(30, 4)), [0, 1, 2] * 10
+    result = find_label_issues(embeddings, labels)
+    for index in ("torch", "Flat", "IVF2,Flat"):
+        other = find_label_issues(torch.tensor(embeddings), torch.tensor(labels), index=index)
+        if index != "IVF2,Flat":
+            torch.testing.assert_close(other.score, result.score, rtol=1e-4, atol=1e-5)
+        assert other.score.isfinite().all()
+    assert find_label_issues(embeddings.astype(np.float16), labels, metric="euclidean").issues.ndim
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3])
+def test_few_samples(size: int) -> None:
+    result = find_label_issues(torch.randn(size, 3), torch.zeros(size, dtype=torch.long))
+    assert result.score.tolist() == [1.0] * size
+    assert len(result.issues) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "error", "name"),
+    [
+        ((torch.randn(4), torch.arange(4)), {}, ValueError, "embeddings"),
+        ((torch.ones(4, 2).int(), torch.arange(4)), {}, TypeError, "embeddings"),
+        ((torch.full((4, 2), float("nan")), torch.arange(4)), {}, ValueError, "embeddings"),
+        ((torch.randn(4, 2), torch.arange(3)), {}, ValueError, "labels"),
+        ((torch.randn(4, 2), torch.rand(4)), {}, TypeError, "labels"),
+        ((torch.randn(4, 2), torch.tensor([0, 1, -1, 0])), {}, ValueError, "labels"),
+        ((torch.randn(4, 2), torch.arange(4)), {"k": 0}, ValueError, "k"),
+        ((torch.randn(4, 2), torch.arange(4)), {"threshold": 2}, ValueError, "threshold"),
+        ((torch.randn(4, 2), torch.arange(4)), {"metric": "l7"}, ValueError, "metric"),
+    ],
+)
+def test_bad_arguments(
+    arguments: tuple[Any, ...], settings: dict[str, Any], error: type[Exception], name: str
+) -> None:
+    with pytest.raises(error, match=name):
+        find_label_issues(*arguments, **settings)
+
+
+def example(suggestions: bool) -> LabelIssues:
+    return LabelIssues(
+        issues=torch.tensor([2, 0]),
+        score=torch.tensor([0.4, 1.0, 0.123456]).double(),
+        given_labels=torch.tensor([5, 6, 7]),
+        suggested_labels=torch.tensor([6, 6, 5]) if suggestions else None,
+        support=torch.tensor([0.5, 1.0, 0.75]).double() if suggestions else None,
+        noise_rate=2 / 3,
+    )
+
+
+def test_the_table(tmp_path: Path) -> None:
+    example(True).to_csv(tmp_path / "issues.csv")
+    with (tmp_path / "issues.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [list(row.values()) for row in rows] == [
+        ["2", "7", "5", "0.1235", "0.7500"],
+        ["0", "5", "6", "0.4000", "0.5000"],
+    ]
+    example(False).to_csv(tmp_path / "plain.csv")
+    assert (tmp_path / "plain.csv").read_text().splitlines() == [
+        "sample_id,given_label,score",
+        "2,7,0.1235",
+        "0,5,0.4000",
+    ]
+
+
+def test_the_summary() -> None:
+    lines = example(True).summary().splitlines()
+    assert lines[0] == "2 of 3 labels are most likely wrong (66.7 %)."
+    assert lines[2].split() == ["2", "7", "5", "0.1235", "0.7500"]
+    assert len(example(True).summary(top=1).splitlines()) == 3
+    assert len(example(True).summary(top=0).splitlines()) == 1
+    with pytest.raises(ValueError, match="top"):
+        example(True).summary(top=-1)

@@ -1,0 +1,154 @@
+"""Neighbours found by FAISS and by blocks, against sorting all distances."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from fake_cuda import fake_cuda
+from torch import Tensor
+
+from noisydml.index import FaissIndex, Metric, NeighborIndex, TorchIndex
+
+Make = Callable[..., NeighborIndex]
+EXACT: dict[str, Make] = {
+    "faiss": lambda metric: FaissIndex("Flat", metric),
+    "torch": lambda metric: TorchIndex(metric),
+    "torch in blocks": lambda metric: TorchIndex(metric, block_size=7),
+}
+
+
+def literal(features: Tensor, queries: Tensor, metric: str) -> Tensor:
+    """(B, N) half squared distances in float64."""
+    rows, features = queries.double(), features.double()
+    if metric == "cosine":
+        rows, features = (x / x.norm(dim=1, keepdim=True) for x in (rows, features))
+    return 0.5 * torch.cdist(rows, features).square()
+
+
+@pytest.mark.parametrize("k", [1, 5, 30, 31, 99])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("kind", EXACT)
+def test_the_nearest(kind: str, metric: Metric, k: int) -> None:
+    features, queries = torch.randn(30, 6), torch.randn(11, 6)
+    index = EXACT[kind](metric)
+    index.build(features)
+    found = index.search(queries, k)
+    distances, order = literal(features, queries, metric).sort(dim=1)
+    assert torch.equal(found.position, order[:, :k])
+    torch.testing.assert_close(found.distance, distances[:, :k].float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize("k", [1, 4, 29, 30, 31])
+def test_the_excluded_one_is_not_among_them(kind: str, k: int) -> None:
+    features = torch.randn(30, 6)
+    exclude = torch.tensor([-1, *range(1, 30)])
+    index = EXACT[kind]("cosine")
+    index.build(features)
+    found = index.search(features, k, exclude)
+    order = literal(features, features, "cosine").argsort(dim=1).tolist()
+    for i, row in enumerate(found.position.tolist()):
+        wanted = [j for j in order[i] if j != exclude[i]]
+        assert row == [*wanted, *[-1] * (30 - len(wanted))][:k]
+    assert torch.equal(found.distance.isinf(), found.position < 0)
+
+
+def test_an_excluded_one_far_away_costs_nobody_a_place() -> None:
+    index = TorchIndex("euclidean")
+    index.build(torch.arange(10.0)[:, None])
+    found = index.search(torch.tensor([[0.0]]), 3, torch.tensor([9]))
+    assert found.position.tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_few_or_no_features_and_queries(kind: str) -> None:
+    index = EXACT[kind]("cosine")
+    index.build(torch.randn(1, 3))
+    assert index.search(torch.randn(2, 3), 5).position.tolist() == [[0], [0]]
+    assert index.search(torch.randn(2, 3), 5, torch.tensor([0, -1])).position.tolist() == [
+        [-1],
+        [0],
+    ]
+    assert index.search(torch.randn(0, 3), 5).distance.shape == (0, 1)
+    index.build(torch.randn(0, 3))
+    assert index.search(torch.randn(2, 3), 5).position.shape == (2, 0)
+
+
+@pytest.mark.parametrize("factory", ["IVF4,Flat", "HNSW16", "SQfp16"])
+def test_approximate_indices(factory: str) -> None:
+    features = torch.nn.functional.normalize(torch.randn(2000, 8))
+    index = FaissIndex(factory)
+    index.build(features)
+    found = index.search(features[:200], 1)
+    assert (found.position[:, 0] == torch.arange(200)).float().mean() > 0.9
+
+
+def test_an_approximate_index_may_find_fewer_than_asked_for() -> None:
+    """FAISS pads with -1 where the lists it looked into hold too few."""
+    features = torch.cat([torch.randn(50, 4) + 20, torch.randn(50, 4) - 20])
+    index = FaissIndex("IVF2,Flat", "euclidean")
+    index.build(features)
+    found = index.search(features[:3], 80)
+    assert found.position.min() == -1
+    assert found.distance[found.position < 0].isinf().all()
+
+
+def test_half_precision_storage() -> None:
+    features = torch.randn(100, 16)
+    index = TorchIndex(dtype=torch.float16)
+    index.build(features)
+    exact = TorchIndex()
+    exact.build(features)
+    a, b = index.search(features, 5), exact.search(features, 5)
+    assert (a.position == b.position).float().mean() > 0.98
+    torch.testing.assert_close(a.distance, b.distance, rtol=0, atol=2e-3)
+
+
+def test_searching_never_asks_the_host() -> None:
+    with fake_cuda() as device:
+        index = TorchIndex(block_size=16)
+        index.build(torch.randn(40, 8, device=device))
+        found = index.search(
+            torch.randn(5, 8, device=device), 9, torch.zeros(5, dtype=torch.long, device=device)
+        )
+        assert found.position.shape == (5, 9)
+        assert found.position.device.type == "cuda"
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_settings_survive_copies(kind: str) -> None:
+    index = EXACT[kind]("euclidean")
+    index.build(torch.randn(5, 2))
+    for other in (copy.deepcopy(index), pickle.loads(pickle.dumps(index))):
+        other.build(torch.randn(5, 2))
+        assert other.search(torch.randn(1, 2), 2).position.shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "name"),
+    [
+        (lambda: TorchIndex("dot"), ValueError, "metric"),
+        (lambda: FaissIndex(metric="dot"), ValueError, "metric"),
+        (lambda: FaissIndex("nonsense"), ValueError, "factory"),
+        (lambda: FaissIndex(3), TypeError, "factory"),
+        (lambda: TorchIndex(block_size=0), ValueError, "block_size"),
+        (lambda: TorchIndex(dtype=torch.int8), TypeError, "dtype"),
+        (lambda: TorchIndex().build(torch.ones(3)), ValueError, "features"),
+        (lambda: built().search(torch.ones(3, 5), 1), ValueError, "queries"),
+        (lambda: built().search(torch.ones(3, 2), 0), ValueError, "k"),
+        (lambda: built().search(torch.ones(3, 2), 1, torch.ones(2).long()), ValueError, "exclude"),
+    ],
+)
+def test_bad_arguments(make: Callable[[], object], error: type[Exception], name: str) -> None:
+    with pytest.raises(error, match=name):
+        make()
+
+
+def built() -> NeighborIndex:
+    index = TorchIndex()
+    index.build(torch.ones(4, 2))
+    return index

@@ -1,0 +1,175 @@
+"""The decisions of a training run, collected sample by sample."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from audit_ranks import SAMPLES, batch, main, train
+from pytorch_metric_learning import losses
+
+from noisydml import GroundTruthFilter, KNNDenoiser, LabelAudit
+
+
+def make(decay: float = 0.5) -> tuple[GroundTruthFilter, LabelAudit]:
+    wrapper = GroundTruthFilter(losses.ContrastiveLoss(), torch.arange(SAMPLES) % 4 == 0)
+    return wrapper, LabelAudit(wrapper, SAMPLES, decay=decay)
+
+
+def test_trust_is_the_moving_average_of_the_weights() -> None:
+    weights = iter([1.0, 0.0, 0.0, 1.0])
+
+    class Judge(GroundTruthFilter):
+        def judge(self, batch: Any) -> Any:
+            self.is_noisy.fill_(next(weights) == 0)
+            return super().judge(batch)
+
+    wrapper = Judge(losses.ContrastiveLoss(), torch.zeros(5, dtype=torch.bool))
+    audit = LabelAudit(wrapper, 5, decay=0.75)
+    expected = 1.0
+    for weight in (None, 0.0, 0.0, 1.0):
+        expected = 1.0 if weight is None else 0.75 * expected + 0.25 * weight
+        wrapper(torch.randn(2, 3), torch.tensor([8, 9]), sample_ids=torch.tensor([4, 1]))
+        assert audit.trust[[4, 1]].tolist() == [expected] * 2
+    result = audit.result()
+    assert result.score[[0, 2, 3]].isnan().all()
+    assert result.given_labels.tolist() == [-1, 9, -1, -1, 8]
+    assert audit.judged.tolist() == [0, 4, 0, 0, 4]
+
+
+def test_the_result_of_a_filter() -> None:
+    wrapper, audit = make()
+    for step in range(6):
+        wrapper(**batch(step))
+    result = audit.result()
+    judged = audit.judged > 0
+    assert judged.sum() > 20
+    assert set(result.issues.tolist()) == {i for i in range(SAMPLES) if i % 4 == 0 and judged[i]}
+    assert result.suggested_labels is None
+    assert result.noise_rate == len(result.issues) / judged.sum()
+    assert f"of {judged.sum()} labels" in result.summary()
+
+
+def test_suggestions_of_a_wrapper_that_makes_them() -> None:
+    features, labels = torch.eye(4).repeat(5, 1), torch.arange(4).repeat(5)
+    wrapper = KNNDenoiser(losses.ContrastiveLoss(), memory_size=20, k=3)
+    wrapper.refresh(features, labels)
+    audit = LabelAudit(wrapper, 20, decay=0.0)
+    given = labels.clone()
+    given[6] = 0
+    wrapper(features[:12], given[:12], sample_ids=torch.arange(12))
+    (row,) = audit.result().rows()
+    assert row["sample_id"] == 6
+    assert (row["given_label"], row["suggested_label"], row["support"]) == (0, 2, 1.0)
+
+
+def test_issues_of_equal_trust_are_ordered_by_the_score() -> None:
+    wrapper, audit = make()
+    for step in range(6):
+        wrapper(**batch(step))
+    audit.evidence.copy_(torch.arange(SAMPLES).flip(0).double())
+    issues = audit.result().issues.tolist()
+    assert issues == sorted(issues, reverse=True)
+    assert len(issues) > 4
+
+
+def test_of_equal_ids_in_a_batch_the_last_counts() -> None:
+    wrapper, audit = make()
+    ids = torch.tensor([3, 3, 5])
+    wrapper(torch.randn(3, 4), torch.tensor([1, 2, 3]), sample_ids=ids)
+    assert audit.given[3] == 2
+    assert audit.judged[3] == 2
+
+
+def test_eval_mode_and_detached_audits_collect_nothing() -> None:
+    wrapper, audit = make()
+    wrapper.eval()
+    wrapper(**batch(0))
+    assert audit.judged.sum() == 0
+    wrapper.train()
+    audit.detach()
+    wrapper(**batch(0))
+    assert audit.judged.sum() == 0
+    assert audit.result().issues.tolist() == []
+    assert audit.result().noise_rate == 0
+
+
+def test_a_resumed_run_ends_in_the_same_result() -> None:
+    wrapper, audit = make()
+    for step in range(8):
+        wrapper(**batch(step))
+    first_wrapper, first = make()
+    for step in range(3):
+        first_wrapper(**batch(step))
+    second_wrapper, second = make()
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for step in range(3, 8):
+        second_wrapper(**batch(step))
+    for name, value in audit.state_dict().items():
+        assert torch.equal(second.state_dict()[name], value), name
+
+
+@pytest.mark.xdist_group("ranks")
+def test_two_ranks_collect_what_one_process_does(tmp_path: Path) -> None:
+    mp.spawn(main, args=(2, str(tmp_path)), nprocs=2)
+    expected = train(0, 1)
+    for rank in range(2):
+        state = torch.load(tmp_path / f"rank{rank}.pt")
+        assert state.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(state[name], value, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sample_ids": None}, "sample_ids"),
+        ({"sample_ids": torch.full((12,), SAMPLES)}, rf"\[0, {SAMPLES}\), the length of is_noisy"),
+    ],
+)
+def test_calls_without_usable_ids(change: dict[str, Any], message: str) -> None:
+    wrapper, audit = make()
+    before = copy.deepcopy(audit.state_dict())
+    with pytest.raises(ValueError, match=message):
+        wrapper(**{**batch(0), **change})
+    for name, value in audit.state_dict().items():
+        assert torch.equal(before[name], value)
+
+
+def test_ids_beyond_the_audit() -> None:
+    wrapper, _ = make()
+    LabelAudit(wrapper, 3)
+    with pytest.raises(ValueError, match=r"sample_ids must be in \[0, 3\), dataset_size"):
+        wrapper(**batch(0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "error", "name"),
+    [
+        ((losses.ContrastiveLoss(), 5), {}, TypeError, "wrapper"),
+        ((make()[0], 0), {}, ValueError, "dataset_size"),
+        ((make()[0], 5), {"decay": 1.0}, ValueError, "decay"),
+        ((make()[0], 5), {"decay": None}, TypeError, "decay"),
+    ],
+)
+def test_impossible_settings(
+    arguments: tuple[Any, ...], settings: dict[str, Any], error: type[Exception], name: str
+) -> None:
+    with pytest.raises(error, match=name):
+        LabelAudit(*arguments, **settings)
+
+
+def test_half_precision_and_other_integer_types() -> None:
+    wrapper, audit = make()
+    arguments = batch(0)
+    arguments["embeddings"] = arguments["embeddings"].half()
+    arguments["labels"] = arguments["labels"].to(torch.int16)
+    arguments["sample_ids"] = arguments["sample_ids"].to(torch.uint8)
+    wrapper(**arguments)
+    assert audit.judged.sum() == 12
+    assert math.isfinite(audit.result().noise_rate)

@@ -1,0 +1,76 @@
+"""A neighbourhood asked about labels; its wrapper's tests compare the answers with the paper."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from fake_cuda import fake_cuda
+
+from noisydml.index import TorchIndex
+from noisydml.neighbors import Neighborhood
+
+
+def test_entries_without_a_label_are_nobodys_neighbours() -> None:
+    features = torch.arange(6.0)[:, None]
+    labels = torch.tensor([0, -1, 0, 1, -1, 1])
+    neighborhood = Neighborhood("torch", "euclidean")
+    neighborhood.build(features, labels)
+    distance, position, others = neighborhood.neighbors(
+        features, labels.clamp_min(0), 3, torch.arange(6)
+    )
+    found = neighborhood.labels_at(position).tolist()
+    # Entries 0, 2, 3, 5 are left. The own one has no vote; 1 and 4 are not there to be left out.
+    assert found == [[0, 1, 1], [0, 0, 1], [1, 0, 1], [0, 1, 0], [1, 1, 0], [1, 0, 0]]
+    assert distance.diff(dim=1).ge(0).all()
+    assert others.all()
+
+
+def test_who_can_be_judged() -> None:
+    labels = torch.tensor([3, 3, 8, 9])
+    neighborhood = Neighborhood(None, "cosine")
+    neighborhood.build(torch.randn(4, 2), labels)
+    queries, asked = torch.randn(5, 2), torch.tensor([3, 8, 9, 5, 8])
+    entries = torch.tensor([0, 2, 0, 1, 0])  # the third and the fifth have changed their label
+    _, _, others = neighborhood.neighbors(queries, asked, 2, entries)
+    assert others.tolist() == [True, False, True, False, True]
+    _, _, others = neighborhood.neighbors(queries, asked, 2)
+    assert others.tolist() == [True, False, False, False, False]
+
+
+def test_the_nearest_of_the_same_label_is_taken_for_the_own_entry() -> None:
+    features = torch.tensor([[0.0], [0.1], [1.0]])
+    neighborhood = Neighborhood("torch", "euclidean")
+    neighborhood.build(features, torch.tensor([0, 0, 1]))
+    _, position, _ = neighborhood.neighbors(torch.tensor([[0.0], [0.0]]), torch.tensor([0, 1]), 2)
+    assert position.tolist() == [[1, 2], [0, 1]]
+
+
+@pytest.mark.parametrize("with_entries", [True, False])
+def test_asking_never_asks_the_host(with_entries: bool) -> None:
+    """Only ``build`` does, once an epoch."""
+    with fake_cuda() as device:
+        neighborhood = Neighborhood("torch", "cosine")
+        neighborhood.labels = torch.zeros(40, dtype=torch.long, device=device)
+        neighborhood.row = torch.arange(40, device=device)
+        neighborhood.classes = torch.arange(5, device=device)
+        neighborhood.counts = torch.ones(5, dtype=torch.long, device=device)
+        neighborhood.index = TorchIndex()
+        neighborhood.index.build(torch.randn(40, 8, device=device))
+        labels = torch.zeros(6, dtype=torch.long, device=device)
+        entries = torch.arange(6, device=device) if with_entries else None
+        for sharpness in (4.0, None):
+            vote, others = neighborhood.ask(
+                torch.randn(6, 8, device=device), labels, 7, sharpness, entries
+            )
+            assert vote.score.device.type == others.device.type == "cuda"
+
+
+def test_copies_are_built_anew() -> None:
+    neighborhood = Neighborhood("IVF1,Flat", "cosine")
+    neighborhood.build(torch.randn(50, 3), torch.arange(50) % 2)
+    other = copy.deepcopy(neighborhood)
+    assert not hasattr(other, "labels")
+    other.build(torch.randn(50, 3), torch.arange(50) % 2)
+    assert other.class_size == 25
