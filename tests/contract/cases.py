@@ -261,6 +261,10 @@ CASES = {
     "mixer(confidence)": Case(nest(mixer, confidence)),
     "mixer(knn)": Case(nest(mixer, knn), drops=True, syncs=True),
     "mixer(gathered)": Case(nest(mixer, gathered)),
+    "mixer(regularized)": Case(nest(mixer, regularized), **GUIDED),
+    "mixer(weighted_regularizer)": Case(
+        nest(unweighted_mixer, weighted_regularizer), term=weighted_guidance_term
+    ),
     "gathered(mixer)": Case(nest(gathered, mixer)),
 }
 

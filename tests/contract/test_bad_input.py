@@ -184,7 +184,7 @@ def test_value_checks_can_be_switched_off_but_not_the_others(case: str) -> None:
         ({"decay": 1.0}, ValueError, "decay"),
         ({"decay": -0.1}, ValueError, "decay"),
         ({"warmup": -1}, ValueError, "warmup"),
-        ({"warmup": 1.5}, ValueError, "warmup"),
+        ({"warmup": 1.5}, TypeError, "warmup"),
         ({"confidence_loss": None}, TypeError, "confidence_loss"),
         ({"confidence_loss": build("confidence")}, TypeError, "confidence_loss"),
         ({"confidence_loss": losses.ProxyAnchorLoss(5, 16)}, TypeError, "ProxyAnchorLoss"),

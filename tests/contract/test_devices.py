@@ -59,7 +59,7 @@ def test_a_whole_step_without_a_cut_never_asks_the_host(case: str) -> None:
         assert value.device.type == "cuda"
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SCORES_ITSELF)
 def test_checks_are_made_before_the_state_has_moved(case: str) -> None:
     with fake_cuda() as device:
         batch = pack(**fake_arguments(device))
