@@ -5,12 +5,15 @@ from noisydml.audit import LabelIssues, find_label_issues
 from noisydml.distributed import GatheredLoss
 from noisydml.label_audit import LabelAudit
 from noisydml.per_sample import per_sample_loss
+from noisydml.regularizers import LanguageGuidance, Regularizer
 from noisydml.version import __version__
 from noisydml.wrappers.base import Decision, LossWrapper
 from noisydml.wrappers.confidence import ConfidenceWeightedLoss
 from noisydml.wrappers.ground_truth import GroundTruthFilter
 from noisydml.wrappers.knn import KNNDenoiser
 from noisydml.wrappers.prism import PRISMFilter
+from noisydml.wrappers.regularized import RegularizedLoss
+from noisydml.wrappers.super_loss import SuperLoss
 from noisydml.wrappers.titan import PrototypicalMixer
 
 __all__ = [
@@ -21,9 +24,13 @@ __all__ = [
     "KNNDenoiser",
     "LabelAudit",
     "LabelIssues",
+    "LanguageGuidance",
     "LossWrapper",
     "PRISMFilter",
     "PrototypicalMixer",
+    "RegularizedLoss",
+    "Regularizer",
+    "SuperLoss",
     "__version__",
     "distributed",
     "find_label_issues",

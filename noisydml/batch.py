@@ -49,6 +49,16 @@ class Batch:
         }
         return {name: value for name, value in candidates.items() if value is not None}
 
+    def to(self, dtype: torch.dtype) -> Batch:
+        """The batch with embeddings and reference embeddings of that dtype."""
+        embeddings = self.embeddings.to(dtype)
+        ref_emb = self.ref_emb
+        if ref_emb is self.embeddings:  # PML knows by identity: a batch compared with itself
+            ref_emb = embeddings
+        elif ref_emb is not None:
+            ref_emb = ref_emb.to(dtype)
+        return replace(self, embeddings=embeddings, ref_emb=ref_emb)
+
     def own_rows(self, everyone: Batch, values: Tensor) -> Tensor:
         """Of ``values``, one a row of the gathered batch ``everyone``, those of this batch."""
         if self.first_own is not None or everyone.first_own is None:

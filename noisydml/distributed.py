@@ -49,6 +49,9 @@ class GatheredLoss(LossWrapper):
     def narrowed(self, batch: Batch, decision: Decision) -> Batch:
         return gather_batch(batch)
 
+    def whole(self, batch: Batch) -> Batch:
+        return gather_batch(batch)
+
 
 def gather_batch(batch: Batch) -> Batch:
     """The batch of all ranks' rows, in rank order, on every rank."""

@@ -1,13 +1,11 @@
 """The inside of pytorch-metric-learning (PML): per-sample terms, and the dtype it computes in.
 
-What PML's classes can take is in pml_kinds.py, what they forget to save in pml_state.py; nothing
-else knows PML's inside.
+What PML's classes can take is in pml_kinds.py, what they hand to their reducers in pml_terms.py,
+what they forget to save in pml_state.py; nothing else knows PML's inside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -28,8 +26,7 @@ from noisydml.batch import Batch
 from noisydml.functional import proxy_nca
 from noisydml.pml_kinds import Loss, name_of, parts, refuse_unweightable, unweightable
 from noisydml.pml_state import only_samples_remembered
-
-LossDict = dict[str, dict[str, Any]]
+from noisydml.pml_terms import Part, is_reduced, observed, shared_out
 
 _PML = (BaseMetricLossFunction, CrossBatchMemory, MultipleLosses)
 
@@ -41,6 +38,13 @@ class Terms:
     value: Tensor  # 0-dim, what the loss itself returned
     per_sample: Tensor  # (B,), B times the contribution of each anchor
     unweighted: Tensor  # 0-dim, regularisers: no sample's own
+
+    def weighted(self, weight: Tensor) -> Tensor:
+        """``(weight * per_sample).mean() + unweighted`` for ``weight`` (B,)."""
+        weight = weight.to(self.per_sample.dtype)
+        weighted = (weight * self.per_sample).mean() + self.unweighted
+        # Unit weights give the loss's own value, to the bit and without asking the host.
+        return torch.where((weight == 1).all(), self.value, weighted.to(self.value.dtype))
 
     def scaled(self, factor: float) -> Terms:
         return Terms(self.value * factor, self.per_sample * factor, self.unweighted * factor)
@@ -61,11 +65,7 @@ def call(loss: Loss, batch: Batch) -> Tensor:
     """
     if batch.sample_weight is None:
         return _reduced(loss, _output(loss, batch), len(batch))
-    terms = split(loss, batch)
-    weight = batch.sample_weight.to(terms.per_sample.dtype)
-    weighted = (weight * terms.per_sample).mean() + terms.unweighted
-    # Unit weights give the loss's own value, to the bit and without asking the host.
-    return torch.where((weight == 1).all(), terms.value, weighted.to(terms.value.dtype))
+    return split(loss, batch).weighted(batch.sample_weight)
 
 
 def split(loss: Loss, batch: Batch) -> Terms:
@@ -81,6 +81,21 @@ def split(loss: Loss, batch: Batch) -> Terms:
     if isinstance(pml_loss, BaseMetricLossFunction):
         return _split_pml(loss, pml_loss, batch)
     return _split_callable(loss, batch)
+
+
+def split_pairs(loss: Loss, batch: Batch) -> tuple[Tensor, list[Part]]:
+    """The value of a loss on pairs, and its positive and negative pairs.
+
+    Raises:
+        TypeError: if its terms are no pairs.
+    """
+    pml_loss = loss.loss if isinstance(loss, CrossBatchMemory) else loss
+    if not isinstance(pml_loss, BaseMetricLossFunction):
+        raise _pairless(loss)
+    value, found = _dissect(loss, pml_loss, batch)
+    if any(part.anchors is not None and not part.kind.endswith("_pair") for part in found):
+        raise _pairless(pml_loss)
+    return value, found
 
 
 def sample_losses(loss: Loss, batch: Batch) -> Tensor:
@@ -119,13 +134,7 @@ def _converted(loss: Loss, batch: Batch) -> Batch:
     # torch.cdist, on which LpDistance stands, has no bfloat16.
     if not state and dtype == torch.bfloat16 and _has_lp_distance(loss):
         dtype = torch.float32
-    embeddings = batch.embeddings.to(dtype)
-    ref_emb = batch.ref_emb
-    if ref_emb is batch.embeddings:  # PML knows by identity that a batch is compared with itself
-        ref_emb = embeddings
-    elif ref_emb is not None:
-        ref_emb = ref_emb.to(dtype)
-    return replace(batch, embeddings=embeddings, ref_emb=ref_emb)
+    return batch.to(dtype)
 
 
 def _has_lp_distance(loss: nn.Module) -> bool:
@@ -172,110 +181,34 @@ def _split_multiple(loss: MultipleLosses, batch: Batch) -> Terms:
 
 
 def _split_pml(loss: Loss, pml_loss: BaseMetricLossFunction, batch: Batch) -> Terms:
-    """Read the terms that PML hands to its reducer, and let the reducer share its value out.
-
-    A reducer r is homogeneous of degree one in its terms t, so by Euler's identity
-    r(t) = sum_k t_k dr/dt_k: the k-th summand is term k's share, whatever the reducer. The slopes
-    dr/dt_k are constants to the gradient.
-    """
-    if isinstance(pml_loss.reducer, DoNothingReducer):
-        raise TypeError(f"{name_of(pml_loss)} has a DoNothingReducer, so there is no loss to wrap")
-    with _observed(pml_loss.reducer) as calls:
-        output = _output(loss, batch)
-    if len(calls) != 1 or calls[0].output is not output:
-        raise unweightable(pml_loss, "its value is not what one call of its reducer returned")
-    for name, entry in _with_terms(calls[0].loss_dict).items():
-        if entry["reduction_type"] == "already_reduced" and not _is_regularizer(name):
-            raise unweightable(
-                pml_loss, "it reduces its terms itself, before a sample's part could be told"
-            )
-
-    value = _reduced(loss, output, len(batch))
+    value, found = _dissect(loss, pml_loss, batch)
     # Many half-precision terms would not add up in half precision.
     dtype = torch.promote_types(value.dtype, torch.float32)
     per_sample = torch.zeros(len(batch), dtype=dtype, device=value.device)
     unweighted = torch.zeros((), dtype=dtype, device=value.device)
-    for share, anchors in _shares(pml_loss.reducer, calls[0]):
-        if anchors is None:
-            unweighted = unweighted + share.to(dtype).sum()
+    for part in found:
+        if part.anchors is None:
+            unweighted = unweighted + part.shares.to(dtype).sum()
         else:
-            per_sample = per_sample.index_add(0, anchors, share.flatten().to(dtype))
+            per_sample = per_sample.index_add(0, part.anchors, part.shares.flatten().to(dtype))
     return Terms(value, per_sample * len(batch), unweighted)
 
 
-@dataclass(frozen=True)
-class _ReducerCall:
-    loss_dict: LossDict
-    embeddings: Tensor
-    labels: Tensor
-    output: Any
-
-
-@contextmanager
-def _observed(reducer: nn.Module) -> Iterator[list[_ReducerCall]]:
-    """Note the reducer's calls; the reducer itself is left as it was."""
-    calls: list[_ReducerCall] = []
-
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        named = dict(zip(("loss_dict", "embeddings", "labels"), args, strict=False))
-        calls.append(_ReducerCall(**{**named, **kwargs}, output=output))
-
-    handle = reducer.register_forward_hook(note, with_kwargs=True)
-    try:
-        yield calls
-    finally:
-        handle.remove()
-
-
-def _with_terms(loss_dict: LossDict) -> LossDict:
-    """The sub-losses that have terms; PML says that there are none by the number 0."""
-    return {n: e for n, e in loss_dict.items() if isinstance(e["losses"], Tensor)}
-
-
-def _shares(reducer: nn.Module, call: _ReducerCall) -> list[tuple[Tensor, Tensor | None]]:
-    """Each sub-loss's terms times the reducer's derivative, with their anchors."""
-    entries = _with_terms(call.loss_dict)
-    if not entries:
-        return []
-    with torch.inference_mode(False), torch.enable_grad():
-        leaves = {n: _constant(e["losses"]).requires_grad_() for n, e in entries.items()}
-        copy = {
-            n: {k: _constant(v) for k, v in e.items()} | {"losses": leaves.get(n, e["losses"])}
-            for n, e in call.loss_dict.items()
-        }
-        value = reducer(copy, _constant(call.embeddings), _constant(call.labels))
-        slopes = (
-            torch.autograd.grad(value.sum(), list(leaves.values()), materialize_grads=True)
-            if value.requires_grad
-            else [torch.zeros_like(leaf) for leaf in leaves.values()]
+def _dissect(
+    loss: Loss, pml_loss: BaseMetricLossFunction, batch: Batch
+) -> tuple[Tensor, list[Part]]:
+    """The loss's own value, and the terms behind it."""
+    if isinstance(pml_loss.reducer, DoNothingReducer):
+        raise TypeError(f"{name_of(pml_loss)} has a DoNothingReducer, so there is no loss to wrap")
+    with observed(pml_loss.reducer) as calls:
+        output = _output(loss, batch)
+    if len(calls) != 1 or calls[0].output is not output:
+        raise unweightable(pml_loss, "its value is not what one call of its reducer returned")
+    if is_reduced(calls[0]):
+        raise unweightable(
+            pml_loss, "it reduces its terms itself, before a sample's part could be told"
         )
-    return [
-        (entry["losses"] * slope, _anchors(name, entry))
-        for (name, entry), slope in zip(entries.items(), slopes, strict=True)
-    ]
-
-
-def _constant(value: Any) -> Any:
-    """A tensor, or the tensors of a tuple, without graph; inference tensors may not enter one."""
-    if isinstance(value, (tuple, list)):
-        return type(value)(_constant(item) for item in value)
-    if not isinstance(value, Tensor):
-        return value
-    return value.clone() if value.is_inference() else value.detach()
-
-
-def _is_regularizer(name: str) -> bool:
-    """Embedding, weight and MarginLoss's beta regularisation: no label makes them wrong."""
-    return name.endswith("_reg_loss")
-
-
-def _anchors(name: str, entry: dict[str, Any]) -> Tensor | None:
-    """(K,) the row of the batch that each term belongs to; None for a regulariser."""
-    if _is_regularizer(name):
-        return None
-    indices = entry["indices"]
-    anchors: Tensor = indices if isinstance(indices, Tensor) else indices[0]
-    return anchors
+    return _reduced(loss, output, len(batch)), shared_out(pml_loss.reducer, calls[0])
 
 
 def _is_plain_proxy_nca(loss: Any) -> bool:
@@ -288,4 +221,10 @@ def _is_plain_proxy_nca(loss: Any) -> bool:
         and distance.normalize_embeddings
         and (distance.p, distance.power) == (2, 2)
         and not loss.all_regularization_loss_names()
+    )
+
+
+def _pairless(loss: Loss) -> TypeError:
+    return TypeError(
+        f"{name_of(loss)} has no loss for every pair, as ContrastiveLoss has; use level='sample'"
     )

@@ -59,6 +59,41 @@ def multi_similarity(
     return np.array(losses)
 
 
+def language_guidance(
+    embeddings: np.ndarray,
+    language: np.ndarray,
+    labels: list[int],
+    direction: str = "backward",
+    temperature: float = 1.0,
+    shift: float = 1.0,
+    same_class: str = "fill",
+) -> list[float]:
+    """PLG, row by row: k matrices of language similarities (B, k, E), their mean, a divergence."""
+
+    def cosine(a, b):
+        return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+    def softmax(row):
+        exps = [math.exp(x / temperature) for x in row]
+        return [e / math.fsum(exps) for e in exps]
+
+    size, parts = language.shape[:2]
+    rows = []
+    for i in range(size):
+        visual, meaning = [], []
+        for j in range(size):
+            similar = [cosine(language[i, k], language[j, k]) for k in range(parts)]
+            filled = {"fill": labels[i] == labels[j], "diagonal": i == j, "keep": False}[same_class]
+            visual.append(1 + shift if filled else cosine(embeddings[i], embeddings[j]))
+            meaning.append(1 + shift if filled else sum(similar) / parts + shift)
+        p, q = softmax(visual), softmax(meaning)
+        if direction == "forward":
+            p, q = q, p
+        kl = math.fsum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+        rows.append(temperature**2 * kl)
+    return rows
+
+
 def neighbor_vote(
     neighbor_labels: list[int], label: int, weights: list[float] | None = None
 ) -> tuple[Fraction, int, Fraction]:

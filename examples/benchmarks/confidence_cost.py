@@ -33,7 +33,7 @@ from torch import Tensor
 import noisydml
 from noisydml import pml
 from noisydml.batch import Batch
-from noisydml.functional import confidence, otsu_threshold, proxy_nca
+from noisydml.functional import confidence, gaussian_mixture_threshold, otsu_threshold, proxy_nca
 
 WIDTH = 512
 SAMPLES_PER_CLASS = 4
@@ -106,6 +106,7 @@ def tasks(size: int, device: torch.device) -> dict[str, Callable[[], object]]:
         "weighted loss": lambda: train(lambda: pml.call(loss_fn, weighted_batch)),
         "wrapper": lambda: train(lambda: wrapper(embeddings, labels)),
         "otsu": lambda: otsu_threshold(losses),
+        "mixture": lambda: gaussian_mixture_threshold(losses),
         "confidence": lambda: our_confidence(losses),
         "otsu loop": lambda: otsu_loop(losses.cpu().numpy()),
         "usual confidence": lambda: usual_confidence(losses),
@@ -150,6 +151,7 @@ def ratios(spent: dict[str, float]) -> dict[str, float]:
         "scoring": scoring,
         "weighting": weighting,
         "wrapper": spent["wrapper"] / loss,
+        "mixture": spent["mixture"] / loss,
         "otsu": spent["otsu loop"] / spent["otsu"],
         "usual": spent["usual confidence"] / spent["confidence"],
     }
@@ -161,6 +163,7 @@ COLUMNS = {
     "scoring": "scoring/loss",
     "weighting": "weighting/loss",
     "wrapper": "wrapper/loss",
+    "mixture": "mixture/loss",
     "otsu": "loop/Otsu",
     "usual": "usual/scoring",
 }
@@ -169,6 +172,7 @@ extra/loss      Otsu + Lambert W + confidence + weighting, over the bare loss
 scoring/loss    of that, the confidences: Otsu + Lambert W
 weighting/loss  of that, the weighted loss less the bare one; near 0 it can fall below by noise
 wrapper/loss    a whole ConfidenceWeightedLoss, its Proxy-NCA loss and its checks included
+mixture/loss    the threshold by a Gaussian mixture in the place of Otsu's
 loop/Otsu       the NumPy loop of Algorithm 1 over otsu_threshold
 usual/scoring   the loop and SciPy's lambertw by way of the host, over our confidences"""
 

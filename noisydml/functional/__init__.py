@@ -10,7 +10,9 @@ from noisydml.functional.clean_probability import (
     softmax_probability,
 )
 from noisydml.functional.confidence import confidence
+from noisydml.functional.gaussian_mixture import gaussian_mixture, gaussian_mixture_threshold
 from noisydml.functional.lambertw import lambertw
+from noisydml.functional.language_guidance import language_guidance
 from noisydml.functional.mixing import draw_mixture, mix, mix_with_prototypes
 from noisydml.functional.neighbors import neighbor_label_score, neighbor_weights
 from noisydml.functional.otsu import otsu_threshold
@@ -39,7 +41,10 @@ __all__ = [
     "draw_mixture",
     "floor_variances",
     "gaussian_log_density",
+    "gaussian_mixture",
+    "gaussian_mixture_threshold",
     "lambertw",
+    "language_guidance",
     "low_rank_counts",
     "mix",
     "mix_with_prototypes",

@@ -77,6 +77,13 @@ def require_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a finite number above 0, got {value}")
 
 
+def require_not_negative(name: str, value: float) -> None:
+    """Raise unless ``value`` is a finite number of 0 or more."""
+    require_number(name, value)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a finite number of 0 or more, got {value}")
+
+
 def require_count(name: str, value: object, least: int = 1) -> None:
     """Raise unless ``value`` is an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int):

@@ -63,12 +63,14 @@ class Judgement(NamedTuple):
 
     ``own_loss`` trains the wrapper's own parameters (proxies): it must reach nothing but those,
     and its value is never added to the result. ``evidence`` is whatever ``commit`` needs of what
-    ``judge`` has computed.
+    ``judge`` has computed. ``value`` is the value of the wrapped loss, where it had to be called
+    in order to judge; it is not called again.
     """
 
     decision: Decision
     own_loss: Tensor | None = None
     evidence: Any = None
+    value: Tensor | None = None
 
 
 class LossWrapper(nn.Module, ABC):
@@ -125,8 +127,9 @@ class LossWrapper(nn.Module, ABC):
             sample_ids: (B,) positions of the samples in the data set.
 
         Returns:
-            0-dim tensor: ``(weight * per_sample).mean()`` over the samples kept. In eval mode the
-            wrapped loss's own value. With no sample (left), a zero that has a graph.
+            0-dim tensor: ``(weight * per_sample).mean()`` over the samples kept, and the terms of
+            a :class:`RegularizedLoss` of all samples. In eval mode the wrapped loss's own value.
+            With no sample (left), a zero that has a graph.
 
         Raises:
             TypeError, ValueError: for a bad argument, before anything has changed.
@@ -135,7 +138,11 @@ class LossWrapper(nn.Module, ABC):
             embeddings, labels, indices_tuple, ref_emb, ref_labels, sample_weight, sample_ids
         )
         self._prepare(batch.device)
-        return self.run(batch)
+        terms = self._terms(batch)
+        value = self.run(batch)
+        for term in terms:
+            value = value + term.to(value.dtype)
+        return value
 
     def run(self, batch: Batch) -> Tensor:
         """Loss of a batch that has been checked; wrappers call this on one another."""
@@ -143,8 +150,9 @@ class LossWrapper(nn.Module, ABC):
             self.decision = Decision.trusting(batch)
             return call_loss(self.loss, self.embedded(batch))
         judgement = self.judge(batch)
-        decision, own_loss, _ = judgement
-        value = self.wrapped_value(self.narrowed(batch, decision))
+        decision, own_loss, value = judgement.decision, judgement.own_loss, judgement.value
+        if value is None:
+            value = self.wrapped_value(self.narrowed(batch, decision))
         added = self.added_term(batch, judgement)
         if added is not None:
             value = value + added.to(value.dtype)
@@ -177,6 +185,19 @@ class LossWrapper(nn.Module, ABC):
 
     def commit(self, batch: Batch, judgement: Judgement) -> None:
         """Write the state that follows from a batch; by default there is none."""
+
+    @property
+    def adds_term(self) -> bool:
+        """Whether there is a term to add that no weight and no filter may touch."""
+        return False
+
+    def term(self, batch: Batch) -> Tensor:
+        """That term, 0-dim, of the batch as the outermost wrapper was called with it."""
+        raise NotImplementedError
+
+    def whole(self, batch: Batch) -> Batch:
+        """What the wrappers inside this one take for the whole batch in their ``term``."""
+        return batch
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
         """What this wrapper asks of the values of a batch; raises for types and shapes."""
@@ -248,6 +269,18 @@ class LossWrapper(nn.Module, ABC):
             raise error
         assert batch is not None
         return batch
+
+    def _terms(self, batch: Batch) -> list[Tensor]:
+        """The terms of a nest that are added outside: nothing has weighted or dropped a row yet."""
+        chain = [wrapper for wrapper in self._chain() if wrapper.training]
+        while chain and not chain[-1].adds_term:
+            chain.pop()
+        terms = []
+        for wrapper in chain:
+            if wrapper.adds_term:
+                terms.append(wrapper.term(batch))
+            batch = wrapper.whole(batch)
+        return terms
 
     def _leaf_checks(self, batch: Batch) -> list[ValueCheck]:
         """The range of labels that the innermost loss has proxies for."""

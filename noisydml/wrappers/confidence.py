@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,18 @@ from torch import Tensor, nn
 from noisydml import pml, pml_kinds
 from noisydml.batch import Batch
 from noisydml.distributed import gather_batch
-from noisydml.functional import confidence, otsu_threshold, running_mean
-from noisydml.functional.checks import require_decay, require_loss, require_positive
+from noisydml.functional import (
+    confidence,
+    gaussian_mixture_threshold,
+    otsu_threshold,
+    running_mean,
+)
+from noisydml.functional.checks import require_count, require_decay, require_loss, require_positive
 from noisydml.validation import ValueCheck, in_range
 from noisydml.wrappers.base import Decision, Judgement, LossWrapper, zero_with_graph
 
-Threshold = Literal["otsu", "running_mean"] | Callable[[Tensor], Tensor | float]
+Named = Literal["otsu", "running_mean", "gaussian_mixture"]
+Threshold = Named | float | Callable[[Tensor], Tensor | float]
 
 _IDLE_STEPS = 500  # proxies that nobody has trained for so long were most likely forgotten
 
@@ -43,8 +49,9 @@ class ConfidenceWeightedLoss(LossWrapper):
         lam: :math:`\lambda`, finite and above 0, in the unit of the confidence loss; the larger,
             the milder. The paper has 1.0 for CUB200 and 0.1 for Cars196 and SOP.
         threshold: ``"otsu"`` (Alg. 1, the paper's), ``"running_mean"`` (SuperLoss'; Table 1,
-            "global average"), or a callable from the (N,) float64 losses of the batch to a number
-            or 0-dim tensor.
+            "global average"), ``"gaussian_mixture"`` (Table 1; two components fitted to the
+            batch), a number, the same for every batch, or a callable from the (N,) float64
+            losses of the batch to a number or 0-dim tensor.
         decay: weight of the past in ``"running_mean"``, in [0, 1), or None for the plain mean
             over all batches so far; each batch enters the mean before its own samples are judged.
         warmup: number of training steps at the start in which every weight is 1. The proxies
@@ -108,13 +115,15 @@ class ConfidenceWeightedLoss(LossWrapper):
         pml_kinds.refuse_unweightable(confidence_loss)
         pml_kinds.refuse_memory(confidence_loss)
         require_positive("lam", lam)
-        if threshold not in ("otsu", "running_mean") and not callable(threshold):
+        is_nan = threshold != threshold
+        fixed = isinstance(threshold, Real) and not isinstance(threshold, bool) and not is_nan
+        if not fixed and threshold not in get_args(Named) and not callable(threshold):
             raise ValueError(
-                f"threshold must be 'otsu', 'running_mean' or a callable, got {threshold!r}"
+                "threshold must be 'otsu', 'running_mean', 'gaussian_mixture', a number or a "
+                f"callable, got {threshold!r}"
             )
         require_decay(decay)
-        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
-            raise ValueError(f"warmup must be a number of steps, 0 or more, got {warmup!r}")
+        require_count("warmup", warmup, least=0)
         self.confidence_loss = confidence_loss
         self.lam = float(lam)
         self.threshold = threshold
@@ -191,6 +200,10 @@ class ConfidenceWeightedLoss(LossWrapper):
             return otsu_threshold(losses)
         if self.threshold == "running_mean":
             return running_mean(self.mean, self.step, losses, self.decay)
+        if self.threshold == "gaussian_mixture":
+            return gaussian_mixture_threshold(losses)
+        if isinstance(self.threshold, Real):
+            return torch.full_like(losses.select(0, 0), float(self.threshold))
         assert callable(self.threshold)
         tau = self.threshold(losses)
         if not isinstance(tau, (Tensor, Real)):

@@ -17,7 +17,7 @@ from noisydml.functional import density_weights, mix, retrieval_number
 from noisydml.functional.checks import (
     require_choice,
     require_count,
-    require_number,
+    require_not_negative,
     require_positive,
 )
 from noisydml.head import embed_batch, output_width
@@ -156,9 +156,7 @@ class PrototypicalMixer(LossWrapper):
         require_count("warmup", warmup)
         require_count("cycles", cycles)
         require_count("max_retrieved", max_retrieved, least=0)
-        require_number("clustering", clustering)
-        if not 0 <= clustering < float("inf"):
-            raise ValueError(f"clustering must be finite and not negative, got {clustering}")
+        require_not_negative("clustering", clustering)
         require_positive("temperature", temperature)
         require_positive("alpha", alpha)
         require_positive("beta", beta)
@@ -259,6 +257,9 @@ class PrototypicalMixer(LossWrapper):
 
     def embedded(self, batch: Batch) -> Batch:
         return embed_batch(self.head, batch)
+
+    def whole(self, batch: Batch) -> Batch:
+        return self.embedded(batch)
 
     def seen_inside(self, batch: Batch) -> Batch:
         if self.head is None or not isinstance(self.loss, LossWrapper):

@@ -18,12 +18,17 @@ from noisydml import (
     GatheredLoss,
     GroundTruthFilter,
     KNNDenoiser,
+    LanguageGuidance,
     LossWrapper,
     PRISMFilter,
     PrototypicalMixer,
+    RegularizedLoss,
+    SuperLoss,
 )
+from noisydml.functional import language_guidance
 
 CLASSES, WIDTH, SAMPLES = 5, 16, 60
+OMEGA = 0.5
 
 Make = Callable[..., LossWrapper]
 
@@ -55,6 +60,14 @@ def confidence(
 
 def running_mean(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     return confidence(loss, trusting, threshold="running_mean", **settings)
+
+
+def mixture(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    return confidence(loss, trusting, threshold="gaussian_mixture", **settings)
+
+
+def fixed(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    return confidence(loss, trusting, threshold=1.5, **settings)
 
 
 def median(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
@@ -108,6 +121,43 @@ def gathered(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     return GatheredLoss(loss, **settings)
 
 
+def super_loss(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    return SuperLoss(loss, **{"lam": 0.1, "warmup": 1000 if trusting else 0, **settings})
+
+
+def super_loss_of_pairs(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    """At the level of pairs where the loss has them."""
+    level = "pair" if isinstance(getattr(loss, "loss", loss), losses.ContrastiveLoss) else "sample"
+    return super_loss(loss, trusting, level=level, **settings)
+
+
+def language() -> Tensor:
+    """(SAMPLES, 3, 8) language embeddings; made anew, for tests under fake tensors."""
+    return torch.randn(SAMPLES, 3, 8, generator=torch.Generator().manual_seed(11))
+
+
+def regularized(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    omega = 0 if trusting else OMEGA
+    return RegularizedLoss(loss, LanguageGuidance(language(), by="sample_ids"), omega, **settings)
+
+
+def weighted_regularizer(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    """The ablation: what is outside weights the regulariser, too."""
+    return regularized(loss, trusting, weighted=True, **settings)
+
+
+def guidance_term(arguments: dict[str, Any], weight: Tensor) -> Tensor:
+    """What ``regularized`` adds: a term of all rows that no weight touches."""
+    rows = language()[arguments["sample_ids"]]
+    return OMEGA * language_guidance(arguments["embeddings"], rows, arguments["labels"]).mean()
+
+
+def weighted_guidance_term(arguments: dict[str, Any], weight: Tensor) -> Tensor:
+    rows = language()[arguments["sample_ids"]]
+    term = language_guidance(arguments["embeddings"], rows, arguments["labels"])
+    return OMEGA * (weight * term).mean()
+
+
 def mixer(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     """A cycle ends by itself after three batches of 24, so that the fourth is mixed."""
     settings = {"warmup": 1000 if trusting else 1, "cycles": 2, "max_retrieved": 4, **settings}
@@ -141,41 +191,68 @@ class Case:
     drops: bool = False  # leaves samples out, some of the first batch among them
     can_drop_all: bool = False  # leaves out every sample that is_noisy() names, be it all of them
     weighs: bool = False  # asks the wrapped loss for one value per sample
+    weighs_pairs: bool = False  # where the leaf has pairs, with a weight for each
+    has_classes: bool = False  # has a proxy for each of CLASSES
+    term: Callable[[dict[str, Any], Tensor], Tensor] | None = None  # adds it to the wrapped loss
     syncs: bool = False  # scoring asks the host, for a reason that the docs state
 
 
+WEIGHTS: dict[str, Any] = {"weighs": True, "has_classes": True}  # by a confidence loss
+GUIDED: dict[str, Any] = {"term": guidance_term}
+FILTERS: dict[str, Any] = {"drops": True, "can_drop_all": True}  # by what is known to be wrong
+
 CASES = {
     "ground_truth": Case(ground_truth, drops=True, can_drop_all=True),
-    "confidence": Case(confidence, weighs=True),
-    "running_mean": Case(running_mean, weighs=True),
-    "median": Case(median, weighs=True),
-    "generic_confidence": Case(generic_confidence, weighs=True, syncs=True),
+    "confidence": Case(confidence, **WEIGHTS),
+    "running_mean": Case(running_mean, **WEIGHTS),
+    "median": Case(median, **WEIGHTS),
+    "gaussian_mixture": Case(mixture, **WEIGHTS),
+    "fixed": Case(fixed, **WEIGHTS),
+    "generic_confidence": Case(generic_confidence, **WEIGHTS, syncs=True),
     "prism": Case(prism, drops=True),
     "estimated_prism": Case(estimated_prism, drops=True),
     "top_r": Case(top_r, drops=True),
     "knn": Case(knn, drops=True, syncs=True),
     "counting_knn": Case(counting_knn, drops=True, syncs=True),
     "gathered": Case(gathered),
-    "ground_truth(confidence)": Case(
-        nest(ground_truth, confidence), drops=True, can_drop_all=True, weighs=True
-    ),
-    "confidence(ground_truth)": Case(
-        nest(confidence, ground_truth), drops=True, can_drop_all=True, weighs=True
-    ),
-    "confidence(confidence)": Case(nest(confidence, running_mean), weighs=True),
-    "confidence(gathered)": Case(nest(confidence, gathered), weighs=True),
-    "gathered(confidence)": Case(nest(gathered, confidence), weighs=True),
-    "ground_truth(gathered)": Case(nest(ground_truth, gathered), drops=True, can_drop_all=True),
-    "prism(confidence)": Case(nest(prism, confidence), drops=True, weighs=True),
-    "confidence(prism)": Case(nest(confidence, prism), drops=True, weighs=True),
+    "regularized": Case(regularized, **GUIDED),
+    "super_loss": Case(super_loss, weighs=True),
+    "super_loss_of_pairs": Case(super_loss_of_pairs, weighs=True, weighs_pairs=True),
+    "ground_truth(confidence)": Case(nest(ground_truth, confidence), **FILTERS, **WEIGHTS),
+    "confidence(ground_truth)": Case(nest(confidence, ground_truth), **FILTERS, **WEIGHTS),
+    "confidence(confidence)": Case(nest(confidence, running_mean), **WEIGHTS),
+    "confidence(gathered)": Case(nest(confidence, gathered), **WEIGHTS),
+    "gathered(confidence)": Case(nest(gathered, confidence), **WEIGHTS),
+    "ground_truth(gathered)": Case(nest(ground_truth, gathered), **FILTERS),
+    "prism(confidence)": Case(nest(prism, confidence), drops=True, **WEIGHTS),
+    "confidence(prism)": Case(nest(confidence, prism), drops=True, **WEIGHTS),
     "prism(gathered)": Case(nest(prism, gathered), drops=True),
-    "ground_truth(prism)": Case(nest(ground_truth, prism), drops=True, can_drop_all=True),
-    "knn(confidence)": Case(nest(knn, confidence), drops=True, weighs=True, syncs=True),
-    "confidence(knn)": Case(nest(confidence, knn), drops=True, weighs=True, syncs=True),
+    "ground_truth(prism)": Case(nest(ground_truth, prism), **FILTERS),
+    "knn(confidence)": Case(nest(knn, confidence), drops=True, **WEIGHTS, syncs=True),
+    "confidence(knn)": Case(nest(confidence, knn), drops=True, **WEIGHTS, syncs=True),
     "prism(knn)": Case(nest(prism, knn), drops=True, syncs=True),
     "knn(gathered)": Case(nest(knn, gathered), drops=True, syncs=True),
     "ground_truth(confidence(gathered))": Case(
-        nest(ground_truth, confidence, gathered), drops=True, can_drop_all=True, weighs=True
+        nest(ground_truth, confidence, gathered), **FILTERS, **WEIGHTS
+    ),
+    "regularized(confidence)": Case(nest(regularized, confidence), **WEIGHTS, **GUIDED),
+    "confidence(regularized)": Case(nest(confidence, regularized), **WEIGHTS, **GUIDED),
+    "confidence(weighted_regularizer)": Case(
+        nest(confidence, weighted_regularizer), **WEIGHTS, term=weighted_guidance_term
+    ),
+    "ground_truth(confidence(regularized))": Case(
+        nest(ground_truth, confidence, regularized), **FILTERS, **WEIGHTS, **GUIDED
+    ),
+    "prism(regularized)": Case(nest(prism, regularized), drops=True, **GUIDED),
+    "confidence(super_loss)": Case(nest(confidence, super_loss), **WEIGHTS),
+    "ground_truth(super_loss_of_pairs)": Case(
+        nest(ground_truth, super_loss_of_pairs), **FILTERS, weighs=True, weighs_pairs=True
+    ),
+    "gathered(super_loss)": Case(nest(gathered, super_loss), weighs=True),
+    "regularized(super_loss)": Case(nest(regularized, super_loss), weighs=True, **GUIDED),
+    "gathered(regularized)": Case(nest(gathered, regularized), **GUIDED),
+    "ground_truth(gathered(regularized))": Case(
+        nest(ground_truth, gathered, regularized), **FILTERS, **GUIDED
     ),
     "mixer": Case(mixer),
     "unweighted_mixer": Case(unweighted_mixer),
@@ -184,6 +261,10 @@ CASES = {
     "mixer(confidence)": Case(nest(mixer, confidence)),
     "mixer(knn)": Case(nest(mixer, knn), drops=True, syncs=True),
     "mixer(gathered)": Case(nest(mixer, gathered)),
+    "mixer(regularized)": Case(nest(mixer, regularized), **GUIDED),
+    "mixer(weighted_regularizer)": Case(
+        nest(unweighted_mixer, weighted_regularizer), term=weighted_guidance_term
+    ),
     "gathered(mixer)": Case(nest(gathered, mixer)),
 }
 

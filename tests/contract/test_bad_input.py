@@ -113,7 +113,7 @@ def test_refused_and_nothing_lost(case: str, bad: str, fresh: bool) -> None:
 
 
 @pytest.mark.parametrize("label", [-1, CLASSES, 10**6])
-@pytest.mark.parametrize("case", [name for name, case in CASES.items() if case.weighs])
+@pytest.mark.parametrize("case", [name for name, case in CASES.items() if case.has_classes])
 def test_labels_out_of_range(case: str, label: int) -> None:
     change = put("labels", 5, label)
     # KNNDenoiser takes any labels that are not negative, and says so first where it is outermost.
@@ -127,7 +127,7 @@ def test_embeddings_of_another_width_than_the_proxies(case: str) -> None:
     assert_refused(build(case), change(make_batch()), ValueError, "embeddings must be as wide")
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if "ground_truth" in name])
+@pytest.mark.parametrize("case", [n for n in CASES if "ground_truth" in n or "regular" in n])
 def test_ids_missing_or_beyond(case: str) -> None:
     missing = {k: v for k, v in make_batch().items() if k != "sample_ids"}
     assert_refused(build(case), missing, ValueError, "sample_ids")
@@ -178,11 +178,13 @@ def test_value_checks_can_be_switched_off_but_not_the_others(case: str) -> None:
         ({"lam": math.inf}, ValueError, "lam"),
         ({"lam": "1"}, TypeError, "lam"),
         ({"threshold": "mean"}, ValueError, "threshold"),
-        ({"threshold": 0.5}, ValueError, "threshold"),
+        ({"threshold": math.nan}, ValueError, "threshold"),
+        ({"threshold": None}, ValueError, "threshold"),
+        ({"threshold": True}, ValueError, "threshold"),
         ({"decay": 1.0}, ValueError, "decay"),
         ({"decay": -0.1}, ValueError, "decay"),
         ({"warmup": -1}, ValueError, "warmup"),
-        ({"warmup": 1.5}, ValueError, "warmup"),
+        ({"warmup": 1.5}, TypeError, "warmup"),
         ({"confidence_loss": None}, TypeError, "confidence_loss"),
         ({"confidence_loss": build("confidence")}, TypeError, "confidence_loss"),
         ({"confidence_loss": losses.ProxyAnchorLoss(5, 16)}, TypeError, "ProxyAnchorLoss"),

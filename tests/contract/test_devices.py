@@ -59,6 +59,15 @@ def test_a_whole_step_without_a_cut_never_asks_the_host(case: str) -> None:
         assert value.device.type == "cuda"
 
 
+@pytest.mark.parametrize("case", SCORES_ITSELF)
+def test_checks_are_made_before_the_state_has_moved(case: str) -> None:
+    with fake_cuda() as device:
+        batch = pack(**fake_arguments(device))
+        for each in chain(build(case, "cross_entropy")):
+            for check in each.own_checks(batch):
+                assert check.bad.device == device
+
+
 def test_the_proof_can_fail() -> None:
     """Fake tensors do raise for what the two tests above forbid."""
     with fake_cuda() as device:

@@ -17,9 +17,18 @@ JOBS = [(case, "multi_similarity") for case in CASES] + [
     ("ground_truth(confidence(gathered))", "soft_triple"),
     ("confidence(gathered)", "cross_batch_memory"),
     ("ground_truth(gathered)", "cross_entropy"),
+    ("super_loss_of_pairs", "contrastive"),
+    ("ground_truth(super_loss_of_pairs)", "contrastive"),
+    ("super_loss", "soft_triple"),
 ]
-GATHERS_ROWS = [job for job in JOBS if "gathered" in job[0]]
+# SuperLoss gathers by itself; a regulariser outside sees its own rank's rows.
+GATHERS_ROWS = [
+    (case, leaf)
+    for case, leaf in JOBS
+    if "gathered" in case or ("super_loss" in case and "regularized" not in case)
+]
 IDS = [f"{case}-{leaf}" for case, leaf in JOBS]
+GATHERING_IDS = [f"{case}-{leaf}" for case, leaf in GATHERS_ROWS]
 
 pytestmark = pytest.mark.xdist_group("ranks")  # one worker starts the processes, once
 
@@ -70,7 +79,7 @@ def test_two_ranks_decide_like_one_process(job: tuple[str, str], two: list[Any])
         assert_same_decisions(one[step], [result[job]["decisions"][step] for result in two])
 
 
-@pytest.mark.parametrize("job", GATHERS_ROWS, ids=[i for i in IDS if "gathered" in i])
+@pytest.mark.parametrize("job", GATHERS_ROWS, ids=GATHERING_IDS)
 @pytest.mark.parametrize("world", ["two", "four"])
 def test_gathered_losses_train_like_one_process(
     job: tuple[str, str], world: str, request: pytest.FixtureRequest
@@ -85,7 +94,7 @@ def test_gathered_losses_train_like_one_process(
             torch.testing.assert_close(result[job]["state"][name], value, msg=name)
 
 
-@pytest.mark.parametrize("job", GATHERS_ROWS, ids=[i for i in IDS if "gathered" in i])
+@pytest.mark.parametrize("job", GATHERS_ROWS, ids=GATHERING_IDS)
 def test_four_ranks_decide_like_one_process(job: tuple[str, str], four: list[Any]) -> None:
     one = ranks.train(*job, 0, 1)["decisions"]
     for step in range(ranks.STEPS):

@@ -11,6 +11,7 @@ from noisydml.functional.checks import (
     require_decay,
     require_floating,
     require_integer,
+    require_not_negative,
     require_number,
     require_positive,
     require_vector,
@@ -136,6 +137,17 @@ def test_positive_accepts_finite_numbers_above_zero(value):
 def test_positive_refuses_other_numbers(value):
     with pytest.raises(ValueError, match=rf"^lam must be a finite number above 0, got {value}$"):
         require_positive("lam", value)
+
+
+def test_require_not_negative():
+    for value in (0, 0.0, 3, 1e300):
+        require_not_negative("weight", value)
+    for value in (-1, -1e-9, math.inf, math.nan):
+        with pytest.raises(ValueError, match=r"^weight must be a finite number of 0 or more, got"):
+            require_not_negative("weight", value)
+    for value in (True, "1", torch.ones(())):
+        with pytest.raises(TypeError, match=r"^weight must be a number, got"):
+            require_not_negative("weight", value)
 
 
 def test_choice():

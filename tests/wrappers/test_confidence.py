@@ -13,6 +13,7 @@ from pytorch_metric_learning import losses
 from torch import nn
 
 from noisydml import ConfidenceWeightedLoss, GroundTruthFilter
+from noisydml.functional import gaussian_mixture_threshold
 
 CLASSES, WIDTH = 6, 12
 ALPHA, BETA, BASE = 2.0, 40.0, 0.1  # appendix A.4
@@ -239,3 +240,25 @@ def test_a_threshold_of_no_number_is_named() -> None:
 
 def test_repr_shows_the_settings() -> None:
     assert "lam=0.1, threshold=otsu, warmup=0" in repr(make())
+
+
+def test_gaussian_mixture_threshold_is_the_functions() -> None:
+    x, y = random_batch(np.random.default_rng(9))
+    loss_fn = make(threshold="gaussian_mixture")
+    proxies = loss_fn.confidence_loss.proxies.detach().numpy()
+    loss_fn(torch.tensor(x), torch.tensor(y))
+    want = gaussian_mixture_threshold(torch.tensor(proxy_losses(x, y, proxies)))
+    torch.testing.assert_close(-loss_fn.decision.threshold, want)
+
+
+@pytest.mark.parametrize("threshold", [1.5, 2, -0.5, torch.inf])
+def test_a_number_is_the_threshold_of_every_batch(threshold: float) -> None:
+    rng = np.random.default_rng(10)
+    loss_fn = make(threshold=threshold)
+    proxies = loss_fn.confidence_loss.proxies.detach().numpy()
+    for _ in range(3):
+        x, y = random_batch(rng)
+        loss = loss_fn(torch.tensor(x), torch.tensor(y))
+        assert -loss_fn.decision.threshold == threshold
+        value = step_of_the_paper(x, y, proxies, 0.1, threshold)[0]
+        assert loss.item() == pytest.approx(value, rel=1e-9)

@@ -673,7 +673,7 @@ def test_steps_and_cycles_never_ask_the_host(head: bool) -> None:
         ({"warmup": 1.5}, TypeError, "warmup must be an integer"),
         ({"cycles": 0}, ValueError, "cycles must be at least 1"),
         ({"max_retrieved": -1}, ValueError, "max_retrieved must be at least 0"),
-        ({"clustering": -0.1}, ValueError, "clustering must be finite and not negative"),
+        ({"clustering": -0.1}, ValueError, "clustering must be a finite number of 0 or more"),
         ({"clustering": "0.8"}, TypeError, "clustering must be a number"),
         ({"temperature": 0}, ValueError, "temperature must be a finite"),
         ({"variance_floor": 0}, ValueError, "variance_floor must be a finite"),

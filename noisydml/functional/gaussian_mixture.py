@@ -1,0 +1,139 @@
+"""A mixture of two Gaussians as the threshold of a batch of losses (ProcSim, Table 1)."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from noisydml.functional.checks import require_floating
+from noisydml.functional.otsu import otsu_threshold
+
+_STEPS = 100  # scikit-learn's most; to stop early the host would have to be asked
+_FLOOR = 1e-6  # scikit-learn's reg_covar, here for values of variance 1
+
+
+class Mixture(NamedTuple):
+    """Two Gaussians, that of the lower mean first; float64 tensors of shape (2,)."""
+
+    weight: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+def gaussian_mixture(values: Tensor) -> Mixture:
+    r"""Mixture of two Gaussians fitted to ``values`` by expectation-maximisation.
+
+    It starts from Otsu's split, which is the best one-dimensional 2-means with two values or
+    more on each side, and takes 100 steps. What scikit-learn's ``GaussianMixture`` does from the
+    same start with ``tol=0`` on standardised values, it does as well.
+
+    Args:
+        values: (B,) floating-point tensor of finite values, B >= 4 and not all of them equal;
+            else the result is NaN.
+
+    Returns:
+        Weights, means and variances, (2,) float64 each, on the device of ``values``.
+
+    Raises:
+        TypeError: if ``values`` is not a floating-point tensor.
+        ValueError: if it has not exactly one dimension.
+
+    Notes:
+        A variance is at least a millionth of that of all values, so no component shrinks to a
+        point. No transfer to the host.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import gaussian_mixture
+        >>> gaussian_mixture(torch.tensor([0.0, 1.0, 2.0, 10.0, 12.0])).mean
+        tensor([ 1.0000, 11.0000], dtype=torch.float64)
+    """
+    require_floating("values", values, ndim=1)
+    mixture, centre, scale = _fit(values.double())
+    weight, mean, variance = mixture
+    return Mixture(weight, centre + scale * mean, scale.square() * variance)
+
+
+def gaussian_mixture_threshold(values: Tensor) -> Tensor:
+    r"""Threshold between the two Gaussians of a mixture fitted to ``values``.
+
+    It is the point between the two means from which on the upper component is the likelier one.
+    Where one component is likelier all the way between them, it is the mean of the other.
+    ProcSim's Table 1 has it in place of Otsu's threshold and does not say how a mixture becomes
+    a threshold; DivideMix, whose idea it is, splits at equal probability, too.
+
+    Args:
+        values: (B,) floating-point tensor of finite values, for instance one loss per sample.
+
+    Returns:
+        0-dim float64 tensor on the device of ``values``; ``inf``, which no value exceeds, for
+        fewer than 4 values or where all are equal.
+
+    Raises:
+        TypeError: if ``values`` is not a floating-point tensor.
+        ValueError: if it has not exactly one dimension.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import gaussian_mixture_threshold
+        >>> gaussian_mixture_threshold(torch.tensor([0.0, 1.0, 2.0, 10.0, 12.0]))
+        tensor(5.5445, dtype=torch.float64)
+    """
+    require_floating("values", values, ndim=1)
+    if len(values) < 4:
+        return torch.full((), math.inf, dtype=torch.float64, device=values.device)
+    mixture, centre, scale = _fit(values.double())
+    low, high = mixture.mean.select(0, 0), mixture.mean.select(0, 1)
+    threshold = centre + scale * (low + _crossing(mixture) * (high - low))
+    return torch.where(values.min() == values.max(), math.inf, threshold)
+
+
+def _fit(values: Tensor) -> tuple[Mixture, Tensor, Tensor]:
+    """The mixture of the standardised values, and their mean and standard deviation."""
+    # By way of [0, 1], so that the squares of extreme values neither vanish nor overflow.
+    lowest, span = values.min(), values.max() - values.min()
+    unit = (values - lowest) / span
+    deviation = unit.std(correction=0)
+    z = ((unit - unit.mean()) / deviation).unsqueeze(1)  # (B, 1)
+    upper = (values >= otsu_threshold(values)).double()
+    share = torch.stack([1 - upper, upper], dim=1)  # (B, 2), of each value in each component
+    mixture = _maximise(z, share)
+    for _ in range(_STEPS):
+        share = torch.softmax(_log_joint(z, mixture), dim=1)
+        mixture = _maximise(z, share)
+    order = mixture.mean.argsort()
+    ordered = Mixture(*(part.gather(0, order) for part in mixture))
+    return ordered, lowest + span * unit.mean(), span * deviation
+
+
+def _maximise(z: Tensor, share: Tensor) -> Mixture:
+    """The M step: z (B, 1), share (B, 2)."""
+    total = share.sum(dim=0).clamp(min=torch.finfo(torch.float64).tiny)
+    mean = (share * z).sum(dim=0) / total
+    variance = (share * (z - mean).square()).sum(dim=0) / total + _FLOOR
+    return Mixture(total / len(z), mean, variance)
+
+
+def _log_joint(z: Tensor, mixture: Mixture) -> Tensor:
+    """(B, 2) logarithm of weight times density, but for a constant."""
+    weight, mean, variance = mixture
+    return weight.log() - variance.log() / 2 - (z - mean).square() / (2 * variance)
+
+
+def _crossing(mixture: Mixture) -> Tensor:
+    """Where the components are equally likely: 0 at the lower mean, 1 at the upper.
+
+    With t that position, the logarithm of the lower's odds is a t^2 + b t + c with b < 0, and its
+    root in (0, 1) is c / q in the stable form of the quadratic formula.
+    """
+    weight, mean, variance = mixture
+    low, high = variance.select(0, 0), variance.select(0, 1)
+    gap = (mean.select(0, 1) - mean.select(0, 0)).square()
+    odds = weight.log() - variance.log() / 2
+    a = gap / 2 * (1 / high - 1 / low)
+    b = -gap / high
+    c = odds.select(0, 0) - odds.select(0, 1) + gap / (2 * high)
+    q = (-b + (b.square() - 4 * a * c).clamp(min=0).sqrt()) / 2
+    root = torch.where(q > 0, c / q, 0.0).clamp(0, 1)
+    return torch.where(c <= 0, 0.0, torch.where(a + b + c >= 0, 1.0, root))

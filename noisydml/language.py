@@ -1,0 +1,325 @@
+"""From class names to language embeddings, for LanguageGuidance; needs ``noisydml[language]``.
+
+The models come from sentence-transformers, open_clip or transformers, the user's choice. They are
+imported when they are used, and not loaded at all where the embeddings are cached.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noisydml.functional.checks import require_floating, require_integer
+
+Encode = Callable[[list[str]], Tensor]
+
+_CHUNK = 256  # texts encoded at once
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A model that embeds texts, loaded when it is first needed.
+
+    Args:
+        name: what tells it from other models; part of the key under which embeddings are cached.
+        load: returns a function from a list of n texts to their (n, E) embeddings.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.language import TextEncoder
+        >>> lengths = TextEncoder("lengths", lambda: lambda texts: torch.tensor([[len(texts[0])]]))
+        >>> lengths.load()(["robin"])
+        tensor([[5]])
+    """
+
+    name: str
+    load: Callable[[], Encode]
+
+
+def embed_names(
+    names: Sequence[str] | Sequence[Sequence[str]],
+    encoder: TextEncoder,
+    *,
+    prompt: str = "A photo of a {}",
+    cache: str | os.PathLike[str] | None = None,
+) -> Tensor:
+    """Language embeddings of names, each put into a prompt.
+
+    Args:
+        names: N names, or N sequences of k names each (the pseudo-classes of a sample or class).
+        encoder: the model, see :func:`sentence_transformers_encoder`,
+            :func:`open_clip_encoder` and :func:`transformers_encoder`.
+        prompt: text with ``{}`` for the name; ProcSim's is the default.
+        cache: folder in which embeddings are kept, one file for each set of prompts and model.
+            None keeps nothing. A model changed under the same name is not noticed.
+
+    Returns:
+        (N, E) or (N, k, E) float32, on the CPU, not normalised. Equal names are encoded once.
+
+    Raises:
+        TypeError: if ``names`` are not strings.
+        ValueError: if there are none, their numbers differ, or ``prompt`` has no ``{}``.
+        ImportError: if the encoder's package is not installed.
+        OSError: if its weights cannot be had.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.language import TextEncoder, embed_names
+        >>> def encode(texts):
+        ...     return torch.tensor([[float(len(text)), 1.0] for text in texts])
+        >>> encoder = TextEncoder("lengths", lambda: encode)
+        >>> embed_names(["robin", "crow"], encoder)
+        tensor([[18.,  1.],
+                [17.,  1.]])
+        >>> embed_names([["robin", "crow"], ["crow", "jay"]], encoder).shape
+        torch.Size([2, 2, 2])
+    """
+    flat, shape = _flattened(names)
+    if not isinstance(prompt, str) or "{}" not in prompt:
+        raise ValueError(f"prompt must be a text with {{}} for the name, got {prompt!r}")
+    position = {name: i for i, name in enumerate(dict.fromkeys(flat))}
+    texts = [prompt.replace("{}", name) for name in position]
+    embedded = _embed(texts, encoder) if cache is None else _cached(texts, encoder, Path(cache))
+    rows = torch.tensor([position[name] for name in flat])
+    return embedded.index_select(0, rows).reshape(*shape, -1)
+
+
+def top_classes(
+    logits: Tensor, k: int = 5, labels: Tensor | None = None, num_classes: int | None = None
+) -> Tensor:
+    """The k likeliest classes of a classifier: pseudo-classes of every sample, or of every class.
+
+    With the (C, E) embeddings of all names of the classifier (ImageNet's, in the papers), the
+    table of :class:`~noisydml.LanguageGuidance` is ``embedded[top_classes(logits)]``.
+
+    Args:
+        logits: (N, C) floating point, the classifier's output for the samples of the data set.
+        k: how many, from 1 to C; 5 as published.
+        labels: (N,) integers, not negative; with them the classes of the mean logits of each
+            label, as in the published code. A label without samples gets those of logits 0.
+        num_classes: number of labels; by default the largest label plus 1.
+
+    Returns:
+        (N, k) integers, or (num_classes, k) with ``labels``; the likeliest first.
+
+    Raises:
+        TypeError: if a tensor has the wrong kind of dtype.
+        ValueError: if a shape, ``k`` or ``num_classes`` is impossible.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.language import top_classes
+        >>> logits = torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.0, 0.7]])
+        >>> top_classes(logits, k=2)
+        tensor([[1, 2],
+                [0, 2]])
+        >>> top_classes(logits, k=2, labels=torch.tensor([0, 0]))
+        tensor([[2, 0]])
+    """
+    require_floating("logits", logits, ndim=2)
+    if not 1 <= k <= logits.shape[1]:
+        raise ValueError(f"k must be from 1 to {logits.shape[1]}, the classes, got {k}")
+    if labels is not None:
+        require_integer("labels", labels, len(logits), "row of logits")
+        least = int(labels.max()) + 1 if len(labels) else 0
+        size = least if num_classes is None else num_classes
+        if size < least or (len(labels) and int(labels.min()) < 0):
+            raise ValueError(f"labels must be in [0, {size})")
+        sums = logits.new_zeros(size, logits.shape[1]).index_add(0, labels.long(), logits)
+        logits = sums / torch.bincount(labels.long(), minlength=size).clamp(min=1).unsqueeze(1)
+    return logits.topk(k, dim=1).indices
+
+
+def sentence_transformers_encoder(model: str, *, device: str = "cpu") -> TextEncoder:
+    """A model of sentence-transformers.
+
+    Args:
+        model: its name on the Hugging Face hub, or a folder that holds it.
+        device: where it runs.
+
+    Returns:
+        The encoder. Loading it raises ``ImportError`` where the package is missing, ``OSError``
+        where the weights cannot be had.
+
+    Example:
+        >>> from noisydml.language import sentence_transformers_encoder
+        >>> sentence_transformers_encoder("all-MiniLM-L6-v2").name
+        'sentence-transformers all-MiniLM-L6-v2'
+    """
+
+    def load() -> Encode:
+        package = _imported("sentence_transformers", "sentence-transformers")
+        loaded = _loaded(model, lambda: package.SentenceTransformer(model, device=device))
+
+        def encode(texts: list[str]) -> Tensor:
+            embedded: Tensor = loaded.encode(texts, convert_to_tensor=True, show_progress_bar=False)
+            return embedded
+
+        return encode
+
+    return TextEncoder(f"sentence-transformers {model}", load)
+
+
+def open_clip_encoder(model: str, pretrained: str, *, device: str = "cpu") -> TextEncoder:
+    """The language part of a CLIP model of open_clip; ProcSim's is ViT-B-32 with "openai".
+
+    Args:
+        model: name of the architecture, such as ``"ViT-B-32"``.
+        pretrained: name of the weights, such as ``"openai"``, or a file that holds them.
+        device: where it runs.
+
+    Returns:
+        The encoder; for what loading it raises see :func:`sentence_transformers_encoder`.
+
+    Example:
+        >>> from noisydml.language import open_clip_encoder
+        >>> open_clip_encoder("ViT-B-32", "openai").name
+        'open_clip ViT-B-32 openai'
+    """
+    if not pretrained:
+        raise ValueError("pretrained must name weights; without them the model is random")
+
+    def load() -> Encode:
+        package = _imported("open_clip", "open_clip_torch")
+        loaded = _loaded(
+            f"{model} {pretrained}",
+            lambda: package.create_model(model, pretrained=pretrained, device=device),
+        ).eval()
+        tokenize = package.get_tokenizer(model)
+
+        def encode(texts: list[str]) -> Tensor:
+            embedded: Tensor = loaded.encode_text(tokenize(texts).to(device))
+            return embedded
+
+        return encode
+
+    return TextEncoder(f"open_clip {model} {pretrained}", load)
+
+
+def transformers_encoder(
+    model: str, *, pooling: Literal["pooler", "mean"] = "pooler", device: str = "cpu"
+) -> TextEncoder:
+    """A language model of transformers, such as ProcSim's ``"bert-base-uncased"``.
+
+    Args:
+        model: its name on the Hugging Face hub, or a folder that holds it.
+        pooling: ``"pooler"``, the model's own output for the text (published), or ``"mean"`` of
+            the last hidden states of its tokens.
+        device: where it runs.
+
+    Returns:
+        The encoder; for what loading it raises see :func:`sentence_transformers_encoder`.
+
+    Example:
+        >>> from noisydml.language import transformers_encoder
+        >>> transformers_encoder("bert-base-uncased").name
+        'transformers bert-base-uncased pooler'
+    """
+    if pooling not in ("pooler", "mean"):
+        raise ValueError(f"pooling must be 'pooler' or 'mean', got {pooling!r}")
+
+    def load() -> Encode:
+        package = _imported("transformers", "transformers")
+        tokenize = _loaded(model, lambda: package.AutoTokenizer.from_pretrained(model))
+        loaded = _loaded(model, lambda: package.AutoModel.from_pretrained(model))
+        loaded = loaded.to(device).eval()
+
+        def encode(texts: list[str]) -> Tensor:
+            tokens = tokenize(texts, return_tensors="pt", padding=True, truncation=True).to(device)
+            output = loaded(**tokens)
+            if pooling == "mean":
+                mask = tokens["attention_mask"].unsqueeze(2)
+                mean: Tensor = (output.last_hidden_state * mask).sum(dim=1) / mask.sum(dim=1)
+                return mean
+            pooled: Tensor | None = output.pooler_output
+            if pooled is None:
+                raise ValueError(f"{model} has no pooler; take pooling='mean'")
+            return pooled
+
+        return encode
+
+    return TextEncoder(f"transformers {model} {pooling}", load)
+
+
+def _flattened(names: Sequence[Any]) -> tuple[list[str], tuple[int, ...]]:
+    """All names in a row, and the shape that they had."""
+    if isinstance(names, str) or len(names) == 0:
+        raise ValueError(f"names must be a sequence of one name or more, got {names!r}")
+    shape: tuple[int, ...] = (len(names),)
+    flat = list(names)
+    if not isinstance(flat[0], str):
+        if any(isinstance(row, str) for row in flat):
+            raise TypeError("names must be strings, or sequences of strings, not both")
+        counts = {len(row) for row in flat}
+        if len(counts) > 1 or counts == {0}:
+            raise ValueError(
+                f"names must have as many pseudo-classes in every row, got {sorted(counts)}"
+            )
+        shape = (len(flat), counts.pop())
+        flat = [name for row in flat for name in row]
+    wrong = [name for name in flat if not isinstance(name, str)]
+    if wrong:
+        raise TypeError(f"names must be strings, got {type(wrong[0]).__name__}")
+    return flat, shape
+
+
+def _embed(texts: list[str], encoder: TextEncoder) -> Tensor:
+    encode = encoder.load()
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(texts), _CHUNK):
+            chunk = texts[start : start + _CHUNK]
+            part = encode(chunk)
+            if not isinstance(part, Tensor) or part.ndim != 2 or len(part) != len(chunk):
+                got = (
+                    f"shape {tuple(part.shape)}"
+                    if isinstance(part, Tensor)
+                    else type(part).__name__
+                )
+                raise ValueError(f"{encoder.name} must return ({len(chunk)}, E), got {got}")
+            parts.append(part.detach().float().cpu())
+    return torch.cat(parts)
+
+
+def _cached(texts: list[str], encoder: TextEncoder, folder: Path) -> Tensor:
+    key = json.dumps([encoder.name, texts], ensure_ascii=False)
+    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+    if path.exists():
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    embedded = _embed(texts, encoder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Written aside and renamed, so that a run that is killed leaves no half of a file.
+    aside = path.with_suffix(f".{os.getpid()}.tmp")
+    with aside.open("wb") as file:
+        np.save(file, embedded.numpy(), allow_pickle=False)
+    aside.replace(path)
+    return embedded
+
+
+def _imported(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{package} is not installed: pip install 'noisydml[language]', or {package} alone"
+        ) from error
+
+
+def _loaded(what: str, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except Exception as error:  # each package and hub has errors of its own
+        raise OSError(
+            f"the weights of {what} cannot be had ({type(error).__name__}: {error}). Without "
+            "access to the hub, give the path of a copy on this machine"
+        ) from error

@@ -1,0 +1,144 @@
+"""Terms of a loss that no wrong label can harm: what RegularizedLoss adds."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from noisydml.batch import Batch
+from noisydml.functional import language_guidance
+from noisydml.functional.checks import require_floating
+from noisydml.functional.language_guidance import Direction, SameClass, check_settings
+from noisydml.validation import ValueCheck, in_range
+
+
+class Regularizer(nn.Module, ABC):
+    """Base of regularisers that need more of a batch than its embeddings.
+
+    A plain callable of the embeddings needs no base class: :class:`RegularizedLoss` takes it.
+    """
+
+    @abstractmethod
+    def forward(self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None) -> Tensor:
+        """The term of every sample, (B,), or one number; ``embeddings`` (B, D), B at least 1."""
+
+    def own_checks(self, batch: Batch) -> list[ValueCheck]:
+        """What the regulariser asks of the values of a batch; raises for types and shapes."""
+        return []
+
+
+class LanguageGuidance(Regularizer):
+    r"""Draws the similarities of a batch towards those of its names in language (PLG).
+
+    The regulariser of ProcSim's Eq. 4 and of MS + PLG: the row-wise divergence between the
+    cosines of the embeddings and the mean cosines of their language embeddings. See
+    :func:`noisydml.functional.language_guidance` for the equation.
+
+    Args:
+        language: (N, E), or (N, k, E) for k pseudo-classes, floating point: one row for every
+            sample of the data set, or for every class. They are looked up, never trained, and
+            have to be finite. :mod:`noisydml.language` makes them from names. CLIP's image
+            embeddings of the samples take their place in ProcSim's appendix C.
+        by: ``"sample_ids"`` if row i is that of sample i of the data set, ``"labels"`` if it is
+            that of class i. The published code takes ``"labels"``, with pseudo-classes of the
+            mean prediction for a class; a wrong label then takes the wrong row.
+        direction: ``"backward"`` (published) or ``"forward"``.
+        temperature: 1 as published.
+        shift: 1 as published.
+        same_class: ``"fill"`` (published), ``"diagonal"`` or ``"keep"``.
+
+    Forward:
+        ``(embeddings, labels, sample_ids)`` to one divergence a sample, (B,).
+        :class:`RegularizedLoss` calls it.
+
+    Raises:
+        TypeError: if ``language`` is not a floating-point tensor.
+        ValueError: if its shape or a setting is impossible; while training if ids are missing,
+            there is no row for one, or its row is not finite.
+
+    The table is a buffer, so it moves with the loss, but it is no part of ``state_dict``: like
+    ``lam`` it is a setting, and large. It keeps its dtype, so float16 halves its memory.
+
+    References:
+        Roth, Vinyals, Akata, Integrating Language Guidance into Vision-based Deep Metric
+        Learning, CVPR 2022.
+
+    Example:
+        >>> import torch
+        >>> from pytorch_metric_learning.losses import MultiSimilarityLoss
+        >>> from noisydml import LanguageGuidance, RegularizedLoss
+        >>> of_classes = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])  # E = 2
+        >>> guidance = LanguageGuidance(of_classes, by="labels")
+        >>> loss_fn = RegularizedLoss(MultiSimilarityLoss(), guidance, weight=10)
+        >>> loss = loss_fn(torch.randn(6, 8), torch.tensor([0, 0, 1, 1, 2, 2]))
+        >>> loss_fn.regularization.shape
+        torch.Size([])
+    """
+
+    table: Tensor
+
+    def __init__(
+        self,
+        language: Tensor,
+        by: Literal["sample_ids", "labels"],
+        *,
+        direction: Direction = "backward",
+        temperature: float = 1.0,
+        shift: float = 1.0,
+        same_class: SameClass = "fill",
+    ) -> None:
+        super().__init__()
+        require_floating("language", language)
+        if language.ndim not in (2, 3):
+            raise ValueError(
+                "language must have 2 or 3 dimensions, (N, E) or (N, k, E), "
+                f"got shape {tuple(language.shape)}"
+            )
+        if len(language) == 0:
+            raise ValueError("language must have at least one row, got none")
+        if by not in ("sample_ids", "labels"):
+            raise ValueError(f"by must be 'sample_ids' or 'labels', got {by!r}")
+        check_settings(direction, temperature, shift, same_class)
+        self.by = by
+        self.direction = direction
+        self.temperature = float(temperature)
+        self.shift = float(shift)
+        self.same_class = same_class
+        self.register_buffer("table", language.detach().clone(), persistent=False)
+
+    def forward(self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None) -> Tensor:
+        row = labels if self.by == "labels" else sample_ids
+        assert row is not None  # own_checks has seen to it
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return language_guidance(
+                embeddings,
+                self.table.index_select(0, row),
+                labels,
+                direction=self.direction,
+                temperature=self.temperature,
+                shift=self.shift,
+                same_class=self.same_class,
+            )
+
+    def own_checks(self, batch: Batch) -> list[ValueCheck]:
+        row = batch.labels if self.by == "labels" else batch.sample_ids
+        if row is None:
+            raise ValueError(
+                "LanguageGuidance needs sample_ids, the row of each sample in language"
+            )
+        rows = len(self.table)
+        # Before the first step the table is not where the batch is.
+        looked_up = self.table.to(row.device).index_select(0, row.clamp(0, rows - 1))
+        return [
+            in_range(self.by, row, rows, "the rows of language"),
+            ValueCheck(
+                looked_up.isfinite().all().logical_not(),
+                "language must be finite, got NaN or infinity",
+            ),
+        ]
+
+    def extra_repr(self) -> str:
+        return f"rows={len(self.table)}, by={self.by}, direction={self.direction}"

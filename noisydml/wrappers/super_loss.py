@@ -1,0 +1,212 @@
+"""SuperLoss: samples or pairs weighted by how easy they are, whatever the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from noisydml import pml, pml_kinds
+from noisydml.batch import Batch
+from noisydml.distributed import gather_batch
+from noisydml.functional import confidence, running_mean
+from noisydml.functional.checks import require_count, require_decay, require_positive
+from noisydml.wrappers.base import Decision, Judgement, LossWrapper
+
+_LOWEST = -2 / math.e  # Eq. 2 clamps here, at the branch point of Lambert's W
+_KINDS = ("pos_pair", "neg_pair")
+_PER_ROW = ("keep", "weight", "score")
+
+
+@dataclass(frozen=True, eq=False)
+class SuperLossDecision(Decision):
+    r"""A decision with the state that follows from it.
+
+    Attributes:
+        mean: (1,) float64, the running mean :math:`\tau` of the samples' losses; (2,) of the
+            positive and of the negative pairs' at the level of pairs.
+        count: int64 like ``mean``, the number of batches in each.
+    """
+
+    mean: Tensor | None = None
+    count: Tensor | None = None
+
+
+class SuperLoss(LossWrapper):
+    r"""Weights samples or pairs by how easy they are (SuperLoss; ProcSim, Eq. 1-2).
+
+    .. math::
+        \sigma = \exp\{-W(\tfrac12 \max\{-2/e, (\ell - \tau)/\lambda\})\}
+
+    with :math:`\ell` the loss of a sample or pair, the one that is trained, and :math:`\tau` the
+    running mean of such losses. What is easier than :math:`\tau` gets a weight above 1, at most
+    e; what is harder gets one below 1. No gradient passes through :math:`\sigma`, so that of the
+    weighted loss is that of Eq. 1; its value lacks the part
+    :math:`-\tau\sigma + \lambda (\log \sigma)^2`, a constant to the gradient.
+
+    Args:
+        loss: for ``level="sample"`` any PML loss whose terms have an anchor,
+            ``CrossBatchMemory`` around one, or a callable that returns one loss per sample. For
+            ``level="pair"`` a PML loss on pairs, such as ``ContrastiveLoss``. Not a wrapper:
+            SuperLoss judges by the loss it trains, so it is the innermost.
+        lam: :math:`\lambda`, finite and above 0, in the unit of the loss; the larger, the milder.
+        level: ``"sample"``, or ``"pair"`` with a :math:`\tau` each for positive and negative
+            pairs, as in ProcSim's Eq. 1.
+        decay: weight of the past in :math:`\tau`, in [0, 1), or None for the plain mean over all
+            batches so far (ProcSim: the "global average across all iterations"). Each batch
+            enters before it is judged. The first sets the mean.
+        warmup: number of training steps at the start in which every weight is 1; the means fill.
+        validate_args: whether values are checked; see :class:`LossWrapper`.
+
+    Forward:
+        As every wrapper. ``decision.weight`` (B,) is :math:`\sigma`; at the level of pairs what
+        the pairs' weights make of the loss of each anchor, 1 for an anchor without loss.
+        ``decision.score`` is minus the loss (B,), ``decision.threshold`` :math:`-\tau`; at the
+        level of pairs the score is the weight and the threshold 1. ``decision.mean`` holds
+        :math:`\tau`, (1,), or (2,) for positive and negative pairs. All float64.
+
+    Raises:
+        TypeError: if the loss has no terms of that level (raised by the first call), or an
+            argument has the wrong type.
+        ValueError: if an argument is out of range.
+
+    The loss is computed in float32 or better, with autocast off, as its terms are the scores.
+    Under ``torch.distributed`` it is computed on the rows of all ranks, as by ``GatheredLoss``.
+
+    References:
+        Castells, Weinzaepfel, Revaud, SuperLoss: A Generic Loss for Robust Curriculum Learning,
+        NeurIPS 2020.
+
+    Example:
+        >>> import torch
+        >>> from noisydml import SuperLoss
+        >>> loss_fn = SuperLoss(torch.nn.CrossEntropyLoss(reduction="none"), lam=3.0)
+        >>> logits = torch.tensor([[4.0, 0.0], [0.0, 0.0], [0.0, 4.0]])
+        >>> loss = loss_fn(logits, torch.tensor([0, 0, 0]))
+        >>> loss_fn.decision.weight
+        tensor([1.4618, 1.1918, 0.7400], dtype=torch.float64)
+    """
+
+    step: Tensor
+    mean: Tensor
+    count: Tensor
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        *,
+        lam: float,
+        level: Literal["sample", "pair"] = "sample",
+        decay: float | None = None,
+        warmup: int = 0,
+        validate_args: bool = True,
+    ) -> None:
+        super().__init__(loss, validate_args=validate_args)
+        if isinstance(loss, LossWrapper):
+            raise TypeError(
+                "loss must not be a wrapper, because SuperLoss judges by the loss that it trains; "
+                f"put it inside, around the loss itself, got {type(loss).__name__}"
+            )
+        pml_kinds.refuse_unweightable(loss)
+        require_positive("lam", lam)
+        if level not in ("sample", "pair"):
+            raise ValueError(f"level must be 'sample' or 'pair', got {level!r}")
+        require_decay(decay)
+        require_count("warmup", warmup, least=0)
+        self.lam = float(lam)
+        self.level = level
+        self.decay = decay
+        self.warmup = warmup
+        groups = 1 if level == "sample" else len(_KINDS)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(groups, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros(groups, dtype=torch.int64))
+
+    def judge(self, batch: Batch) -> Judgement:
+        everyone = gather_batch(batch)
+        if len(everyone) == 0:
+            return Judgement(Decision.trusting(batch))
+        everyone = everyone.to(torch.promote_types(batch.embeddings.dtype, torch.float32))
+        with torch.autocast(batch.device.type, enabled=False):
+            weigh = self._weigh_samples if self.level == "sample" else self._weigh_pairs
+            decision, value = weigh(everyone)
+        own = {name: batch.own_rows(everyone, getattr(decision, name)) for name in _PER_ROW}
+        return Judgement(replace(decision, **own), value=value)
+
+    def narrowed(self, batch: Batch, decision: Decision) -> Batch:
+        return batch  # of no rows: else judging has called the loss
+
+    def commit(self, batch: Batch, judgement: Judgement) -> None:
+        decision = judgement.decision
+        if isinstance(decision, SuperLossDecision):
+            assert decision.mean is not None
+            assert decision.count is not None
+            self.step += 1
+            self.mean, self.count = decision.mean, decision.count
+
+    def shared_state(self) -> list[Tensor]:
+        # Every rank computes the same loss, so that its parameters must be the same, too.
+        return [*self.parameters(), *super().shared_state()]
+
+    def extra_repr(self) -> str:
+        return f"lam={self.lam}, level={self.level}, warmup={self.warmup}"
+
+    def _weigh_samples(self, batch: Batch) -> tuple[SuperLossDecision, Tensor]:
+        terms = pml.split(self.loss, batch)
+        losses = terms.per_sample.detach().double()
+        mean, count = self.mean.select(0, 0), self.count.select(0, 0)
+        tau = running_mean(mean, count, losses, self.decay)
+        sigma = self._confidence(losses, tau)
+        weighted = batch.reweight(sigma).sample_weight
+        assert weighted is not None
+        decision = SuperLossDecision(
+            keep=torch.ones_like(sigma, dtype=torch.bool),
+            weight=sigma,
+            score=-losses,
+            threshold=-tau,
+            mean=tau.unsqueeze(0),
+            count=(count + 1).unsqueeze(0),
+        )
+        return decision, terms.weighted(weighted)
+
+    def _weigh_pairs(self, batch: Batch) -> tuple[SuperLossDecision, Tensor]:
+        value, parts = pml.split_pairs(self.loss, batch)
+        means = [self.mean.select(0, i) for i in range(len(_KINDS))]
+        counts = [self.count.select(0, i) for i in range(len(_KINDS))]
+        plain = torch.zeros(len(batch), dtype=torch.float64, device=batch.device)
+        weighted = plain  # both: the share of each anchor in the value, without and with weights
+        unweighted = plain.sum()
+        for part in parts:
+            shares = part.shares.flatten().double()
+            if part.anchors is None:
+                unweighted = unweighted + shares.sum()
+            elif len(shares) > 0:
+                i = _KINDS.index(part.kind)
+                losses = part.losses.detach().flatten().double()
+                means[i] = running_mean(means[i], counts[i], losses, self.decay)
+                counts[i] = counts[i] + 1
+                sigma = self._confidence(losses, means[i])
+                plain = plain.index_add(0, part.anchors, shares.detach())
+                weighted = weighted.index_add(0, part.anchors, sigma * shares)
+        weight = torch.where(plain == 0, 1.0, weighted.detach() / plain)
+        decision = SuperLossDecision(
+            keep=torch.ones_like(weight, dtype=torch.bool),
+            weight=weight,
+            score=weight,
+            threshold=torch.ones_like(unweighted).detach(),
+            mean=torch.stack(means),
+            count=torch.stack(counts),
+        )
+        outer = torch.ones_like(weight) if batch.sample_weight is None else batch.sample_weight
+        # Where every pair's weight is 1, the loss's own value, to the bit.
+        total = (outer * weighted).sum() + unweighted
+        unit = ((weight == 1) & (outer == 1)).all()
+        return decision, torch.where(unit, value, total.to(value.dtype))
+
+    def _confidence(self, losses: Tensor, tau: Tensor) -> Tensor:
+        sigma = confidence(losses, tau, self.lam, lower=_LOWEST)
+        return torch.where(self.step < self.warmup, 1.0, sigma)
