@@ -107,6 +107,12 @@ def knn(loss: nn.Module, data: Digits) -> noisydml.LossWrapper:
     return noisydml.KNNDenoiser(loss, memory_size=len(data.given_labels))
 
 
+def titan(loss: nn.Module, data: Digits) -> noisydml.LossWrapper:
+    return noisydml.PrototypicalMixer(
+        loss, CLASSES, EMBEDDING_SIZE, memory_size=len(data.given_labels)
+    )
+
+
 # Each row of the table: its name, how its loss is made, and whether it trains on true labels.
 Method = tuple[str, Callable[[Digits], Any], bool]
 METHODS: list[Method] = [
@@ -114,6 +120,7 @@ METHODS: list[Method] = [
     ("ConfidenceWeightedLoss", lambda data: confidence_weighted(base_loss()), False),
     ("PRISMFilter", lambda data: prism(base_loss(), data), False),
     ("KNNDenoiser", lambda data: knn(base_loss(), data), False),
+    ("PrototypicalMixer", lambda data: titan(base_loss(), data), False),
     (
         "GroundTruthFilter (ceiling)",
         lambda data: noisydml.GroundTruthFilter(base_loss(), data.is_noisy),
