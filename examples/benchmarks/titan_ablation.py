@@ -65,6 +65,9 @@ METHODS: dict[str, Callable[[Omniglot, nn.Module, int], Any]] = {
     "without mixing": variant(mixing=False),
     "without refinement": variant(refinement=False),
     "without weights": variant(weights=None),
+    "refinement alone": variant(mixing=False, clustering=0, weights=None),
+    "mixing alone": variant(refinement=False, clustering=0, weights=None),
+    "clustering alone": variant(refinement=False, mixing=False, weights=None),
     "SupCon": lambda data, head, epochs: sup_con(),
     "MS": lambda data, head, epochs: omniglot.base_loss(),
     "SupCon, wrong labels dropped": ground_truth,
@@ -170,7 +173,7 @@ def main() -> None:
     folder = os.environ.get("NOISYDML_DATA")
     default = Path(folder) / "omniglot28.npz" if folder else None
     parser.add_argument("--data", type=Path, default=default, help="omniglot28.npz")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS)[:8])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS)[:10])
     parser.add_argument("--noise", choices=("uniform", "pair_flip"), default="uniform")
     parser.add_argument("--rate", type=float, default=0.5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
