@@ -11,6 +11,7 @@ distrusts suspects.csv and suspects.png.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,12 +114,21 @@ def titan(loss: nn.Module, data: Digits) -> noisydml.LossWrapper:
     )
 
 
+def small_loss(loss: nn.Module, data: Digits, by_itself: bool = False) -> noisydml.LossWrapper:
+    """Told the share of wrong labels, unlike the others; the paper's ramp of 10 epochs."""
+    noise_rate = min(round(data.is_noisy.float().mean().item(), 2), 0.95)
+    ramp = 10 * math.ceil(len(data.given_labels) / BATCH_SIZE)
+    proxies = None if by_itself else losses.ProxyNCALoss(CLASSES, EMBEDDING_SIZE)
+    return noisydml.SmallLossFilter(loss, noise_rate=noise_rate, ramp=ramp, score_loss=proxies)
+
+
 # Each row of the table: its name, how its loss is made, and whether it trains on true labels.
 Method = tuple[str, Callable[[Digits], Any], bool]
 METHODS: list[Method] = [
     ("plain loss", lambda data: base_loss(), False),
     ("ConfidenceWeightedLoss", lambda data: confidence_weighted(base_loss()), False),
     ("PRISMFilter", lambda data: prism(base_loss(), data), False),
+    ("SmallLossFilter", lambda data: small_loss(base_loss(), data), False),
     ("KNNDenoiser", lambda data: knn(base_loss(), data), False),
     ("PrototypicalMixer", lambda data: titan(base_loss(), data), False),
     (

@@ -13,6 +13,7 @@ from noisydml.wrappers.ground_truth import GroundTruthFilter
 from noisydml.wrappers.knn import KNNDenoiser
 from noisydml.wrappers.prism import PRISMFilter
 from noisydml.wrappers.regularized import RegularizedLoss
+from noisydml.wrappers.small_loss import SmallLossFilter
 from noisydml.wrappers.super_loss import SuperLoss
 from noisydml.wrappers.titan import PrototypicalMixer
 
@@ -30,6 +31,7 @@ __all__ = [
     "PrototypicalMixer",
     "RegularizedLoss",
     "Regularizer",
+    "SmallLossFilter",
     "SuperLoss",
     "__version__",
     "distributed",

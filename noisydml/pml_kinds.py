@@ -8,6 +8,7 @@ from typing import Any
 from pytorch_metric_learning.losses import (
     BaseMetricLossFunction,
     CrossBatchMemory,
+    DynamicSoftMarginLoss,
     FastAPLoss,
     HistogramLoss,
     InstanceLoss,
@@ -71,12 +72,17 @@ def refuse_unweightable(loss: Loss) -> None:
             )
 
 
-def refuse_memory(confidence_loss: Loss) -> None:
+def refuse_memory(name: str, judge: Loss) -> None:
     """Raise TypeError for a loss that would remember the batch it only judges."""
-    if any(isinstance(part, CrossBatchMemory) for part in parts(confidence_loss)):
-        raise TypeError(
-            "confidence_loss must not be a CrossBatchMemory: judging would enqueue the batch"
-        )
+    for part in parts(judge):
+        if isinstance(part, CrossBatchMemory):
+            raise TypeError(
+                f"{name} must not be a CrossBatchMemory: judging would enqueue the batch"
+            )
+        if isinstance(part, DynamicSoftMarginLoss):
+            raise TypeError(
+                f"{name} must not be a DynamicSoftMarginLoss: judging would enter its histogram"
+            )
 
 
 def refuse_without_reference(loss: Loss) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from noisydml import collectives
 from noisydml.batch import Batch, batch_columns, index_groups
 from noisydml.functional.checks import require_floating, require_integer, require_vector
+from noisydml.pml_kinds import embedding_shape
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,23 @@ def in_range(name: str, values: Tensor, stop: int, what: str) -> ValueCheck:
     """Every value lies in ``[0, stop)``."""
     bad = ((values < 0) | (values >= stop)).any()
     return ValueCheck(bad, f"{name} must be in [0, {stop}), {what}")
+
+
+def proxy_checks(judge: Callable[..., Any], batch: Batch, what: str) -> list[ValueCheck]:
+    """The width and the range of labels that a loss which judges a batch has proxies for.
+
+    Raises:
+        ValueError: if the embeddings have another width.
+    """
+    num_classes, width = embedding_shape(judge)
+    if width is not None and batch.embeddings.shape[1] != width:
+        raise ValueError(
+            f"embeddings must be as wide as the proxies of {what}, {width}, "
+            f"got {batch.embeddings.shape[1]}"
+        )
+    if num_classes is None:
+        return []
+    return [in_range("labels", batch.labels, num_classes, f"the classes of {what}")]
 
 
 def raise_first(checks: Iterable[ValueCheck]) -> None:

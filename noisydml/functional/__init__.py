@@ -26,6 +26,7 @@ from noisydml.functional.prototypes import (
 from noisydml.functional.proxy_nca import proxy_nca
 from noisydml.functional.refinement import refine_labels, retrieval_number
 from noisydml.functional.running_mean import running_mean
+from noisydml.functional.small_loss import forget_rate, small_loss_threshold
 from noisydml.functional.top_r import low_rank_counts, top_r_threshold
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "density_weights",
     "draw_mixture",
     "floor_variances",
+    "forget_rate",
     "gaussian_log_density",
     "gaussian_mixture",
     "gaussian_mixture_threshold",
@@ -56,6 +58,7 @@ __all__ = [
     "refine_labels",
     "retrieval_number",
     "running_mean",
+    "small_loss_threshold",
     "softmax_probability",
     "top_r_threshold",
 ]

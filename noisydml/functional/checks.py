@@ -57,6 +57,13 @@ def require_number(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 
 
+def require_noise_rate(value: float, name: str = "noise_rate") -> None:
+    """Raise unless ``value`` is a number in [0, 1)."""
+    require_number(name, value)
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {value}")
+
+
 def require_decay(value: float | None) -> None:
     """Raise unless ``value`` is None or a number in [0, 1)."""
     if value is None:

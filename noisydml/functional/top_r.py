@@ -46,7 +46,7 @@ def top_r_threshold(
     if known is not None:
         require_vector("known", known, size, "probability")
         ordered = torch.where(known, ordered, math.inf)
-        n = known.sum()
+        n = known.sum().double()  # of an integer, the product would be in single precision
     # With -inf in front the k-th smallest has the index k, from 0 on.
     ordered = torch.nn.functional.pad(ordered.sort().values, (1, 0), value=-math.inf)
     # A product that a rounding error keeps below a whole number is that number: 0.29 * 100.

@@ -326,3 +326,11 @@ def zero_with_graph(embeddings: Tensor, parameters: Iterable[Tensor]) -> Tensor:
     for parameter in parameters:
         zero = zero + parameter.reshape(-1).narrow(0, 0, 0).sum().to(zero.dtype)
     return zero
+
+
+def parameters_besides(judge: Any, loss: Any) -> list[nn.Parameter]:
+    """The parameters of a judging loss that the wrapped loss does not train already."""
+    if not isinstance(judge, nn.Module):
+        return []
+    trained = {id(p) for p in loss.parameters()} if isinstance(loss, nn.Module) else set()
+    return [p for p in judge.parameters() if id(p) not in trained]

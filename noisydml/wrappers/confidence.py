@@ -20,8 +20,14 @@ from noisydml.functional import (
     running_mean,
 )
 from noisydml.functional.checks import require_count, require_decay, require_loss, require_positive
-from noisydml.validation import ValueCheck, in_range
-from noisydml.wrappers.base import Decision, Judgement, LossWrapper, zero_with_graph
+from noisydml.validation import ValueCheck, proxy_checks
+from noisydml.wrappers.base import (
+    Decision,
+    Judgement,
+    LossWrapper,
+    parameters_besides,
+    zero_with_graph,
+)
 
 Named = Literal["otsu", "running_mean", "gaussian_mixture"]
 Threshold = Named | float | Callable[[Tensor], Tensor | float]
@@ -113,7 +119,7 @@ class ConfidenceWeightedLoss(LossWrapper):
             )
         pml_kinds.refuse_unweightable(loss)
         pml_kinds.refuse_unweightable(confidence_loss)
-        pml_kinds.refuse_memory(confidence_loss)
+        pml_kinds.refuse_memory("confidence_loss", confidence_loss)
         require_positive("lam", lam)
         is_nan = threshold != threshold
         fixed = isinstance(threshold, Real) and not isinstance(threshold, bool) and not is_nan
@@ -169,22 +175,10 @@ class ConfidenceWeightedLoss(LossWrapper):
         self._warn_if_forgotten()
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
-        num_classes, width = pml_kinds.embedding_shape(self.confidence_loss)
-        if width is not None and batch.embeddings.shape[1] != width:
-            raise ValueError(
-                f"embeddings must be as wide as the proxies of the confidence loss, {width}, "
-                f"got {batch.embeddings.shape[1]}"
-            )
-        if num_classes is None:
-            return []
-        return [in_range("labels", batch.labels, num_classes, "the classes of the confidence loss")]
+        return proxy_checks(self.confidence_loss, batch, "the confidence loss")
 
     def own_parameters(self) -> list[nn.Parameter]:
-        if not isinstance(self.confidence_loss, nn.Module):
-            return []
-        trained = self.loss.parameters() if isinstance(self.loss, nn.Module) else ()
-        shared = {id(p) for p in trained}
-        return [p for p in self.confidence_loss.parameters() if id(p) not in shared]
+        return parameters_besides(self.confidence_loss, self.loss)
 
     def extra_repr(self) -> str:
         threshold = self.threshold if isinstance(self.threshold, str) else repr(self.threshold)

@@ -23,6 +23,7 @@ from noisydml import (
     PRISMFilter,
     PrototypicalMixer,
     RegularizedLoss,
+    SmallLossFilter,
     SuperLoss,
 )
 from noisydml.functional import language_guidance
@@ -115,6 +116,11 @@ def knn(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
 
 def counting_knn(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     return knn(loss, trusting, vote="count", k="auto", index="torch", **settings)
+
+
+def small_loss(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    settings = {"noise_rate": 1 / 3, "ramp": 10**6 if trusting else 0, **settings}
+    return SmallLossFilter(loss, score_loss=proxies(), **settings)
 
 
 def gathered(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
@@ -214,6 +220,7 @@ CASES = {
     "top_r": Case(top_r, drops=True),
     "knn": Case(knn, drops=True, syncs=True),
     "counting_knn": Case(counting_knn, drops=True, syncs=True),
+    "small_loss": Case(small_loss, drops=True, has_classes=True),
     "gathered": Case(gathered),
     "regularized": Case(regularized, **GUIDED),
     "super_loss": Case(super_loss, weighs=True),
@@ -232,6 +239,10 @@ CASES = {
     "confidence(knn)": Case(nest(confidence, knn), drops=True, **WEIGHTS, syncs=True),
     "prism(knn)": Case(nest(prism, knn), drops=True, syncs=True),
     "knn(gathered)": Case(nest(knn, gathered), drops=True, syncs=True),
+    "small_loss(gathered)": Case(nest(small_loss, gathered), drops=True, has_classes=True),
+    "small_loss(confidence)": Case(nest(small_loss, confidence), drops=True, **WEIGHTS),
+    "confidence(small_loss)": Case(nest(confidence, small_loss), drops=True, **WEIGHTS),
+    "ground_truth(small_loss)": Case(nest(ground_truth, small_loss), **FILTERS, has_classes=True),
     "ground_truth(confidence(gathered))": Case(
         nest(ground_truth, confidence, gathered), **FILTERS, **WEIGHTS
     ),
@@ -260,6 +271,7 @@ CASES = {
     "mixer(ground_truth)": Case(nest(mixer, ground_truth), drops=True),
     "mixer(confidence)": Case(nest(mixer, confidence)),
     "mixer(knn)": Case(nest(mixer, knn), drops=True, syncs=True),
+    "mixer(small_loss)": Case(nest(mixer, small_loss), drops=True, has_classes=True),
     "mixer(gathered)": Case(nest(mixer, gathered)),
     "mixer(regularized)": Case(nest(mixer, regularized), **GUIDED),
     "mixer(weighted_regularizer)": Case(

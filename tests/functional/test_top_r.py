@@ -31,6 +31,8 @@ def test_the_floor_is_exact(denominator: int) -> None:
             assert got.item() == literal_threshold(values[:n].tolist(), rate)
             on_device = torch.tensor(numerator / denominator, dtype=torch.float64)
             assert top_r_threshold(values[:n], on_device) == got
+            everybody = torch.ones(n, dtype=torch.bool)
+            assert top_r_threshold(values[:n], numerator / denominator, everybody) == got
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])

@@ -1,0 +1,167 @@
+"""Co-teaching's selection: the samples of small loss are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noisydml import pml, pml_kinds
+from noisydml.batch import Batch
+from noisydml.distributed import gather_batch
+from noisydml.functional import forget_rate, small_loss_threshold
+from noisydml.functional.checks import require_count, require_loss, require_noise_rate
+from noisydml.validation import ValueCheck, proxy_checks
+from noisydml.wrappers.base import (
+    Decision,
+    Judgement,
+    LossWrapper,
+    parameters_besides,
+    zero_with_graph,
+)
+
+
+class SmallLossFilter(LossWrapper):
+    r"""Keeps the samples of a batch that have the smallest losses (Co-teaching's selection).
+
+    A network fits right labels before wrong ones, so that early on a small loss speaks for a
+    label. Of the n samples of a batch the :math:`\lfloor R(t)\, n \rfloor` with the largest loss
+    are dropped, where :math:`R(t) = \tau \min(t / t_k, 1)` grows from 0 to the noise rate
+    :math:`\tau`. The paper's two networks that select for one another are not here: this is the
+    selection of one network for itself.
+
+    Args:
+        loss: any loss that a wrapper takes.
+        noise_rate: :math:`\tau` in ``[0, 1)``, the share of wrong labels.
+        ramp: :math:`t_k`, the number of training steps in which R grows; 0 for none. The paper
+            has 10 epochs: ``10 * len(data_loader)``.
+        score_loss: the loss that judges the samples, such as
+            ``ProxyNCALoss(num_classes, embedding_size)``. Parameters that ``loss`` does not have
+            are trained here, on the kept samples, without moving the embeddings or the value
+            returned, as long as an optimiser has them: see :meth:`parameter_groups`. None to
+            judge by ``loss`` itself, which is then called twice.
+        validate_args: whether values are checked; see :class:`LossWrapper`.
+
+    Forward:
+        As every wrapper; ``labels`` in ``[0, num_classes)`` of the loss that judges.
+        ``decision.score`` is minus that loss (B,), ``decision.threshold`` minus the largest loss
+        that was kept, ``-inf`` where nothing was dropped, ``decision.noise_rate`` R(t), all
+        float64. Samples of equal loss are kept or dropped together, and kept where only some of
+        them would have to go; so fewer may be dropped, and never all.
+
+    Raises:
+        TypeError: if the loss that judges has no value per sample (raised by the first call) or
+            would remember what it judges, as ``CrossBatchMemory`` does; if ``loss`` is a wrapper
+            and ``score_loss`` is not given; if an argument has the wrong type.
+        ValueError: if an argument is out of range.
+
+    Under ``torch.distributed`` the losses of all ranks' rows are selected from together, and
+    every rank trains the parameters of ``score_loss`` on all rows.
+
+    References:
+        Han et al., Co-teaching: Robust Training of Deep Neural Networks with Extremely Noisy
+        Labels, NeurIPS 2018.
+
+    Example:
+        >>> import torch
+        >>> from noisydml import SmallLossFilter
+        >>> cross_entropy = torch.nn.CrossEntropyLoss(reduction="none")
+        >>> loss_fn = SmallLossFilter(cross_entropy, noise_rate=0.25, ramp=0)
+        >>> logits = torch.tensor([[4.0, 0.0], [3.0, 0.0], [0.0, 4.0], [0.0, 4.0]])
+        >>> loss_fn(logits, torch.tensor([0, 0, 0, 1]))  # the third label is wrong
+        tensor(0.0283)
+        >>> loss_fn.decision.keep
+        tensor([ True,  True, False,  True])
+    """
+
+    step: Tensor
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        *,
+        noise_rate: float,
+        ramp: int,
+        score_loss: Callable[..., Any] | None = None,
+        validate_args: bool = True,
+    ) -> None:
+        super().__init__(loss, validate_args=validate_args)
+        require_noise_rate(noise_rate)
+        require_count("ramp", ramp, least=0)
+        if score_loss is not None:
+            require_loss("score_loss", score_loss)
+        self.score_loss = score_loss
+        if isinstance(self._judge, LossWrapper):
+            raise TypeError(
+                "score_loss must be a loss that gives one value per sample, such as ProxyNCALoss, "
+                f"got {type(self._judge).__name__}; by default it is loss itself"
+            )
+        pml_kinds.refuse_unweightable(self._judge)
+        pml_kinds.refuse_memory("score_loss, by default loss itself,", self._judge)
+        self.noise_rate = float(noise_rate)
+        self.ramp = ramp
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def judge(self, batch: Batch) -> Judgement:
+        everyone = gather_batch(self._detached(batch))
+        if len(everyone) == 0:
+            own_loss = zero_with_graph(batch.embeddings.detach(), self.own_parameters())
+            return Judgement(Decision.trusting(batch), own_loss)
+        trains = bool(self.own_parameters()) and torch.is_grad_enabled()
+        with torch.autocast(batch.device.type, enabled=False), torch.set_grad_enabled(trains):
+            losses = pml.sample_losses(self._judge, everyone)  # (N,), all ranks' rows
+
+        scores = losses.detach().double()
+        rate = forget_rate(self.step, self.noise_rate, self.ramp)
+        samples = None if everyone.synthetic is None else everyone.synthetic.logical_not()
+        threshold = small_loss_threshold(scores, rate, samples)
+        keep = scores <= threshold
+        own_keep = batch.own_rows(everyone, keep)
+        decision = Decision(
+            keep=own_keep,
+            weight=own_keep.float(),
+            score=batch.own_rows(everyone, -scores),
+            threshold=-threshold,
+            noise_rate=rate,
+        )
+        if not trains:
+            return Judgement(decision)
+        return Judgement(decision, (losses * keep).sum() / keep.sum().clamp_min(1))
+
+    def narrowed(self, batch: Batch, decision: Decision) -> Batch:
+        return batch.select(decision.keep)
+
+    def commit(self, batch: Batch, judgement: Judgement) -> None:
+        if judgement.decision.threshold is not None:  # there is a sample on some rank
+            self.step += 1
+
+    def own_checks(self, batch: Batch) -> list[ValueCheck]:
+        return proxy_checks(self._judge, batch, "the score loss")
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        return parameters_besides(self.score_loss, self.loss)
+
+    def shared_state(self) -> list[Tensor]:
+        # Every rank judges all rows, so that what judges must be the same, trained here or not.
+        judging = self._judge.parameters() if isinstance(self._judge, nn.Module) else ()
+        return [*judging, *super().shared_state()]
+
+    def extra_repr(self) -> str:
+        return f"noise_rate={self.noise_rate}, ramp={self.ramp}"
+
+    @property
+    def _judge(self) -> Callable[..., Any]:
+        loss: Callable[..., Any] = self.loss if self.score_loss is None else self.score_loss
+        return loss
+
+    def _detached(self, batch: Batch) -> Batch:
+        """What is judged: no graph, no less than single precision, and all pairs of the batch."""
+        dtype = torch.promote_types(batch.embeddings.dtype, torch.float32)
+        return Batch(
+            batch.embeddings.detach().to(dtype),
+            batch.labels,
+            synthetic=batch.synthetic,
+            first_own=batch.first_own,
+        )
