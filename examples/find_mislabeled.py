@@ -1,9 +1,9 @@
-"""Find wrong labels in any embeddings: a table to act on, and a sheet of the most suspicious.
+"""Find wrong labels in any embeddings: a table, a page to fix them on, a sheet of the worst.
 
     python examples/find_mislabeled.py --noise 0.1 --output outputs/mislabeled
 
 Handwritten digits, of which some labels are replaced by another, with their pixels as embeddings;
-put your own network's embeddings in their place. Writes issues.csv and issues.png.
+put your own network's embeddings in their place. Writes issues.csv, issues.html and issues.png.
 """
 
 from __future__ import annotations
@@ -50,8 +50,10 @@ def main() -> None:
     found = noisy.is_noisy[result.issues.numpy()]
     print(f"\n{found.sum()} of the {noisy.is_noisy.sum()} labels made wrong are among them.")
     result.to_csv(options.output / "issues.csv")
+    pictures = (255 - 15.9375 * data.images).astype(np.uint8)  # 0 to 16, black on white
+    result.to_html(options.output / "issues.html", images=pictures, title="Digits to check")
     contact_sheet(data.images, result, options.output / "issues.png")
-    print(f"wrote issues.csv and issues.png to {options.output}")
+    print(f"wrote issues.csv, issues.html and issues.png to {options.output}")
 
 
 if __name__ == "__main__":

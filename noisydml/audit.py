@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from noisydml import label_page
 from noisydml.functional import neighbor_label_score, neighbor_weights
 from noisydml.functional.checks import require_count, require_floating, require_integer
 from noisydml.index import Metric, NeighborIndex
+from noisydml.label_page import ClassNames
 from noisydml.neighbors import Neighborhood
 
 _BLOCK = 4096  # queries searched, and votes counted, at once
 _SHARPNESS = 8.0  # of the weights of the votes; figures for this and the next in docs/audit.md
 _ROUNDS = 6  # of votes; three leave half of 40 % wrong labels of two classes, more change little
+_SHOWN = 8  # neighbours of an issue that are kept, to be looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,8 @@ class LabelIssues:
         suggested_labels: (N,) int64, what the evidence speaks for; None where there is none.
         support: (N,) float64 in [0, 1], the share of the evidence that does; None likewise.
         noise_rate: the estimated share of wrong labels: that of distrusted ones.
+        neighbors: (n, m) int64, for each issue the samples most like it, the nearest first; -1
+            where there are fewer. None where they are not known: see :meth:`with_neighbors`.
 
     All tensors are on the CPU.
     """
@@ -42,6 +47,7 @@ class LabelIssues:
     suggested_labels: Tensor | None
     support: Tensor | None
     noise_rate: float
+    neighbors: Tensor | None = None
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict for each issue, the most suspicious first."""
@@ -86,6 +92,93 @@ class LabelIssues:
             cells = (f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values())
             lines.append("  ".join(f"{cell:>15s}" for cell in cells))
         return "\n".join(lines)
+
+    def to_html(
+        self,
+        path: str | PathLike[str],
+        *,
+        images: Any = None,
+        texts: Any = None,
+        class_names: ClassNames | None = None,
+        top: int | None = None,
+        image_size: int = 128,
+        title: str = "Labels to check",
+    ) -> None:
+        """Write a page on which the labels can be fixed: one file, for any browser, offline.
+
+        It shows every issue with its neighbours, takes decisions by mouse or keyboard, and gives
+        the corrected labels as a CSV file. "Fix the labels" in the documentation has more.
+
+        Args:
+            path: of the file.
+            images: a picture for each of the N samples: an array or tensor (N, H, W) or
+                (N, H, W, 3) of uint8, a sequence of such pictures or of paths of files, or a
+                callable from a sample's index to one of these. Only those shown are asked for.
+            texts: likewise a text for each sample.
+            class_names: from labels to names, a mapping or a sequence; each label that occurs
+                must have one.
+            top: how many issues are shown at most, the most suspicious; all by default.
+            image_size: larger pictures are shrunk until their larger side has as many pixels.
+                Files are taken as they are.
+            title: of the page.
+
+        Raises:
+            TypeError, ValueError: for a bad argument, or a file that is no picture.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from noisydml import find_label_issues
+            >>> embeddings, labels = torch.eye(3).repeat(10, 1), torch.arange(3).repeat(10)
+            >>> labels[7] = 0
+            >>> issues = find_label_issues(embeddings, labels)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     issues.to_html(f"{folder}/fix.html", class_names=["ant", "bee", "fly"])
+        """
+        if top is not None:
+            require_count("top", top, least=0)
+        rows = self.rows()[:top]
+        near = [] if self.neighbors is None else self.neighbors[:top].tolist()
+        label_page.write(
+            path,
+            rows,
+            near or [[] for _ in rows],
+            self.given_labels.tolist(),
+            images=images,
+            texts=texts,
+            class_names=class_names,
+            title=title,
+            image_size=image_size,
+        )
+
+    def with_neighbors(
+        self, embeddings: Any, k: int = 8, *, metric: Metric = "cosine"
+    ) -> LabelIssues:
+        """The same issues, each with the k samples that are nearest to it.
+
+        :func:`find_label_issues` has given them already; this is for a :class:`LabelAudit`, or
+        for more of them.
+
+        Args:
+            embeddings: (N, D) floating point, of all samples.
+            k: number of neighbours.
+            metric: ``"cosine"`` or ``"euclidean"``.
+        """
+        embeddings = torch.as_tensor(embeddings)
+        if len(embeddings) != len(self.given_labels):
+            raise ValueError(
+                f"embeddings must have {len(self.given_labels)} rows, one per sample, "
+                f"got {len(embeddings)}"
+            )
+        nothing = torch.zeros_like(self.given_labels)  # nobody is left out for its label
+        embeddings, nothing = _checked(embeddings, nothing)
+        require_count("k", k)
+        neighborhood = Neighborhood(None, metric)
+        neighborhood.build(embeddings, nothing)
+        near = [
+            neighborhood.neighbors(embeddings[block], nothing[block], k, block)[1]
+            for block in torch.split(self.issues.to(embeddings.device), _BLOCK)
+        ]
+        return replace(self, neighbors=torch.cat(near).cpu())
 
     def _of_issues(self, values: Tensor | None) -> Tensor | None:
         return None if values is None else values.index_select(0, self.issues)
@@ -167,13 +260,16 @@ def find_label_issues(
             trust = torch.where(known, score, 1.0)
     flagged = trust < threshold
     order = trust.argsort(stable=True)
+    issues = order[flagged[order]]
+    near = [position[:, :_SHOWN] for _, position, _ in found]
     return LabelIssues(
-        issues=order[flagged[order]].cpu(),
+        issues=issues.cpu(),
         score=trust.cpu(),
         given_labels=labels.cpu(),
         suggested_labels=torch.where(known, majority, labels).cpu(),
         support=torch.where(known, support, 0.0).cpu(),
         noise_rate=flagged.double().mean().item() if len(labels) > 0 else 0.0,
+        neighbors=torch.cat(near).index_select(0, issues).cpu() if near else None,
     )
 
 

@@ -1,0 +1,153 @@
+"""A page to fix labels on: one HTML file that needs no server, no network and no other file.
+
+The page with its style and script is ``label_page.html``. What is put into it here is JSON, so that
+nothing in a label or a text is ever read as HTML.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import resources
+from os import PathLike
+from typing import Any
+
+from noisydml.functional.checks import require_count
+from noisydml.pictures import data_uri, item_getter
+
+_PER_BLOCK = 200  # samples whose pictures and texts the page parses at once
+
+ClassNames = Mapping[int, str] | Iterable[str]
+Item = tuple[str | None, str | None]  # a picture as data URI, a text
+
+
+def write(
+    path: str | PathLike[str],
+    rows: Sequence[dict[str, Any]],
+    neighbors: Sequence[Sequence[int]],
+    labels: Sequence[int],
+    *,
+    images: Any = None,
+    texts: Any = None,
+    class_names: ClassNames | None = None,
+    title: str = "Labels to check",
+    image_size: int = 128,
+) -> None:
+    """Write the page; see :meth:`noisydml.LabelIssues.to_html`.
+
+    Args:
+        path: of the file.
+        rows: of :meth:`noisydml.LabelIssues.rows`, for the suspects to be shown.
+        neighbors: the samples nearest to each of them; -1 for none.
+        labels: the given labels of all N samples; -1 for unknown ones.
+        images: a picture for each sample.
+        texts: a text for each sample.
+        class_names: of the labels.
+        title: of the page.
+        image_size: the largest side of a picture made from an array.
+    """
+    require_count("image_size", image_size)
+    item = _item_maker(images, texts, len(labels), image_size)
+    near = [[i for i in ids if i >= 0] for ids in neighbors]
+    # Each sample once, in the order in which the page first shows it.
+    samples = list(dict.fromkeys(i for row, ids in _pairs(rows, near) for i in (_id(row), *ids)))
+    classes = {*labels, *(row.get("suggested_label", -1) for row in rows)} - {-1}
+    shown = [_row(row, ids) for row, ids in _pairs(rows, near)]
+    data = {
+        "title": title,
+        "key": _key(shown),
+        "rows": shown,
+        "samples": [[i, labels[i]] for i in samples],
+        "names": _names(class_names, classes),
+        "perBlock": _PER_BLOCK,
+    }
+    head, tail = _template()
+    with open(path, "wb") as file:
+        file.write(head)
+        file.write(_block("data", data))
+        for start in range(0, len(samples), _PER_BLOCK):
+            items = [item(i) for i in samples[start : start + _PER_BLOCK]]
+            file.write(_block(f"items-{start // _PER_BLOCK}", items))
+        file.write(tail)
+
+
+def _id(row: dict[str, Any]) -> int:
+    return int(row["sample_id"])
+
+
+def _pairs(
+    rows: Sequence[dict[str, Any]], near: list[list[int]]
+) -> Iterator[tuple[dict[str, Any], list[int]]]:
+    return zip(rows, near, strict=True)
+
+
+def _item_maker(images: Any, texts: Any, count: int, image_size: int) -> Callable[[int], Item]:
+    picture = None if images is None else item_getter("images", images, count)
+    text = None if texts is None else item_getter("texts", texts, count)
+
+    def item(i: int) -> Item:
+        return (
+            None if picture is None else data_uri(picture(i), image_size),
+            None if text is None else str(text(i)),
+        )
+
+    return item
+
+
+def _row(row: dict[str, Any], near: list[int]) -> dict[str, Any]:
+    suggested = row.get("suggested_label", -1)
+    known = suggested >= 0 and suggested != row["given_label"]
+    return {
+        "id": _id(row),
+        "given": row["given_label"],
+        "suggested": suggested if known else None,
+        "score": round(row["score"], 4),
+        "support": round(row["support"], 4) if known else None,
+        "near": near,
+    }
+
+
+def _key(rows: list[dict[str, Any]]) -> str:
+    """Under which the browser keeps the decisions: another audit has another."""
+    suspects = [[row["id"], row["given"], row["suggested"], row["score"]] for row in rows]
+    return "noisydml:" + hashlib.sha256(_json(suspects)).hexdigest()
+
+
+def _names(class_names: ClassNames | None, classes: set[int]) -> list[tuple[int, str]]:
+    """Every class with a name of its own, in the order of the labels."""
+    if class_names is None:
+        return [(label, str(label)) for label in sorted(classes)]
+    if isinstance(class_names, str):
+        raise TypeError("class_names must have one name per class, got one str")
+    pairs = class_names.items() if isinstance(class_names, Mapping) else enumerate(class_names)
+    names = {int(label): str(name) for label, name in pairs}
+    missing = classes - names.keys()
+    if missing:
+        raise ValueError(f"class_names must name every label, got none for {min(missing)}")
+    count = Counter(names.values())
+    return [
+        (label, name if count[name] == 1 else f"{name} ({label})")
+        for label, name in sorted(names.items())
+    ]
+
+
+def _json(value: Any) -> bytes:
+    """ASCII without ``<``: nothing in it ends the block that it stands in, or begins a comment."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").encode("ascii")
+
+
+def _block(name: str, value: Any) -> bytes:
+    return f'<script type="application/json" id="{name}">'.encode() + _json(value) + b"</script>\n"
+
+
+def _template() -> tuple[bytes, bytes]:
+    """What stands before and after the data; the only script that may run is the template's."""
+    page = resources.files("noisydml").joinpath("label_page.html").read_text(encoding="utf-8")
+    script = page.rsplit("<script>", 1)[1].split("</script>", 1)[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    head, tail = page.replace("SCRIPT_HASH", digest).split("<!-- data -->\n")
+    return head.encode(), tail.encode()

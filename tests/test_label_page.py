@@ -1,0 +1,497 @@
+"""The page to fix labels on: what its file holds, and what a browser makes of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from browser import CHROMIUM, DRIVER, Browser, wait_for
+
+import noisydml
+from noisydml import KNNDenoiser, LabelAudit, LabelIssues
+from noisydml.pictures import data_uri
+
+SIZE, CLASSES = 12, 3
+HOSTILE = [
+    "</script><script>document.title = 'run'</script><!--<script>",
+    "\"'><img src=x onerror=\"document.title = 'run'\">&amp;",
+    "Käfer 🐞\u2028\ud800 \\u003c",
+]
+PICTURES = np.random.default_rng(0).integers(0, 256, (SIZE, 4, 5, 3)).astype(np.uint8)
+
+
+def example(suggestions: bool = True, neighbors: bool = True) -> LabelIssues:
+    """Six suspects of twelve samples; of 3 and 5 the suggestion is no other label, or none."""
+    given = torch.arange(SIZE) % CLASSES
+    suggested = (given + 1) % CLASSES
+    suggested[3], suggested[5] = given[3], -1
+    issues = torch.tensor([7, 2, 3, 5, 0, 10])
+    score = torch.ones(SIZE).double()
+    score[issues] = torch.linspace(0.01, 0.26, 6).double()
+    near = torch.tensor([[1, 2], [3, -1], [4, 5], [6, 7], [8, 9], [11, 0]])
+    return LabelIssues(
+        issues=issues,
+        score=score,
+        given_labels=given,
+        suggested_labels=suggested if suggestions else None,
+        support=torch.full((SIZE,), 0.75).double() if suggestions else None,
+        noise_rate=0.5,
+        neighbors=near if neighbors else None,
+    )
+
+
+class Blocks(HTMLParser):
+    """The JSON blocks of a page as a browser finds them, and how many scripts would run."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.blocks: dict[str, Any] = {}
+        self.scripts = 0
+        self.inside: str | None = None
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        assert "src" not in found
+        assert "href" not in found or found["href"] == "data:,"
+        if tag == "script":
+            self.inside = found["id"] if found.get("type") == "application/json" else None
+            self.scripts += self.inside is None
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = None
+
+    def handle_data(self, data: str) -> None:
+        if self.inside is not None:
+            self.blocks[self.inside] = json.loads(data)
+
+
+def written(folder: Path, issues: LabelIssues, **settings: Any) -> Blocks:
+    issues.to_html(folder / "page.html", **settings)
+    return Blocks(folder / "page.html")
+
+
+# The file ---------------------------------------------------------------------------------------
+
+
+def test_the_data(tmp_path: Path) -> None:
+    texts = [f"text {i}" for i in range(SIZE)]
+    page = written(tmp_path, example(), images=PICTURES, texts=texts, class_names=["a", "b", "c"])
+    data = page.blocks["data"]
+    assert page.scripts == 1
+    assert data["rows"][0] == {
+        "id": 7, "given": 1, "suggested": 2, "score": 0.01, "support": 0.75, "near": [1, 2],
+    }  # fmt: skip
+    assert [row["id"] for row in data["rows"]] == [7, 2, 3, 5, 0, 10]
+    assert [row["suggested"] for row in data["rows"]] == [2, 0, None, None, 1, 2]
+    assert data["rows"][1]["near"] == [3]
+    assert data["names"] == [[0, "a"], [1, "b"], [2, "c"]]
+    # Every sample that is shown, once, in the order in which it is.
+    assert [i for i, _ in data["samples"]] == [7, 1, 2, 3, 4, 5, 6, 0, 8, 9, 10, 11]
+    assert all(label == i % CLASSES for i, label in data["samples"])
+    expected = [[data_uri(PICTURES[i], 128), texts[i]] for i, _ in data["samples"]]
+    assert page.blocks["items-0"] == expected
+
+
+def test_only_what_is_shown_is_asked_for(tmp_path: Path) -> None:
+    asked: list[int] = []
+    issues = replace(example(), neighbors=None)
+    page = written(tmp_path, issues, texts=lambda i: asked.append(i) or "text", top=2)
+    assert asked == [7, 2]
+    assert page.blocks["items-0"] == [[None, "text"]] * 2
+    assert [row["near"] for row in page.blocks["data"]["rows"]] == [[], []]
+
+
+def test_many_samples_are_in_blocks(tmp_path: Path) -> None:
+    count = 450
+    issues = LabelIssues(
+        torch.arange(count), torch.zeros(count), torch.arange(count), None, None, 1.0
+    )
+    page = written(tmp_path, issues, texts=map(str, range(count)))
+    sizes = [len(page.blocks[f"items-{i}"]) for i in range(3)]
+    assert sizes == [200, 200, 50]
+    assert page.blocks["items-2"][-1] == [None, "449"]
+    assert page.blocks["data"]["rows"][1]["suggested"] is None
+
+
+def test_another_audit_has_another_key(tmp_path: Path) -> None:
+    def key(issues: LabelIssues, **settings: Any) -> str:
+        found: str = written(tmp_path, issues, **settings).blocks["data"]["key"]
+        return found
+
+    same = key(example())
+    assert same == key(example(neighbors=False), images=PICTURES, class_names=["a", "b", "c"])
+    other = example()
+    other.given_labels[7] = 0
+    assert len({same, key(other), key(example(), top=3), key(example(suggestions=False))}) == 4
+
+
+def test_names(tmp_path: Path) -> None:
+    page = written(tmp_path, example(), class_names={0: "crane", 1: "crane", 2: "ox", 9: "gnu"})
+    names = page.blocks["data"]["names"]
+    assert names == [[0, "crane (0)"], [1, "crane (1)"], [2, "ox"], [9, "gnu"]]
+    assert written(tmp_path, example()).blocks["data"]["names"] == [[0, "0"], [1, "1"], [2, "2"]]
+
+
+def test_no_issues(tmp_path: Path) -> None:
+    issues = noisydml.find_label_issues(torch.eye(2).repeat(5, 1), torch.arange(2).repeat(5))
+    assert issues.neighbors is not None
+    assert written(tmp_path, issues, texts=["a"] * 10).blocks["data"]["rows"] == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"images": PICTURES[:5]}, ValueError, "images must have 12 entries, one per sample"),
+        ({"images": PICTURES / 255}, TypeError, "images must be uint8"),
+        ({"texts": "a text"}, TypeError, "texts must be a callable"),
+        ({"class_names": ["a", "b"]}, ValueError, "must name every label, got none for 2"),
+        ({"class_names": "abc"}, TypeError, "class_names must have one name per class"),
+        ({"top": -1}, ValueError, "top"),
+        ({"image_size": 0}, ValueError, "image_size"),
+    ],
+)
+def test_bad_arguments(
+    tmp_path: Path, settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        example().to_html(tmp_path / "page.html", **settings)
+
+
+# The neighbours ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_the_neighbors_are_the_nearest(metric: Any) -> None:
+    embeddings, labels = torch.randn(50, 3), torch.arange(50) % 2
+    issues = noisydml.find_label_issues(embeddings, labels, k=20, metric=metric, threshold=0.9)
+    assert len(issues.issues) > 5
+    points = torch.nn.functional.normalize(embeddings) if metric == "cosine" else embeddings
+    distance = torch.cdist(points.double(), points.double()).fill_diagonal_(torch.inf)
+    expected = distance.argsort(dim=1)[issues.issues, :8]
+    assert torch.equal(issues.neighbors, expected)
+    assert torch.equal(issues.with_neighbors(embeddings, metric=metric).neighbors, expected)
+    assert issues.with_neighbors(embeddings, 3, metric=metric).neighbors.shape == (len(expected), 3)
+
+
+def test_the_neighbors_of_a_training() -> None:
+    """Also of samples that were never judged."""
+    embeddings = torch.tensor([[1.0, 0], [1, 0.1], [0, 1], [0.1, 1], [0, 0.9], [0.02, 0.9]])
+    loss_fn = KNNDenoiser(lambda e, labels: e.sum(1), memory_size=5, k=2, vote="count")
+    audit = LabelAudit(loss_fn, dataset_size=6)
+    for _ in range(3):
+        loss_fn(embeddings[:5], torch.tensor([0, 0, 1, 1, 0]), sample_ids=torch.arange(5))
+    issues = audit.result()
+    assert issues.neighbors is None
+    assert issues.issues.tolist() == [4]
+    assert issues.with_neighbors(embeddings, k=3).neighbors.tolist() == [[2, 5, 3]]
+    with pytest.raises(ValueError, match="embeddings must have 6 rows, one per sample, got 5"):
+        issues.with_neighbors(embeddings[:5], k=3)
+
+
+# In a browser -----------------------------------------------------------------------------------
+
+NAMES = ["ant", "bee", "fly"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("needs chromium and chromedriver")
+    with tempfile.TemporaryDirectory() as folder, Browser(Path(folder)) as browser:
+        yield browser
+
+
+def opened(browser: Browser, page: Path, issues: LabelIssues, **settings: Any) -> None:
+    """The page as one finds it for the first time."""
+    issues.to_html(page, **settings)
+    browser.open(page)
+    browser.js("localStorage.clear()")
+    browser.open(page)
+
+
+def progress(browser: Browser) -> str:
+    return str(browser.js("return document.getElementById('progress').textContent"))
+
+
+def current(browser: Browser) -> int:
+    """The sample whose row is marked."""
+    label = browser.js("return document.querySelector('[aria-current]').ariaLabel")
+    return int(label.split(",")[0].removeprefix("Sample "))
+
+
+def samples(browser: Browser) -> list[int]:
+    """The samples of the rows that are drawn, from top to bottom."""
+    labels = browser.js("return [...document.querySelectorAll('#list > li')].map(x => x.ariaLabel)")
+    return [int(label.split(",")[0].removeprefix("Sample ")) for label in labels]
+
+
+def choose(browser: Browser, box: str, value: str) -> None:
+    browser.js(
+        "const [box, value] = [document.getElementById(arguments[0]), arguments[1]];"
+        "box.value = value; box.dispatchEvent(new Event('change'))",
+        box,
+        value,
+    )
+
+
+def downloaded(browser: Browser) -> list[list[str]]:
+    """The lines of the file that the page gives, the header apart."""
+    file = wait_for(lambda: list(browser.downloads.glob("*.csv")))[0]
+    wait_for(lambda: file.stat().st_size)
+    with file.open(newline="", encoding="utf-8") as lines:
+        header, *rows = csv.reader(lines)
+    file.unlink()
+    assert header == ["index", "given", "corrected", "decision"]
+    return rows
+
+
+@pytest.mark.xdist_group("browser")
+def test_decisions_by_keyboard(browser: Browser, tmp_path: Path) -> None:
+    opened(browser, tmp_path / "page.html", example(), images=PICTURES, class_names=NAMES)
+    browser.press("a", "r", "a", "j", "o", "bee", "Enter")  # 3 has no suggestion: a does nothing
+    assert progress(browser) == "3 of 6 decided: 1 accepted, 1 rejected, 1 other; 6 shown"
+    assert current(browser) == 0
+    browser.press("d")
+    assert downloaded(browser) == [
+        ["7", "1", "2", "accepted"],
+        ["2", "2", "2", "rejected"],
+        ["3", "0", "0", "undecided"],
+        ["5", "2", "1", "other"],
+        ["0", "0", "0", "undecided"],
+        ["10", "1", "1", "undecided"],
+    ]
+    browser.press("u")  # takes back what was decided last
+    assert current(browser) == 5
+    assert progress(browser).startswith("2 of 6 decided: 1 accepted, 1 rejected, 0 other")
+    browser.press("ArrowUp", "ArrowUp", "ArrowUp", "ArrowUp", "a")  # the same again
+    assert progress(browser).startswith("1 of 6 decided: 0 accepted, 1 rejected")
+    browser.press("u", "u", "u")
+    assert progress(browser).startswith("0 of 6 decided")
+    browser.press("ArrowDown", "n", "n")
+    assert browser.js("return document.getElementById('undo').disabled")
+
+
+@pytest.mark.xdist_group("browser")
+def test_next_undecided(browser: Browser, tmp_path: Path) -> None:
+    opened(browser, tmp_path / "page.html", example(), class_names=NAMES)
+    browser.press("a", "r", "k", "k", "n")
+    assert current(browser) == 3
+    browser.press("j", "j", "j", "j", "j")
+    assert current(browser) == 10
+    browser.press("n")  # from the end to the first that is left
+    assert current(browser) == 3
+
+
+@pytest.mark.xdist_group("browser")
+def test_decisions_by_mouse(browser: Browser, tmp_path: Path) -> None:
+    opened(browser, tmp_path / "page.html", example(), images=PICTURES, class_names=NAMES)
+    assert browser.js("return document.querySelectorAll('.accept:disabled').length") == 2
+    browser.click("#list > li:nth-child(2) .accept")
+    assert current(browser) == 2
+    browser.click("#list > li:nth-child(3) input")
+    browser.press("wasp", "Enter")
+    message = "return document.querySelector('#list > li:nth-child(3) input').validationMessage"
+    assert browser.js(message) == "There is no such class."
+    assert progress(browser).startswith("1 of 6 decided")
+    browser.js("document.activeElement.value = ''")
+    browser.press("fly", "Enter")
+    assert browser.js(message) == ""
+    browser.click("#list > li:nth-child(1) .reject")
+    assert progress(browser).startswith("3 of 6 decided: 1 accepted, 1 rejected, 1 other")
+    pressed = "return [...document.querySelectorAll('[aria-pressed=true]')].map(x => x.textContent)"
+    assert browser.js(pressed) == ["Reject", "Accept"]
+    browser.click("#list > li:nth-child(1) .reject")
+    browser.click("#undo")
+    browser.click("#undo")
+    browser.click("#download")
+    assert [row[3] for row in downloaded(browser)[:3]] == ["undecided", "accepted", "other"]
+
+
+@pytest.mark.xdist_group("browser")
+def test_sort_and_filter(browser: Browser, tmp_path: Path) -> None:
+    opened(browser, tmp_path / "page.html", example(), texts=lambda i: f"text {i}")
+    assert samples(browser) == [7, 2, 3, 5, 0, 10]
+    choose(browser, "sort", "given")
+    assert samples(browser) == [3, 0, 7, 10, 2, 5]
+    choose(browser, "sort", "suggested")
+    assert samples(browser) == [2, 0, 7, 10, 3, 5]  # those without a suggestion last
+    choose(browser, "class", "0")  # given or suggested
+    assert samples(browser) == [2, 0, 3]
+    browser.press("a")
+    choose(browser, "show", "open")
+    assert samples(browser) == [0, 3]
+    choose(browser, "show", "done")
+    assert samples(browser) == [2]
+    choose(browser, "class", "1")
+    assert samples(browser) == []
+    assert browser.js("return document.getElementById('empty').checkVisibility()")
+    browser.press("a", "j", "n", "o")  # nothing to decide about
+    assert progress(browser) == "1 of 6 decided: 1 accepted, 0 rejected, 0 other; 0 shown"
+
+
+@pytest.mark.xdist_group("browser")
+def test_decisions_survive_a_reload(browser: Browser, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    opened(browser, page, example())
+    browser.press("a", "j", "r")
+    before = progress(browser)
+    browser.open(page)
+    assert progress(browser) == before
+    assert before.startswith("2 of 6 decided: 1 accepted, 1 rejected")
+    example(suggestions=False).to_html(page)  # another audit
+    browser.open(page)
+    assert progress(browser).startswith("0 of 6 decided")
+    assert browser.js("return document.querySelector('#sort [value=suggested]')") is None
+
+
+@pytest.mark.xdist_group("browser")
+def test_without_storage(browser: Browser, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    example().to_html(page)
+    refuse = "Object.defineProperty(window, 'localStorage', {get() {throw new Error('refused')}})"
+    added = browser.devtools("Page.addScriptToEvaluateOnNewDocument", source=refuse)
+    browser.open(page)
+    browser.devtools("Page.removeScriptToEvaluateOnNewDocument", **added)
+    browser.press("a")
+    assert progress(browser).startswith("1 of 6 decided")
+    note = browser.js("return document.getElementById('keeps').textContent")
+    assert note == "This browser keeps no decisions: download before you leave."
+
+
+@pytest.mark.xdist_group("browser")
+def test_hostile_names_and_texts_are_text(browser: Browser, tmp_path: Path) -> None:
+    texts = [HOSTILE[i % 3] for i in range(SIZE)]
+    browser.log("browser")
+    opened(
+        browser,
+        tmp_path / "page.html",
+        example(),
+        texts=texts,
+        class_names=HOSTILE,
+        title=HOSTILE[0],
+    )
+    assert browser.js("return document.title") == " ".join(HOSTILE[0].split())
+    # As JSON, because half of a surrogate pair gets no other way out of the browser.
+    all_texts = "[...document.querySelectorAll('.item div')].map(x => x.textContent)"
+    shown = json.loads(browser.js(f"return JSON.stringify({all_texts})"))
+    assert shown == [texts[i] for i in (7, 2, 3, 5, 0, 10)]
+    given = browser.js("return document.querySelector('#list > li:nth-child(5) b').textContent")
+    assert given == HOSTILE[0]
+    assert browser.js("return document.querySelectorAll('#list img').length") == 0
+    assert browser.js("return document.querySelectorAll('script:not([type])').length") == 1
+    assert browser.log("browser") == []
+
+
+@pytest.mark.xdist_group("browser")
+def test_no_other_script_runs_and_nothing_is_fetched(browser: Browser, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    browser.log("performance")
+    opened(browser, page, example(), images=PICTURES)
+    loaded = "return [...document.images].every(x => x.complete && x.naturalWidth === 5)"
+    wait_for(lambda: browser.js(loaded))
+    messages = [json.loads(entry["message"])["message"] for entry in browser.log("performance")]
+    addresses = {
+        message["params"]["request"]["url"]
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+    }
+    assert page.as_uri() in addresses
+    others = {url for url in addresses if not url.startswith("data:")} - {page.as_uri()}
+    assert not others
+
+    text = page.read_text(encoding="utf-8")
+    added = "<script>document.title = 'run'</script><img src='https://example.org/x.png'></body>"
+    page.write_text(text.replace("</body>", added), encoding="utf-8")
+    browser.open(page)
+    assert browser.js("return document.title") == "Labels to check"
+    refused = [entry["message"] for entry in browser.log("browser")]
+    assert len(refused) == 2
+    assert all("Content Security Policy" in message for message in refused)
+
+
+@pytest.mark.xdist_group("browser")
+def test_few_of_many_rows_are_drawn(browser: Browser, tmp_path: Path) -> None:
+    count = 1000
+    issues = LabelIssues(
+        torch.arange(count),
+        torch.linspace(0, 0.3, count).double(),
+        torch.arange(count) % CLASSES,
+        torch.arange(1, count + 1) % CLASSES,
+        torch.ones(count).double(),
+        1.0,
+    )
+    opened(browser, tmp_path / "page.html", issues, images=lambda i: PICTURES[i % SIZE])
+    assert len(samples(browser)) < 20
+    browser.js("document.getElementById('scroll').scrollTop = 1e9")
+    wait_for(lambda: 999 in samples(browser))
+    assert 0 not in samples(browser)
+    assert len(samples(browser)) < 20
+    last = "return document.querySelector('#list > li:last-child').getBoundingClientRect().bottom"
+    assert abs(browser.js(last) - browser.js("return innerHeight")) < 2
+    browser.press("j")  # back to where one was
+    assert current(browser) == 1
+    assert samples(browser)[:2] == [0, 1]
+    assert browser.js("return document.activeElement.ariaLabel").startswith("Sample 1,")
+    browser.press(*"a" * 30)
+    assert current(browser) == 31
+    visible = "const box = document.activeElement.getBoundingClientRect();" \
+        "return box.top >= 0 && box.bottom <= innerHeight + 1"  # fmt: skip
+    assert browser.js(visible)
+
+
+CONTRAST = """
+const light = (color) => {
+  const [r, g, b] = color.match(/[\\d.]+/g).map(Number).map((v) => v / 255)
+    .map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const ground = (e) => {
+  const color = getComputedStyle(e).backgroundColor;
+  return /, 0\\)$/.test(color) && e.parentElement ? ground(e.parentElement) : color;
+};
+const own = (e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+return [...document.body.querySelectorAll("*")]
+  .filter((e) => own(e) && e.checkVisibility() && !e.disabled)
+  .map((e) => [light(getComputedStyle(e).color), light(ground(e))].sort((a, b) => b - a))
+  .map(([a, b]) => (a + 0.05) / (b + 0.05));
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.xdist_group("browser")
+def test_everyone_can_read_it(browser: Browser, tmp_path: Path, scheme: str) -> None:
+    opened(browser, tmp_path / "page.html", example(), images=PICTURES, class_names=NAMES)
+    media = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.devtools("Emulation.setEmulatedMedia", features=media)
+    browser.press("a")
+    ratios = browser.js(CONTRAST)
+    assert len(ratios) > 40
+    assert min(ratios) > 4.5  # WCAG 2, level AA
+    page = browser.js("return getComputedStyle(document.body).backgroundColor")
+    assert page == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 22, 26)"}[scheme]
+    unnamed = "return [...document.querySelectorAll('img, input, select, button')].filter(x =>" \
+        "!(x.alt || x.ariaLabel || x.textContent || x.labels?.length)).length"  # fmt: skip
+    assert browser.js(unnamed) == 0
+
+
+@pytest.mark.xdist_group("browser")
+def test_a_narrow_window(browser: Browser, tmp_path: Path) -> None:
+    opened(browser, tmp_path / "page.html", example(), images=PICTURES, class_names=NAMES)
+    width = {"width": 420, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.devtools("Emulation.setDeviceMetricsOverride", **width)
+    try:
+        tops = "return [...document.querySelectorAll('#list > li')].map(x => x.offsetTop)"
+        wait_for(lambda: browser.js(tops)[:3] == [0, 300, 600])
+        assert browser.js("return document.documentElement.scrollWidth") <= 420
+    finally:
+        browser.devtools("Emulation.clearDeviceMetricsOverride")

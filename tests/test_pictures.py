@@ -1,0 +1,104 @@
+"""Pictures as files and addresses."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+from noisydml.pictures import as_pixels, data_uri, item_getter, png, shrink
+
+RNG = np.random.default_rng(0)
+
+
+def decoded(file: bytes) -> np.ndarray:
+    """By another decoder, to bytes."""
+    return (imread(io.BytesIO(file), format="png") * 255).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (3, 9, 3), (64, 64), (40, 1, 3)])
+@pytest.mark.parametrize("smooth", [False, True])
+def test_png_holds_the_pixels(shape: tuple[int, ...], smooth: bool) -> None:
+    pixels = RNG.integers(0, 256, shape).astype(np.uint8)
+    if smooth:  # where differences of rows are shorter
+        pixels = (
+            np.arange(shape[0])[(...,) + (None,) * (len(shape) - 1)] * 3 + pixels // 64
+        ).astype(np.uint8)
+    assert np.array_equal(decoded(png(pixels)), pixels)
+
+
+def test_png_takes_the_shorter_of_its_filters() -> None:
+    noise = RNG.integers(0, 256, (1, 200, 3))
+    slope = (noise + np.arange(100).reshape(-1, 1, 1)).astype(np.uint8)  # rows differ by 1
+    assert len(png(slope)) < 2000
+    assert np.array_equal(decoded(png(slope)), slope)
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (9, 7, 3), (10, 1)])
+def test_shrink_takes_means(shape: tuple[int, ...]) -> None:
+    pixels = RNG.integers(0, 256, shape).astype(np.uint8)
+    side = max(shape[:2]) // 2
+    small = shrink(pixels, side)
+    height, width = (max(1, round(n * side / max(shape[:2]))) for n in shape[:2])
+    assert small.shape == (height, width, *shape[2:])
+    rows = np.linspace(0, shape[0], height + 1).astype(int)
+    columns = np.linspace(0, shape[1], width + 1).astype(int)
+    for i in range(height):
+        for j in range(width):
+            patch = pixels[rows[i] : rows[i + 1], columns[j] : columns[j + 1]]
+            assert np.abs(small[i, j] - patch.mean(axis=(0, 1))).max() <= 0.5 + 1e-9
+
+
+def test_small_pictures_stay() -> None:
+    pixels = RNG.integers(0, 256, (8, 12)).astype(np.uint8)
+    assert shrink(pixels, 12) is pixels
+
+
+def test_what_is_a_picture(tmp_path: Path) -> None:
+    pixels = RNG.integers(0, 256, (5, 4, 3)).astype(np.uint8)
+    uri = data_uri(torch.from_numpy(pixels), 100)
+    start, data = uri.split(",")
+    assert start == "data:image/png;base64"
+    assert np.array_equal(decoded(base64.b64decode(data)), pixels)
+
+    file = tmp_path / "picture.bin"  # the name does not count
+    file.write_bytes(png(pixels))
+    assert data_uri(file, 2) == data_uri(str(file), 2) == uri
+    file.write_bytes(b"\xff\xd8\xff and so on")
+    assert data_uri(file, 2).startswith("data:image/jpeg;base64,")
+    file.write_bytes(b"<svg onload='alert(1)'>")
+    with pytest.raises(ValueError, match=r"images must be PNG, JPEG.* files, got .*picture\.bin"):
+        data_uri(file, 2)
+
+
+@pytest.mark.parametrize(
+    ("picture", "error", "message"),
+    [
+        (np.zeros((4, 4)), TypeError, "uint8, 0 to 255, got dtype float64"),
+        (torch.zeros(4, 4, dtype=torch.int64), TypeError, "got dtype int64"),
+        (np.zeros((3, 8, 8), np.uint8), ValueError, r"got \(3, 8, 8\)"),
+        (np.zeros(4, np.uint8), ValueError, r"got \(4,\)"),
+        (np.zeros((0, 4), np.uint8), ValueError, r"got \(0, 4\)"),
+    ],
+)
+def test_what_is_none(picture: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        as_pixels(picture)
+
+
+def test_items() -> None:
+    array = RNG.integers(0, 256, (3, 2, 2)).astype(np.uint8)
+    for source in (array, torch.from_numpy(array), list(array), lambda i: array[i]):
+        assert np.array_equal(item_getter("images", source, 3)(2), array[2])
+    assert item_getter("texts", (text for text in "abc"), 3)(1) == "b"
+    with pytest.raises(ValueError, match="texts must have 4 entries, one per sample, got 3"):
+        item_getter("texts", ["a", "b", "c"], 4)
+    for wrong in ("abc", 3):
+        with pytest.raises(TypeError, match="texts must be a callable or have one entry"):
+            item_getter("texts", wrong, 3)
