@@ -54,10 +54,9 @@ def decision_stats(decision: Decision) -> dict[str, float]:
         "noise_rate": number(decision.noise_rate),
     }
     scores = unknown if decision.score is None or size == 0 else decision.score.double()
-    ordered = scores.reshape(-1).sort().values  # NaN is last
-    last = (ordered.isnan().logical_not().sum() - 1).clamp_min(0)
-    for name, q in _QUANTILES.items():  # without torch.quantile, which asks the host
-        numbers[name] = ordered.take((last * q).round().long())
+    for name, q in _QUANTILES.items():
+        # The nearest, as between infinite scores nothing can be interpolated.
+        numbers[name] = scores.nanquantile(q, interpolation="nearest")
     values = torch.stack(list(numbers.values())).tolist()
     return {"size": float(size), **dict(zip(numbers, values, strict=True))}
 

@@ -26,6 +26,7 @@ WRONG = torch.tensor([1, 1, 0, 0, 0, 0]).bool()
 
 @pytest.fixture(autouse=True)
 def _close() -> Iterator[None]:
+    plt.close("all")  # those of the docstrings, which run in the same process
     yield
     plt.close("all")
 

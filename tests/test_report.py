@@ -9,7 +9,7 @@ import pytest
 import torch
 from fake_cuda import fake_cuda
 from pytorch_metric_learning import losses
-from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from noisydml import (
     ConfidenceWeightedLoss,
@@ -101,7 +101,7 @@ def test_the_line_has_the_noise_rate() -> None:
 def test_one_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
     """All numbers of a decision are read from the device together; nothing else waits for it."""
     read = []
-    monkeypatch.setattr(Tensor, "tolist", lambda self: read.append(self.shape) or [0.0] * 7)
+    monkeypatch.setattr(FakeTensor, "tolist", lambda self: read.append(self.shape) or [0.0] * 7)
     with fake_cuda() as device:
         score = torch.rand(9, device=device)
         decision_stats(Decision(score > 0.5, score, score, score.sum()))
