@@ -6,7 +6,7 @@ Imported by itself: ``from noisydml import plot``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from noisydml.audit import LabelIssues
 from noisydml.functional.checks import require_count
+from noisydml.label_page import ClassNames, unique_names
 from noisydml.noise import ClassHierarchy
 from noisydml.pictures import as_pixels, item_getter
 from noisydml.wrappers.base import Decision
@@ -130,7 +131,7 @@ def contact_sheet(
     issues: LabelIssues,
     images: Any,
     *,
-    class_names: Mapping[int, str] | Iterable[str] | None = None,
+    class_names: ClassNames | None = None,
     rows: int = 5,
     columns: int = 8,
     title: str = "The most suspicious labels: given → suggested",
@@ -167,21 +168,19 @@ def contact_sheet(
     require_count("columns", columns)
     plt = _pyplot()
     picture = item_getter("images", images, len(issues.given_labels))
-    names = class_names
-    if names is not None and not isinstance(names, Mapping):
-        names = dict(enumerate(names))
+    worst = issues.rows()[: rows * columns]
+    pairs = [(row["given_label"], row.get("suggested_label", -1)) for row in worst]
+    names = unique_names(class_names, {label for pair in pairs for label in pair if label >= 0})
     figure, axes = plt.subplots(
         rows, columns, figsize=(1.15 * columns, 1.3 * rows), squeeze=False, layout="constrained"
     )
     for axis in axes.flat:
         axis.set_axis_off()
-    for axis, row in zip(axes.flat, issues.rows(), strict=False):
+    for axis, row, pair in zip(axes.flat, worst, pairs, strict=False):
         item = picture(row["sample_id"])
         shown = plt.imread(item) if isinstance(item, (str, PathLike)) else as_pixels(item)
         axis.imshow(shown, cmap="gray", vmin=0, vmax=255 if shown.dtype == np.uint8 else 1)
-        labels = [row["given_label"], row.get("suggested_label", -1)]
-        words = [str(label if names is None else names[label]) for label in labels if label >= 0]
-        axis.set_title(" → ".join(words) + "?", fontsize=9)
+        axis.set_title(" → ".join(names[label] for label in pair if label >= 0) + "?", fontsize=9)
     figure.suptitle(title)
     return figure  # type: ignore[no-any-return]
 

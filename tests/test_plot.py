@@ -138,6 +138,8 @@ def test_contact_sheet(tmp_path: Path) -> None:
         plot.contact_sheet(issues(), pictures / 255)
     with pytest.raises(ValueError, match="images must have 4 entries"):
         plot.contact_sheet(issues(), pictures[:3])
+    with pytest.raises(ValueError, match="class_names must name every label, got none for 2"):
+        plot.contact_sheet(issues(), pictures, class_names={0: "a", 1: "b"})
     with pytest.raises(ValueError, match="columns"):
         plot.contact_sheet(issues(), pictures, columns=0)
 
