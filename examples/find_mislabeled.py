@@ -16,22 +16,9 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 import noisydml
+from noisydml import plot
 
 mpl.use("Agg")
-import matplotlib.pyplot as plt
-
-
-def contact_sheet(images: np.ndarray, result: noisydml.LabelIssues, path: Path) -> None:
-    """The first 40 issues, each with its given and its suggested label."""
-    figure, axes = plt.subplots(5, 8, figsize=(9, 6.6))
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, row in zip(axes.flat, result.rows(), strict=False):
-        axis.imshow(images[row["sample_id"]], cmap="gray_r")
-        axis.set_title(f"{row['given_label']} → {row['suggested_label']}?", fontsize=9)
-    figure.suptitle("The most suspicious labels: given → suggested")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -52,7 +39,7 @@ def main() -> None:
     result.to_csv(options.output / "issues.csv")
     pictures = (255 - 15.9375 * data.images).astype(np.uint8)  # 0 to 16, black on white
     result.to_html(options.output / "issues.html", images=pictures, title="Digits to check")
-    contact_sheet(data.images, result, options.output / "issues.png")
+    plot.contact_sheet(result, pictures).savefig(options.output / "issues.png", dpi=120)
     print(f"wrote issues.csv, issues.html and issues.png to {options.output}")
 
 

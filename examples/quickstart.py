@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import noisydml
+from noisydml import plot
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -217,14 +218,13 @@ def print_table(results: list[Result], data: Digits) -> None:
 def write_suspects(result: Result, data: Digits, folder: Path) -> None:
     """suspects.csv, the most suspicious label first, and a sheet of the first pictures."""
     result.issues.to_csv(folder / "suspects.csv")
-    figure, axes = plt.subplots(4, 8, figsize=(9, 5.6))
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, row in zip(axes.flat, result.issues.rows(), strict=False):
-        axis.imshow(data.train_images[row["sample_id"], 0], cmap="gray_r")
-        axis.set_title(f"given {row['given_label']}, likely {row['suggested_label']}", fontsize=7)
-    figure.suptitle(f"The most suspicious labels according to {result.name}")
-    figure.tight_layout()
+    pictures = (255 * (1 - data.train_images[:, 0])).byte()  # black on white
+    figure = plot.contact_sheet(
+        result.issues,
+        pictures,
+        rows=4,
+        title=f"The most suspicious labels according to {result.name}: given → suggested",
+    )
     figure.savefig(folder / "suspects.png", dpi=120)
 
 
@@ -234,9 +234,7 @@ def plot_curves(results: list[Result], judge: Result, data: Digits, folder: Path
         left.plot(range(1, len(r.map_at_r) + 1), r.map_at_r, label=r.name)
     left.set(xlabel="epoch", ylabel="MAP@R on the test digits, %", ylim=(0, 100))
     left.legend(fontsize=8)
-    bins = np.linspace(0, 1, 26)
-    right.hist(judge.score[~data.is_noisy], bins, alpha=0.6, label="right labels")
-    right.hist(judge.score[data.is_noisy], bins, alpha=0.6, label="wrong labels")
+    plot.score_histogram(judge.score, is_noisy=data.is_noisy, bins=25, ax=right)
     right.set(xlabel=f"score, last epoch ({judge.name})", ylabel="training samples")
     right.legend(fontsize=8)
     figure.tight_layout()

@@ -6,6 +6,7 @@ from noisydml.distributed import GatheredLoss
 from noisydml.label_audit import LabelAudit
 from noisydml.per_sample import per_sample_loss
 from noisydml.regularizers import LanguageGuidance, Regularizer
+from noisydml.report import decision_stats, decision_summary
 from noisydml.version import __version__
 from noisydml.wrappers.base import Decision, LossWrapper
 from noisydml.wrappers.confidence import ConfidenceWeightedLoss
@@ -34,6 +35,8 @@ __all__ = [
     "SmallLossFilter",
     "SuperLoss",
     "__version__",
+    "decision_stats",
+    "decision_summary",
     "distributed",
     "find_label_issues",
     "functional",

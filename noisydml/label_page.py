@@ -61,7 +61,7 @@ def write(
         "key": _key(shown),
         "rows": shown,
         "samples": [[i, labels[i]] for i in samples],
-        "names": _names(class_names, classes),
+        "names": list(unique_names(class_names, classes).items()),
         "perBlock": _PER_BLOCK,
     }
     head, tail = _template()
@@ -116,10 +116,15 @@ def _key(rows: list[dict[str, Any]]) -> str:
     return "noisydml:" + hashlib.sha256(_json(suspects)).hexdigest()
 
 
-def _names(class_names: ClassNames | None, classes: set[int]) -> list[tuple[int, str]]:
-    """Every class with a name of its own, in the order of the labels."""
+def unique_names(class_names: ClassNames | None, classes: set[int]) -> dict[int, str]:
+    """Every class with a name of its own, in the order of the labels.
+
+    Args:
+        class_names: of the labels, or None, where a label is its name.
+        classes: the labels that must have one.
+    """
     if class_names is None:
-        return [(label, str(label)) for label in sorted(classes)]
+        return {label: str(label) for label in sorted(classes)}
     if isinstance(class_names, str):
         raise TypeError("class_names must have one name per class, got one str")
     pairs = class_names.items() if isinstance(class_names, Mapping) else enumerate(class_names)
@@ -128,10 +133,10 @@ def _names(class_names: ClassNames | None, classes: set[int]) -> list[tuple[int,
     if missing:
         raise ValueError(f"class_names must name every label, got none for {min(missing)}")
     count = Counter(names.values())
-    return [
-        (label, name if count[name] == 1 else f"{name} ({label})")
+    return {
+        label: name if count[name] == 1 else f"{name} ({label})"
         for label, name in sorted(names.items())
-    ]
+    }
 
 
 def _json(value: Any) -> bytes:

@@ -9,6 +9,7 @@ import pkgutil
 import pytest
 
 import noisydml
+from noisydml import plot
 from noisydml.memory import FeatureMemory
 
 MODULES = ["noisydml"] + [
@@ -29,6 +30,13 @@ def test_doctests(name: str) -> None:
     "public",
     [
         noisydml.per_sample_loss,
+        noisydml.decision_stats,
+        noisydml.decision_summary,
+        noisydml.LabelIssues.to_html,
+        plot.contact_sheet,
+        plot.hierarchy,
+        plot.noise_rate,
+        plot.score_histogram,
         noisydml.ConfidenceWeightedLoss,
         noisydml.GatheredLoss,
         noisydml.GroundTruthFilter,

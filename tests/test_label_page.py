@@ -484,6 +484,31 @@ def test_everyone_can_read_it(browser: Browser, tmp_path: Path, scheme: str) -> 
     assert browser.js(unnamed) == 0
 
 
+@pytest.mark.parametrize("width", [1300, 420])
+@pytest.mark.parametrize("pictures", [True, False])
+@pytest.mark.xdist_group("browser")
+def test_nothing_is_cut_off(browser: Browser, tmp_path: Path, width: int, pictures: bool) -> None:
+    """What is too long scrolls inside its row."""
+    near = torch.arange(8).repeat(6, 1)
+    settings = {"texts": lambda i: f"{i} " + 40 * "long " + 200 * "x"}
+    settings |= {"images": PICTURES} if pictures else {}
+    names = ["a name of many words " * 4, "Donau" * 20, "short"]
+    issues = replace(example(), neighbors=near)
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.devtools("Emulation.setDeviceMetricsOverride", **size)
+    try:
+        opened(browser, tmp_path / "page.html", issues, class_names=names, **settings)
+        over = (
+            "return [...document.querySelectorAll('#list > li')].flatMap(row => [...row.children]"
+            ".map(x => [x, x.getBoundingClientRect(), row.getBoundingClientRect()]).filter("
+            "([_, a, b]) => a.bottom > b.bottom || a.right > b.right).map(([x]) => x.className))"
+        )
+        assert browser.js("return document.querySelectorAll('.near li').length") >= 24
+        assert browser.js(over) == []
+    finally:
+        browser.devtools("Emulation.clearDeviceMetricsOverride")
+
+
 @pytest.mark.xdist_group("browser")
 def test_a_narrow_window(browser: Browser, tmp_path: Path) -> None:
     opened(browser, tmp_path / "page.html", example(), images=PICTURES, class_names=NAMES)
