@@ -10,6 +10,7 @@ from noisydml.version import __version__
 from noisydml.wrappers.base import Decision, LossWrapper
 from noisydml.wrappers.confidence import ConfidenceWeightedLoss
 from noisydml.wrappers.ground_truth import GroundTruthFilter
+from noisydml.wrappers.interactions import SelectedInteractions
 from noisydml.wrappers.knn import KNNDenoiser
 from noisydml.wrappers.prism import PRISMFilter
 from noisydml.wrappers.regularized import RegularizedLoss
@@ -31,6 +32,7 @@ __all__ = [
     "PrototypicalMixer",
     "RegularizedLoss",
     "Regularizer",
+    "SelectedInteractions",
     "SmallLossFilter",
     "SuperLoss",
     "__version__",
