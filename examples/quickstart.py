@@ -123,6 +123,10 @@ def small_loss(loss: nn.Module, data: Digits, by_itself: bool = False) -> noisyd
     return noisydml.SmallLossFilter(loss, noise_rate=noise_rate, ramp=ramp, score_loss=proxies)
 
 
+def selected(loss: nn.Module, data: Digits) -> noisydml.LossWrapper:
+    return noisydml.SelectedInteractions(knn(loss, data))
+
+
 # Each row of the table: its name, how its loss is made, and whether it trains on true labels.
 Method = tuple[str, Callable[[Digits], Any], bool]
 METHODS: list[Method] = [
@@ -132,6 +136,7 @@ METHODS: list[Method] = [
     ("SmallLossFilter", lambda data: small_loss(base_loss(), data), False),
     ("KNNDenoiser", lambda data: knn(base_loss(), data), False),
     ("PrototypicalMixer", lambda data: titan(base_loss(), data), False),
+    ("SelectedInteractions (KNN)", lambda data: selected(base_loss(), data), False),
     (
         "GroundTruthFilter (ceiling)",
         lambda data: noisydml.GroundTruthFilter(base_loss(), data.is_noisy),

@@ -11,6 +11,7 @@ from noisydml.version import __version__
 from noisydml.wrappers.base import Decision, LossWrapper
 from noisydml.wrappers.confidence import ConfidenceWeightedLoss
 from noisydml.wrappers.ground_truth import GroundTruthFilter
+from noisydml.wrappers.interactions import SelectedInteractions
 from noisydml.wrappers.knn import KNNDenoiser
 from noisydml.wrappers.prism import PRISMFilter
 from noisydml.wrappers.regularized import RegularizedLoss
@@ -32,6 +33,7 @@ __all__ = [
     "PrototypicalMixer",
     "RegularizedLoss",
     "Regularizer",
+    "SelectedInteractions",
     "SmallLossFilter",
     "SuperLoss",
     "__version__",

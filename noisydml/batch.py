@@ -18,6 +18,9 @@ class Batch:
     ``synthetic`` is set by a wrapper that adds rows which are no samples of the data set. Their
     sample id is -1 where the others have ids. Nobody remembers them or looks them up.
 
+    ``negative_only`` marks rows that may be negatives of others, but form no positive pair. It is
+    turned into pairs when the innermost loss is called, so that they are those of all its rows.
+
     ``first_own`` is set once the rows of all ranks have been gathered, so that nobody inside
     gathers them a second time: it says where this rank's begin.
     """
@@ -30,6 +33,7 @@ class Batch:
     sample_weight: Tensor | None = None  # (B,)
     sample_ids: Tensor | None = None  # (B,)
     synthetic: Tensor | None = None  # (B,) bool
+    negative_only: Tensor | None = None  # (B,) bool
     first_own: int | None = None
 
     def __len__(self) -> int:
@@ -82,6 +86,7 @@ class Batch:
             sample_weight=None if self.sample_weight is None else self.sample_weight[rows],
             sample_ids=None if self.sample_ids is None else self.sample_ids[rows],
             synthetic=None if self.synthetic is None else self.synthetic[rows],
+            negative_only=None if self.negative_only is None else self.negative_only[rows],
         )
 
     def reweight(self, weight: Tensor) -> Batch:
@@ -116,6 +121,7 @@ class Batch:
             sample_weight=twice(self.sample_weight),
             sample_ids=None if ids is None else torch.cat([ids, torch.full_like(ids, -1)]),
             synthetic=torch.cat([own, own.logical_not()]),
+            negative_only=twice(self.negative_only),
         )
 
     def _repeat_indices(self) -> IndicesTuple | None:

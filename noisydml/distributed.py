@@ -74,6 +74,7 @@ def gather_batch(batch: Batch) -> Batch:
         sample_weight=gather(batch.sample_weight, sizes),
         sample_ids=gather(batch.sample_ids, sizes),
         synthetic=gather(batch.synthetic, sizes),
+        negative_only=gather(batch.negative_only, sizes),
         first_own=start,
     )
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from noisydml.batch import Batch
 from noisydml.functional import proxy_nca
 from noisydml.pml_kinds import Loss, name_of, parts, refuse_unweightable, unweightable
+from noisydml.pml_pairs import with_selected_pairs
 from noisydml.pml_state import only_samples_remembered
 from noisydml.pml_terms import Part, is_reduced, observed, shared_out
 
@@ -114,7 +115,7 @@ def supervised_contrastive() -> nn.Module:
 
 
 def _output(loss: Loss, batch: Batch) -> Any:
-    batch = _converted(loss, batch)
+    batch = with_selected_pairs(loss, _converted(loss, batch))
     memories = [part for part in parts(loss) if isinstance(part, CrossBatchMemory)]
     with only_samples_remembered(memories, batch):
         return loss(batch.embeddings, batch.labels, **batch.optional_arguments())

@@ -42,6 +42,7 @@ def test_doctests(name: str) -> None:
         noisydml.GroundTruthFilter,
         noisydml.LanguageGuidance,
         noisydml.RegularizedLoss,
+        noisydml.SelectedInteractions,
         noisydml.SmallLossFilter,
         noisydml.SuperLoss,
         noisydml.PRISMFilter,

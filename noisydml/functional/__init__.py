@@ -11,6 +11,7 @@ from noisydml.functional.clean_probability import (
 )
 from noisydml.functional.confidence import confidence
 from noisydml.functional.gaussian_mixture import gaussian_mixture, gaussian_mixture_threshold
+from noisydml.functional.interactions import selected_interactions
 from noisydml.functional.lambertw import lambertw
 from noisydml.functional.language_guidance import language_guidance
 from noisydml.functional.mixing import draw_mixture, mix, mix_with_prototypes
@@ -58,6 +59,7 @@ __all__ = [
     "refine_labels",
     "retrieval_number",
     "running_mean",
+    "selected_interactions",
     "small_loss_threshold",
     "softmax_probability",
     "top_r_threshold",

@@ -167,9 +167,14 @@ class LossWrapper(nn.Module, ABC):
     def judge(self, batch: Batch) -> Judgement:
         """Decide about a batch without changing any state."""
 
-    @abstractmethod
     def narrowed(self, batch: Batch, decision: Decision) -> Batch:
-        """What the wrapped loss gets to see of the batch."""
+        """What the wrapped loss gets to see of the batch: by default the rows that are kept."""
+        return batch.select(decision.keep)
+
+    @property
+    def drops(self) -> bool:
+        """Whether it is a filter: what it does to a batch is to drop rows, and no more."""
+        return type(self).narrowed is LossWrapper.narrowed
 
     def wrapped_value(self, batch: Batch) -> Tensor:
         """Value of the wrapped loss on what it gets to see."""

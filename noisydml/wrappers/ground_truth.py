@@ -75,9 +75,6 @@ class GroundTruthFilter(LossWrapper):
             )
         )
 
-    def narrowed(self, batch: Batch, decision: Decision) -> Batch:
-        return batch.select(decision.keep)
-
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
         if batch.sample_ids is None:
             raise ValueError(

@@ -166,9 +166,6 @@ class KNNDenoiser(LossWrapper):
         )
         return Judgement(decision, evidence=everyone)
 
-    def narrowed(self, batch: Batch, decision: Decision) -> Batch:
-        return batch.select(decision.keep)
-
     def commit(self, batch: Batch, judgement: Judgement) -> None:
         everyone: Batch = judgement.evidence
         if everyone.synthetic is not None:  # rows that another wrapper made up

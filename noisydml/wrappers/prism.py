@@ -181,9 +181,6 @@ class PRISMFilter(LossWrapper):
         evidence = _Evidence(everyone, keep, quantiles, num_quantiles, low_ranks)
         return Judgement(decision, evidence=evidence)
 
-    def narrowed(self, batch: Batch, decision: Decision) -> Batch:
-        return batch.select(decision.keep)
-
     def wrapped_value(self, batch: Batch) -> Tensor:
         value = call_loss(self.loss, batch)
         if not self.memory_loss or len(batch) == 0:

@@ -130,9 +130,6 @@ class SmallLossFilter(LossWrapper):
             return Judgement(decision)
         return Judgement(decision, (losses * keep).sum() / keep.sum().clamp_min(1))
 
-    def narrowed(self, batch: Batch, decision: Decision) -> Batch:
-        return batch.select(decision.keep)
-
     def commit(self, batch: Batch, judgement: Judgement) -> None:
         if judgement.decision.threshold is not None:  # there is a sample on some rank
             self.step += 1

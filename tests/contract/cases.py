@@ -23,6 +23,7 @@ from noisydml import (
     PRISMFilter,
     PrototypicalMixer,
     RegularizedLoss,
+    SelectedInteractions,
     SmallLossFilter,
     SuperLoss,
 )
@@ -123,6 +124,10 @@ def small_loss(loss: Any, trusting: bool = False, **settings: Any) -> LossWrappe
     return SmallLossFilter(loss, score_loss=proxies(), **settings)
 
 
+def selected(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    return SelectedInteractions(loss, **settings)
+
+
 def gathered(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     return GatheredLoss(loss, **settings)
 
@@ -198,6 +203,7 @@ class Case:
     can_drop_all: bool = False  # leaves out every sample that is_noisy() names, be it all of them
     weighs: bool = False  # asks the wrapped loss for one value per sample
     weighs_pairs: bool = False  # where the leaf has pairs, with a weight for each
+    pairs_only: bool = False  # takes PML's pair and triplet losses, and compares them itself
     has_classes: bool = False  # has a proxy for each of CLASSES
     term: Callable[[dict[str, Any], Tensor], Tensor] | None = None  # adds it to the wrapped loss
     syncs: bool = False  # scoring asks the host, for a reason that the docs state
@@ -205,6 +211,7 @@ class Case:
 
 WEIGHTS: dict[str, Any] = {"weighs": True, "has_classes": True}  # by a confidence loss
 GUIDED: dict[str, Any] = {"term": guidance_term}
+SELECTS: dict[str, Any] = {"pairs_only": True}
 FILTERS: dict[str, Any] = {"drops": True, "can_drop_all": True}  # by what is known to be wrong
 
 CASES = {
@@ -278,6 +285,23 @@ CASES = {
         nest(unweighted_mixer, weighted_regularizer), term=weighted_guidance_term
     ),
     "gathered(mixer)": Case(nest(gathered, mixer)),
+    "selected(ground_truth)": Case(nest(selected, ground_truth), **SELECTS),
+    "selected(prism)": Case(nest(selected, prism), **SELECTS),
+    "selected(knn)": Case(nest(selected, knn), **SELECTS, syncs=True),
+    "selected(small_loss)": Case(nest(selected, small_loss), **SELECTS, has_classes=True),
+    "selected(ground_truth(gathered))": Case(nest(selected, ground_truth, gathered), **SELECTS),
+    "selected(small_loss(gathered))": Case(
+        nest(selected, small_loss, gathered), **SELECTS, has_classes=True
+    ),
+    "selected(prism(confidence))": Case(
+        nest(selected, prism, confidence), **SELECTS, has_classes=True
+    ),
+    "ground_truth(selected(prism))": Case(
+        nest(ground_truth, selected, prism), **SELECTS, **FILTERS
+    ),
+    "mixer(selected(ground_truth))": Case(nest(mixer, selected, ground_truth), **SELECTS),
+    "selected(ground_truth(mixer))": Case(nest(selected, ground_truth, mixer), **SELECTS),
+    "selected(prism(regularized))": Case(nest(selected, prism, regularized), **SELECTS, **GUIDED),
 }
 
 LEAVES: dict[str, Callable[[], Any]] = {
@@ -288,6 +312,34 @@ LEAVES: dict[str, Callable[[], Any]] = {
     "cross_batch_memory": lambda: losses.CrossBatchMemory(losses.ContrastiveLoss(), WIDTH, 48),
     "cross_entropy": lambda: nn.CrossEntropyLoss(reduction="none"),
 }
+
+PAIR_LEAVES = ("multi_similarity", "contrastive", "triplet")
+
+
+def leaf_for(case: str, leaf: str) -> str:
+    """The name of that leaf, or of one that the case takes."""
+    return leaf if leaf in PAIR_LEAVES or not CASES[case].pairs_only else "multi_similarity"
+
+
+def with_leaves(*leaves: str) -> list[tuple[str, str]]:
+    """All cases with each of the leaves that they take."""
+    return [(case, leaf) for case in CASES for leaf in leaves if leaf_for(case, leaf) == leaf]
+
+
+def spy(case: str, note: Callable[[Tensor], object]) -> Any:
+    """A leaf that the case takes, and that shows ``note`` the embeddings that it is called with."""
+
+    def per_sample(embeddings: Tensor, labels: Tensor) -> Tensor:
+        note(embeddings)
+        return embeddings.square().sum(dim=1)
+
+    class Pairs(losses.ContrastiveLoss):  # type: ignore[misc]
+        def compute_loss(self, embeddings: Tensor, *arguments: Any) -> Any:
+            note(embeddings)
+            return super().compute_loss(embeddings, *arguments)
+
+    # No two unit vectors are farther apart than the margin, so that no row goes without a gradient.
+    return Pairs(neg_margin=3) if CASES[case].pairs_only else per_sample
 
 
 def make_batch(size: int = 24, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Any]:

@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from contract.cases import CASES, CLASSES, LEAVES, WIDTH, build, chain, make_batch
+from contract.cases import (
+    CASES,
+    CLASSES,
+    LEAVES,
+    WIDTH,
+    build,
+    chain,
+    leaf_for,
+    make_batch,
+    with_leaves,
+)
 from fake_cuda import fake_cuda
 from torch import nn
 
@@ -38,12 +48,13 @@ def moved(wrapper: nn.Module, device: torch.device) -> nn.Module:
 
 
 SCORES_ITSELF = [name for name, case in CASES.items() if not case.syncs]
+CUTS_NOTHING = [n for n in SCORES_ITSELF if not CASES[n].drops and not CASES[n].pairs_only]
 
 
 @pytest.mark.parametrize("case", SCORES_ITSELF)
 def test_scoring_never_asks_the_host(case: str) -> None:
     with fake_cuda() as device:
-        wrapper = moved(build(case, "cross_entropy"), device)
+        wrapper = moved(build(case, leaf_for(case, "cross_entropy")), device)
         batch = pack(**fake_arguments(device))
         for each in chain(wrapper):
             judgement = each.judge(batch)
@@ -51,10 +62,10 @@ def test_scoring_never_asks_the_host(case: str) -> None:
             assert judgement.decision.keep.shape == (24,)
 
 
-@pytest.mark.parametrize("case", [name for name in SCORES_ITSELF if not CASES[name].drops])
+@pytest.mark.parametrize("case", CUTS_NOTHING)
 def test_a_whole_step_without_a_cut_never_asks_the_host(case: str) -> None:
     with fake_cuda() as device:
-        wrapper = moved(build(case, "cross_entropy", validate_args=False), device)
+        wrapper = moved(build(case, leaf_for(case, "cross_entropy"), validate_args=False), device)
         value = wrapper(**fake_arguments(device))
         assert value.device.type == "cuda"
 
@@ -63,7 +74,7 @@ def test_a_whole_step_without_a_cut_never_asks_the_host(case: str) -> None:
 def test_checks_are_made_before_the_state_has_moved(case: str) -> None:
     with fake_cuda() as device:
         batch = pack(**fake_arguments(device))
-        for each in chain(build(case, "cross_entropy")):
+        for each in chain(build(case, leaf_for(case, "cross_entropy"))):
             for check in each.own_checks(batch):
                 assert check.bad.device == device
 
@@ -83,7 +94,7 @@ def test_the_proof_can_fail() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_state_follows_the_input_on_first_use(case: str) -> None:
-    wrapper = build(case, "cross_entropy", validate_args=False)
+    wrapper = build(case, leaf_for(case, "cross_entropy"), validate_args=False)
     wrapper._prepare(torch.device("meta"))  # what every call does with its embeddings' device
     assert all(t.device.type == "meta" for t in (*wrapper.parameters(), *wrapper.buffers()))
 
@@ -99,8 +110,7 @@ def test_parameters_stay_the_same_objects_when_they_move() -> None:
 
 
 @needs_cuda
-@pytest.mark.parametrize("leaf", LEAVES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "leaf"), with_leaves(*LEAVES))
 def test_cuda_agrees_with_the_cpu(case: str, leaf: str) -> None:
     on_cpu, on_cuda = build(case, leaf), build(case, leaf)
     for seed in range(3):
@@ -123,9 +133,9 @@ def test_cuda_agrees_with_the_cpu(case: str, leaf: str) -> None:
 
 
 @needs_cuda
-@pytest.mark.parametrize("case", [name for name in SCORES_ITSELF if not CASES[name].drops])
+@pytest.mark.parametrize("case", CUTS_NOTHING)
 def test_cuda_steps_without_synchronisation(case: str) -> None:
-    wrapper = build(case, "cross_entropy", validate_args=False).cuda()
+    wrapper = build(case, leaf_for(case, "cross_entropy"), validate_args=False).cuda()
     arguments = {name: value.detach().cuda() for name, value in make_batch().items()}
     wrapper(**arguments)
     torch.cuda.set_sync_debug_mode("error")

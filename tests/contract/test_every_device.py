@@ -20,8 +20,10 @@ from contract.cases import (
     build,
     chain,
     kept_rows,
+    leaf_for,
     leaf_of,
     make_batch,
+    spy,
     state_of,
 )
 from torch import nn
@@ -49,7 +51,7 @@ def batch_on(device: str, size: int = 24, seed: int = 0, **settings: Any) -> dic
 
 
 def test_identity(case: str, device: str) -> None:
-    wrapper = build(case, "soft_triple", trusting=True).to(device)
+    wrapper = build(case, leaf_for(case, "soft_triple"), trusting=True).to(device)
     arguments = batch_on(device)
     value = wrapper(**arguments)
     expected = leaf_of(wrapper)(arguments["embeddings"], arguments["labels"])
@@ -63,13 +65,8 @@ def test_identity(case: str, device: str) -> None:
 
 def test_filtering(case: str, device: str) -> None:
     seen: list[int] = []
-
-    def spy(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        seen.append(len(embeddings))
-        return embeddings.square().sum(dim=1)
-
     arguments = batch_on(device)
-    wrapper = CASES[case].make(spy)
+    wrapper = CASES[case].make(spy(case, lambda embeddings: seen.append(len(embeddings))))
     wrapper(**arguments).backward()
     rows = kept_rows(wrapper)
     assert 0 < len(rows) < 24 if CASES[case].drops else len(rows) == 24
@@ -107,7 +104,7 @@ def train(wrapper: LossWrapper, optimizer: Any, device: str, steps: range) -> li
 
 def test_resume(case: str, device: str, tmp_path: Path) -> None:
     def fresh(seed: int) -> tuple[LossWrapper, Any]:
-        wrapper = build(case, "cross_batch_memory", seed=seed)
+        wrapper = build(case, leaf_for(case, "cross_batch_memory"), seed=seed)
         groups = wrapper.parameter_groups(1e-2, 1e-1)
         return wrapper, torch.optim.Adam(groups) if groups else None
 
@@ -130,7 +127,7 @@ def test_resume(case: str, device: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_precision(case: str, device: str, dtype: torch.dtype) -> None:
-    model, wrapper = nn.Linear(WIDTH, WIDTH).to(device), build(case, "soft_triple")
+    model, wrapper = nn.Linear(WIDTH, WIDTH).to(device), build(case, leaf_for(case, "soft_triple"))
     before = {name: value.dtype for name, value in state_of(wrapper).items()}
     arguments = batch_on(device)
     with torch.autocast(device, dtype=dtype):

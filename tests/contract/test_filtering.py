@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from contract.cases import CASES, LEAVES, SAMPLES, build, kept_rows, make_batch
+from contract.cases import CASES, LEAVES, SAMPLES, build, kept_rows, make_batch, spy
 from pytorch_metric_learning import losses, miners
 
 from noisydml import GroundTruthFilter, per_sample_loss
@@ -35,12 +35,8 @@ def test_equals_the_wrapped_loss_on_the_kept_rows(leaf: str) -> None:
 def test_the_leaf_never_sees_a_dropped_row(case: str) -> None:
     seen: list[torch.Tensor] = []
 
-    def spy(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        seen.append(embeddings)
-        return embeddings.square().sum(dim=1)
-
     arguments = make_batch()
-    wrapper = CASES[case].make(spy)
+    wrapper = CASES[case].make(spy(case, seen.append))
     wrapper(**arguments)
     rows = kept_rows(wrapper)
     assert 0 < len(rows) < 24
@@ -102,12 +98,12 @@ def test_mined_tuples_are_cut_and_renumbered(kind: str, with_ref: bool) -> None:
 
 @pytest.mark.parametrize("case", [name for name in DROPPING if CASES[name].can_drop_all])
 def test_nothing_kept_is_a_zero_with_a_graph(case: str) -> None:
-    def never(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def never(_: torch.Tensor) -> None:
         raise AssertionError("called with an empty batch")
 
     arguments = make_batch()
     arguments["sample_ids"] = torch.zeros(24, dtype=torch.long)  # sample 0 is noisy
-    wrapper = CASES[case].make(never)
+    wrapper = CASES[case].make(spy(case, never))
     value = wrapper(**arguments)
     assert value.shape == ()
     expected = 0 * arguments["embeddings"].sum()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from contract.cases import CASES, LEAVES, build, leaf_of, make_batch
+from contract.cases import CASES, LEAVES, build, leaf_of, make_batch, with_leaves
 from torch import Tensor, nn
 
 
@@ -34,14 +34,12 @@ def assert_identity(case: str, leaf: str, train: bool, **settings: Any) -> None:
         assert (wrapper.decision.weight == 1).all()
 
 
-@pytest.mark.parametrize("leaf", LEAVES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "leaf"), with_leaves(*LEAVES))
 def test_eval_mode(case: str, leaf: str) -> None:
     assert_identity(case, leaf, train=False)
 
 
-@pytest.mark.parametrize("leaf", LEAVES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "leaf"), with_leaves(*LEAVES))
 def test_training_while_every_sample_is_trusted(case: str, leaf: str) -> None:
     assert_identity(case, leaf, train=True, trusting=True)
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract.cases import CASES, LEAVES, WIDTH, build, chain, make_batch
+from contract.cases import (
+    CASES,
+    LEAVES,
+    WIDTH,
+    build,
+    chain,
+    leaf_for,
+    make_batch,
+    with_leaves,
+)
 from torch import nn
 
 HALVES = [torch.float16, torch.bfloat16]
@@ -16,8 +25,7 @@ def dtypes(wrapper: nn.Module) -> dict[str, torch.dtype]:
 
 
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float64])
-@pytest.mark.parametrize("leaf", LEAVES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "leaf"), with_leaves(*LEAVES))
 def test_any_precision(case: str, leaf: str, dtype: torch.dtype) -> None:
     wrapper = build(case, leaf)
     before = dtypes(wrapper)
@@ -39,7 +47,7 @@ def test_decisions_do_not_depend_on_the_precision(case: str, dtype: torch.dtype)
     """Scored from the same numbers: half-precision embeddings, and their exact single copies."""
     half = make_batch(dtype=dtype)
     single = {**half, "embeddings": half["embeddings"].detach().float().requires_grad_()}
-    mine, other = build(case, "cross_entropy"), build(case, "cross_entropy")
+    mine, other = (build(case, leaf_for(case, "cross_entropy")) for _ in range(2))
     mine(**half)
     other(**single)
     for a, b in zip(chain(mine), chain(other), strict=True):
@@ -47,8 +55,9 @@ def test_decisions_do_not_depend_on_the_precision(case: str, dtype: torch.dtype)
         torch.testing.assert_close(a.decision.weight, b.decision.weight, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("leaf", ["multi_similarity", "soft_triple", "cross_batch_memory"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "leaf"), with_leaves("multi_similarity", "soft_triple", "cross_batch_memory")
+)
 def test_autocast(case: str, leaf: str) -> None:
     torch.manual_seed(0)
     model = nn.Linear(WIDTH, WIDTH)
@@ -69,7 +78,7 @@ def test_autocast(case: str, leaf: str) -> None:
 @pytest.mark.parametrize("case", [name for name, case in CASES.items() if case.weighs])
 def test_scores_are_not_computed_in_bfloat16_under_autocast(case: str) -> None:
     arguments = make_batch()
-    mine, other = build(case, "cross_entropy"), build(case, "cross_entropy")
+    mine, other = (build(case, leaf_for(case, "cross_entropy")) for _ in range(2))
     mine(**arguments)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         other(**arguments)

@@ -10,15 +10,25 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
-from contract.cases import CASES, LEAVES, assert_same_state, build, make_batch, state_of
+from contract.cases import (
+    CASES,
+    LEAVES,
+    assert_same_state,
+    build,
+    leaf_for,
+    make_batch,
+    state_of,
+    with_leaves,
+)
 from contract.runs import Run, train_until_killed
 
 STEPS = 8
 
 
 @pytest.mark.parametrize("stop", [0, 1, 5])
-@pytest.mark.parametrize("leaf", ["multi_similarity", "soft_triple", "cross_batch_memory"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "leaf"), with_leaves("multi_similarity", "soft_triple", "cross_batch_memory")
+)
 def test_a_resumed_run_is_the_run(case: str, leaf: str, stop: int, tmp_path: Path) -> None:
     whole = Run(case, leaf, seed=1)
     expected = whole.steps(0, STEPS)
@@ -36,7 +46,7 @@ def test_a_resumed_run_is_the_run(case: str, leaf: str, stop: int, tmp_path: Pat
 
 @pytest.mark.parametrize("case", CASES)
 def test_wrappers_can_be_copied_and_pickled(case: str) -> None:
-    run = Run(case, "cross_batch_memory", seed=1)
+    run = Run(case, leaf_for(case, "cross_batch_memory"), seed=1)
     run.steps(0, 2)
     file = io.BytesIO()
     torch.save(run.loss_fn, file)

@@ -1,0 +1,56 @@
+"""Which elements of the distance matrix a loss may use when some samples are distrusted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from noisydml.functional.checks import require_integer, require_vector
+
+
+def selected_interactions(
+    labels: Tensor, trusted: Tensor, ref_labels: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""The positive and the negative interactions, without positive ones of distrusted samples.
+
+    An interaction is an element of the distance matrix, as in T-SINT: positive where both labels
+    are the same, negative where they differ. A distrusted sample keeps its negative ones.
+
+    Args:
+        labels: (B,) integers.
+        trusted: (B,) bool.
+        ref_labels: (R,) integers, the labels of other samples, all trusted, to compare with; None
+            for the batch itself, where no sample interacts with itself.
+
+    Returns:
+        Two (B, R) bool tensors, (B, B) without ``ref_labels``. No transfer to the host.
+
+    Raises:
+        TypeError, ValueError: for a wrong dtype or shape.
+
+    References:
+        Ibrahimi et al., Learning with Label Noise for Image Retrieval by Selecting Interactions,
+        WACV 2022.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import selected_interactions
+        >>> labels, trusted = torch.tensor([0, 0, 0, 1]), torch.tensor([True, True, False, True])
+        >>> positive, negative = selected_interactions(labels, trusted)
+        >>> positive.nonzero().tolist()
+        [[0, 1], [1, 0]]
+        >>> negative.nonzero().tolist()
+        [[0, 3], [1, 3], [2, 3], [3, 0], [3, 1], [3, 2]]
+    """
+    require_integer("labels", labels)
+    require_vector("trusted", trusted, len(labels), "label")
+    if trusted.dtype != torch.bool:
+        raise TypeError(f"trusted must be a bool tensor, got dtype {trusted.dtype}")
+    rows = labels.unsqueeze(1)
+    if ref_labels is not None:
+        require_integer("ref_labels", ref_labels)
+        same = rows == ref_labels.unsqueeze(0)
+        return same & trusted.unsqueeze(1), same.logical_not()
+    same = rows == labels.unsqueeze(0)
+    others = torch.eye(len(labels), dtype=torch.bool, device=labels.device).logical_not()
+    return same & others & trusted.unsqueeze(1) & trusted.unsqueeze(0), same.logical_not()

@@ -1,0 +1,101 @@
+"""Selected interactions: what a filter distrusts stays as a negative of others (after T-SINT)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from noisydml.batch import Batch
+from noisydml.functional.checks import require_loss
+from noisydml.pml_pairs import refuse_without_pairs
+from noisydml.wrappers.base import Decision, Judgement, LossWrapper
+
+
+class SelectedInteractions(LossWrapper):
+    """Keeps the samples that a filter distrusts as negatives, and lets them be no positives.
+
+    A wrong label spoils the positive pairs of its sample. Of the negative ones most are right all
+    the same: two samples of different labels are rarely of one class, whether or not one of the
+    labels is wrong. T-SINT therefore selects interactions, elements of the distance matrix,
+    rather than samples. Here a filter judges the samples as ever, but instead of dropping the
+    distrusted ones this wrapper takes them out of all positive pairs, as anchor and as positive,
+    and leaves them in the negative pairs of other labels. With few classes that costs more than
+    it gains, see the documentation for figures.
+
+    Args:
+        loss: a filter, a wrapper that drops what it distrusts: ``GroundTruthFilter``,
+            ``KNNDenoiser``, ``PRISMFilter`` or ``SmallLossFilter``. Innermost in it, or in the
+            wrappers inside it, is one of PML's pair or triplet losses.
+        validate_args: whether values are checked; see :class:`LossWrapper`.
+
+    Forward:
+        As every wrapper, and as the filter asks. ``decision`` is the filter's, which has the same
+        one, except that ``keep`` is True for all rows: the loss sees them all. ``decision.weight``
+        is 0 for those that are only negatives and 1 for the others.
+
+    Raises:
+        TypeError: if ``loss`` is no filter, or the innermost loss compares no pairs or triplets
+            that it can be given. ``CrossBatchMemory`` is refused, since the samples in its memory
+            would be positives of later ones.
+
+    References:
+        Ibrahimi et al., Learning with Label Noise for Image Retrieval by Selecting Interactions,
+        WACV 2022.
+
+    Example:
+        >>> import torch
+        >>> from pytorch_metric_learning.losses import ContrastiveLoss
+        >>> from noisydml import GroundTruthFilter, SelectedInteractions
+        >>> is_noisy = torch.tensor([False, False, True, False])
+        >>> loss_fn = SelectedInteractions(GroundTruthFilter(ContrastiveLoss(), is_noisy))
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.28, 0.96]])
+        >>> labels = torch.tensor([0, 0, 0, 1])
+        >>> loss_fn(embeddings, labels, sample_ids=torch.arange(4))
+        tensor(1.1748)
+        >>> loss_fn.decision.weight
+        tensor([1., 1., 0., 1.])
+    """
+
+    def __init__(self, loss: LossWrapper, *, validate_args: bool = True) -> None:
+        require_loss("loss", loss)
+        if not isinstance(loss, LossWrapper) or not loss.drops:
+            raise TypeError(
+                "loss must be a filter, such as PRISMFilter(loss, ...), whose distrusted samples "
+                f"are to stay as negatives, got {type(loss).__name__}"
+            )
+        super().__init__(loss, validate_args=validate_args)
+        *_, innermost = self._chain()
+        refuse_without_pairs(innermost.loss)
+
+    @property
+    def filter(self) -> LossWrapper:
+        """The wrapper that judges."""
+        assert isinstance(self.loss, LossWrapper)
+        return self.loss
+
+    def judge(self, batch: Batch) -> Judgement:
+        if not self.filter.training:  # it trusts everyone and changes nothing
+            return Judgement(Decision.trusting(batch))
+        judged = self.filter.judge(batch)
+        keep = torch.ones_like(judged.decision.keep)
+        return Judgement(replace(judged.decision, keep=keep), judged.own_loss, evidence=judged)
+
+    def narrowed(self, batch: Batch, decision: Decision) -> Batch:
+        distrusted = decision.weight == 0
+        if batch.negative_only is not None:
+            distrusted = distrusted | batch.negative_only
+        return replace(batch, negative_only=distrusted)
+
+    def wrapped_value(self, batch: Batch) -> Tensor:
+        return self.filter.wrapped_value(batch)
+
+    def added_term(self, batch: Batch, judgement: Judgement) -> Tensor | None:
+        judged: Judgement | None = judgement.evidence
+        return None if judged is None else self.filter.added_term(batch, judged)
+
+    def commit(self, batch: Batch, judgement: Judgement) -> None:
+        if judgement.evidence is not None:
+            self.filter.commit(batch, judgement.evidence)
+        self.filter.decision = judgement.decision
