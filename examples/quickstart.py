@@ -238,7 +238,7 @@ def plot_curves(results: list[Result], judge: Result, data: Digits, folder: Path
     for r in results:
         left.plot(range(1, len(r.map_at_r) + 1), r.map_at_r, label=r.name)
     left.set(xlabel="epoch", ylabel="MAP@R on the test digits, %", ylim=(0, 100))
-    left.legend(fontsize=8)
+    left.legend(fontsize=7, ncol=2, loc="lower center")
     plot.score_histogram(judge.score, is_noisy=data.is_noisy, bins=25, ax=right)
     right.set(xlabel=f"score, last epoch ({judge.name})", ylabel="training samples")
     right.legend(fontsize=8)
