@@ -63,6 +63,17 @@ class Batch:
             ref_emb = ref_emb.to(dtype)
         return replace(self, embeddings=embeddings, ref_emb=ref_emb)
 
+    def judged(self) -> Batch:
+        """What a judge of samples sees: no graph, no less than single precision, all pairs."""
+        dtype = torch.promote_types(self.embeddings.dtype, torch.float32)
+        return Batch(
+            self.embeddings.detach().to(dtype),
+            self.labels,
+            sample_ids=self.sample_ids,
+            synthetic=self.synthetic,
+            first_own=self.first_own,
+        )
+
     def own_rows(self, everyone: Batch, values: Tensor) -> Tensor:
         """Of ``values``, one a row of the gathered batch ``everyone``, those of this batch."""
         if self.first_own is not None or everyone.first_own is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal, get_args
 
@@ -142,7 +143,7 @@ class ConfidenceWeightedLoss(LossWrapper):
         self._first_fingerprint: Tensor | None = None
 
     def judge(self, batch: Batch) -> Judgement:
-        everyone = gather_batch(self._detached(batch))
+        everyone = gather_batch(replace(batch.judged(), sample_ids=None, synthetic=None))
         if len(everyone) == 0:
             own_loss = zero_with_graph(batch.embeddings.detach(), self.own_parameters())
             return Judgement(Decision.trusting(batch), own_loss)
@@ -183,11 +184,6 @@ class ConfidenceWeightedLoss(LossWrapper):
     def extra_repr(self) -> str:
         threshold = self.threshold if isinstance(self.threshold, str) else repr(self.threshold)
         return f"lam={self.lam}, threshold={threshold}, warmup={self.warmup}"
-
-    def _detached(self, batch: Batch) -> Batch:
-        """What the confidence loss sees: no graph, and no less than single precision."""
-        dtype = torch.promote_types(batch.embeddings.dtype, torch.float32)
-        return Batch(batch.embeddings.detach().to(dtype), batch.labels, first_own=batch.first_own)
 
     def _threshold(self, losses: Tensor) -> Tensor:
         if self.threshold == "otsu":

@@ -143,7 +143,7 @@ class KNNDenoiser(LossWrapper):
         self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
 
     def judge(self, batch: Batch) -> Judgement:
-        everyone = gather_batch(self._detached(batch))
+        everyone = gather_batch(batch.judged().to(torch.float32))
         if not self._has_reference():
             return Judgement(Decision.trusting(batch), evidence=everyone)
         with torch.autocast(batch.device.type, enabled=False), torch.no_grad():
@@ -282,16 +282,6 @@ class KNNDenoiser(LossWrapper):
         self._progress = seen, ids
         self.seen = torch.full_like(self.seen, seen)
         self.ids = torch.full_like(self.ids, ids)
-
-    def _detached(self, batch: Batch) -> Batch:
-        """What is remembered: no graph, and no less than single precision."""
-        return Batch(
-            batch.embeddings.detach().float(),
-            batch.labels,
-            sample_ids=batch.sample_ids,
-            first_own=batch.first_own,
-            synthetic=batch.synthetic,
-        )
 
     def _k(self) -> int:
         if self.k != "auto":

@@ -159,7 +159,7 @@ class PRISMFilter(LossWrapper):
             self.register_buffer("low_ranks", torch.zeros(window, 2, dtype=torch.float64))
 
     def judge(self, batch: Batch) -> Judgement:
-        everyone = gather_batch(self._detached(batch))
+        everyone = gather_batch(batch.judged())
         if len(everyone) == 0:
             return Judgement(Decision.trusting(batch))
         with torch.autocast(batch.device.type, enabled=False), torch.no_grad():
@@ -227,17 +227,6 @@ class PRISMFilter(LossWrapper):
         return (
             f"noise_rate={self.noise_rate}, window={self.window}, temperature={self.temperature}, "
             f"score={self.score!r}, memory_loss={self.memory_loss}, warmup={self.warmup}"
-        )
-
-    def _detached(self, batch: Batch) -> Batch:
-        """What is judged and remembered: no graph, and no less than single precision."""
-        dtype = torch.promote_types(batch.embeddings.dtype, torch.float32)
-        return Batch(
-            batch.embeddings.detach().to(dtype),
-            batch.labels,
-            sample_ids=batch.sample_ids,
-            synthetic=batch.synthetic,
-            first_own=batch.first_own,
         )
 
     def _score(self, everyone: Batch) -> tuple[Tensor, Tensor, Tensor | None]:

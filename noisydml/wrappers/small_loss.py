@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ class SmallLossFilter(LossWrapper):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def judge(self, batch: Batch) -> Judgement:
-        everyone = gather_batch(self._detached(batch))
+        everyone = gather_batch(replace(batch.judged(), sample_ids=None))
         if len(everyone) == 0:
             own_loss = zero_with_graph(batch.embeddings.detach(), self.own_parameters())
             return Judgement(Decision.trusting(batch), own_loss)
@@ -152,13 +153,3 @@ class SmallLossFilter(LossWrapper):
     def _judge(self) -> Callable[..., Any]:
         loss: Callable[..., Any] = self.loss if self.score_loss is None else self.score_loss
         return loss
-
-    def _detached(self, batch: Batch) -> Batch:
-        """What is judged: no graph, no less than single precision, and all pairs of the batch."""
-        dtype = torch.promote_types(batch.embeddings.dtype, torch.float32)
-        return Batch(
-            batch.embeddings.detach().to(dtype),
-            batch.labels,
-            synthetic=batch.synthetic,
-            first_own=batch.first_own,
-        )
