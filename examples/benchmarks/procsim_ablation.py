@@ -144,7 +144,9 @@ def network(images: Tensor) -> nn.Module:
         convolution = nn.Conv2d(channels, 48, 3, padding=1)
         layers += [convolution, nn.BatchNorm2d(48), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
         channels, side = 48, (side + 1) // 2
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(48 * side * side, WIDTH))
+    head = nn.Linear(48 * side * side, WIDTH)
+    # Channels last: twice as fast on a CPU.
+    return nn.Sequential(*layers, nn.Flatten(), head).to(memory_format=torch.channels_last)
 
 
 @dataclass
