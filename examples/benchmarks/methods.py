@@ -1,0 +1,141 @@
+"""The losses and the wrappers that train.py knows by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import GivenLabels
+from pytorch_metric_learning import losses
+from torch import nn
+
+import noisydml
+from noisydml import (
+    ConfidenceWeightedLoss,
+    GroundTruthFilter,
+    KNNDenoiser,
+    PRISMFilter,
+    PrototypicalMixer,
+    SelectedInteractions,
+    SmallLossFilter,
+    SuperLoss,
+)
+
+
+@dataclass
+class Setting:
+    """What a loss or a wrapper is made for."""
+
+    given: GivenLabels
+    rate: float
+    features: int  # width before the head
+    embedding_size: int
+    head: nn.Module
+    epochs: int
+    steps: int  # an epoch
+    base: Callable[[Setting], nn.Module]
+
+    @property
+    def size(self) -> int:
+        return len(self.given.labels)
+
+    def loss(self) -> nn.Module:
+        return self.base(self)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How to make the loss of a run, and what the loop around it does for it."""
+
+    make: Callable[[Setting], Any]
+    sample_ids: bool = True
+    refresh: bool = False  # features of all samples, in eval mode, after each epoch
+    clean: bool = False  # whether it is given the true labels
+
+
+LOSSES: dict[str, Callable[[Setting], nn.Module]] = {
+    "multi-similarity": lambda s: losses.MultiSimilarityLoss(alpha=2, beta=40, base=0.5),
+    "SoftTriple": lambda s: losses.SoftTripleLoss(s.given.num_classes, s.embedding_size),
+    "SupCon": lambda s: losses.SupConLoss(temperature=0.1),
+    "SupCon (0.5)": lambda s: losses.SupConLoss(temperature=0.5),
+    "contrastive + memory": lambda s: losses.CrossBatchMemory(
+        losses.ContrastiveLoss(pos_margin=0, neg_margin=0.5), s.embedding_size, s.size
+    ),
+    # N2D2's, for MNIST
+    "MS": lambda s: losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5),
+    "SCAF": lambda s: losses.SubCenterArcFaceLoss(
+        s.given.num_classes, s.embedding_size, margin=28.6, scale=64, sub_centers=3
+    ),
+    "ST": lambda s: losses.SoftTripleLoss(
+        s.given.num_classes, s.embedding_size, centers_per_class=10, la=20, gamma=0.1, margin=0.01
+    ),
+}
+
+
+def prism(s: Setting, **settings: Any) -> PRISMFilter:
+    sizes = (s.given.num_classes, s.embedding_size)
+    return PRISMFilter(s.loss(), *sizes, memory_size=s.size, **settings)
+
+
+def knn(s: Setting, **settings: Any) -> KNNDenoiser:
+    return KNNDenoiser(s.loss(), memory_size=s.size, **settings)
+
+
+def proxies(s: Setting) -> nn.Module:
+    return losses.ProxyNCALoss(s.given.num_classes, s.embedding_size)
+
+
+def titan(**settings: Any) -> Method:
+    def make(s: Setting) -> PrototypicalMixer:
+        return PrototypicalMixer(
+            s.loss(),
+            s.given.num_classes,
+            s.features,
+            s.head,
+            memory_size=s.size,
+            **{"cycles": s.epochs - 1, **settings},
+        )
+
+    return Method(make)
+
+
+def small_loss(s: Setting) -> SmallLossFilter:
+    ramp = max(1, 2 * s.steps)  # Co-teaching's is 10 of 200 epochs
+    return SmallLossFilter(s.loss(), proxies(s), noise_rate=s.rate, ramp=ramp)
+
+
+METHODS: dict[str, Method] = {
+    "plain": Method(Setting.loss),
+    "clean labels": Method(Setting.loss, clean=True),
+    "GroundTruthFilter": Method(lambda s: GroundTruthFilter(s.loss(), s.given.is_noisy)),
+    "PRISMFilter": Method(prism),
+    "PRISMFilter (rate given)": Method(lambda s: prism(s, noise_rate=s.rate)),
+    "PRISMFilter (rate given, T = 1)": Method(
+        lambda s: prism(s, noise_rate=s.rate, temperature=1.0)
+    ),
+    "KNNDenoiser": Method(knn),
+    "KNNDenoiser (counts)": Method(lambda s: knn(s, vote="count")),
+    "KNNDenoiser (refreshed)": Method(knn, refresh=True),
+    "KNNDenoiser (0.25)": Method(lambda s: knn(s, threshold=0.25)),
+    "KNNDenoiser (0.25, refreshed)": Method(lambda s: knn(s, threshold=0.25), refresh=True),
+    "ConfidenceWeightedLoss": Method(
+        lambda s: ConfidenceWeightedLoss(s.loss(), proxies(s), lam=0.1)
+    ),
+    "SmallLossFilter (rate given)": Method(small_loss),
+    "SuperLoss": Method(lambda s: SuperLoss(s.loss(), lam=0.25)),
+    "SelectedInteractions (PRISM)": Method(lambda s: SelectedInteractions(prism(s))),
+    "SelectedInteractions (KNN)": Method(lambda s: SelectedInteractions(knn(s, threshold=0.25))),
+    "TITAN": titan(),
+    "TITAN without similarity loss": titan(similarity=False),
+    "TITAN without clustering": titan(clustering=0),
+    "TITAN without mixing": titan(mixing=False),
+    "TITAN without refinement": titan(refinement=False),
+    "TITAN without weights": titan(weights=None),
+    "refinement alone": titan(mixing=False, clustering=0, weights=None),
+    "mixing alone": titan(refinement=False, clustering=0, weights=None),
+    "clustering alone": titan(refinement=False, mixing=False, weights=None),
+    "weights alone": titan(refinement=False, mixing=False, clustering=0),
+    "TITAN (weights: density)": titan(weights="density"),
+    "TITAN (normalize=False)": titan(normalize=False),
+}
