@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import GivenLabels
+from image_sets import GivenLabels
 from pytorch_metric_learning import losses
 from torch import nn
 
-import noisydml
 from noisydml import (
     ConfidenceWeightedLoss,
     GroundTruthFilter,
@@ -65,7 +64,11 @@ LOSSES: dict[str, Callable[[Setting], nn.Module]] = {
     # N2D2's, for MNIST
     "MS": lambda s: losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5),
     "SCAF": lambda s: losses.SubCenterArcFaceLoss(
-        s.given.num_classes, s.embedding_size, margin=28.6, scale=64, sub_centers=3
+        num_classes=s.given.num_classes,
+        embedding_size=s.embedding_size,
+        margin=28.6,
+        scale=64,
+        sub_centers=3,
     ),
     "ST": lambda s: losses.SoftTripleLoss(
         s.given.num_classes, s.embedding_size, centers_per_class=10, la=20, gamma=0.1, margin=0.01
@@ -101,8 +104,9 @@ def titan(**settings: Any) -> Method:
 
 
 def small_loss(s: Setting) -> SmallLossFilter:
-    ramp = max(1, 2 * s.steps)  # Co-teaching's is 10 of 200 epochs
-    return SmallLossFilter(s.loss(), proxies(s), noise_rate=s.rate, ramp=ramp)
+    # Co-teaching's ramp is 10 of 200 epochs; here there are so few of them that it is 2.
+    settings = {"noise_rate": s.rate, "ramp": 2 * s.steps}
+    return SmallLossFilter(s.loss(), score_loss=proxies(s), **settings)
 
 
 METHODS: dict[str, Method] = {

@@ -5,7 +5,7 @@
     python examples/benchmarks/report.py results/omniglot.jsonl
 
 The first argument is a recipe (network, batches, optimiser, evaluation); ``--data`` names an npz
-file with the images, in the format of datasets.py, and is otherwise looked for, by the recipe's
+file with the images, in the format of image_sets.py, and is otherwise looked for, by the recipe's
 name for it, in the folder NOISYDML_DATA. Every run is a line of JSON in the output file. A run that
 is there already is not repeated, so that a grid goes on where it stopped, and several processes can
 share one by ``--seeds``.
@@ -22,13 +22,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
+import image_sets
 import networks
 import numpy as np
 import torch
-from datasets import GivenLabels, Images
 from grids import GRIDS
-from methods import LOSSES, METHODS, Method, Setting
+from image_sets import GivenLabels, Images
+from methods import LOSSES, METHODS, Setting
 from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
@@ -212,7 +212,7 @@ def evaluate(model: nn.Module, images: Images, recipe: Recipe) -> dict[str, floa
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The runs of a file; a last line that was cut off when its process was killed is left out."""
+    """The runs of a file; a line that was cut off when its process was killed is left out."""
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 
@@ -220,10 +220,10 @@ def read(path: Path) -> list[dict[str, Any]]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe", choices=RECIPES)
-    parser.add_argument("--data", type=Path, help="npz file; see datasets.py")
+    parser.add_argument("--data", type=Path, help="npz file; see image_sets.py")
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=["multi-similarity"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--noise", choices=datasets.NOISES, default="uniform")
+    parser.add_argument("--noise", choices=image_sets.NOISES, default="uniform")
     parser.add_argument("--rate", type=float, default=0.5)
     parser.add_argument("--grid", action="store_true", help="all of grids.py for this recipe")
     parser.add_argument("--only", default="", help="of the grid: runs whose words hold this")
@@ -258,12 +258,15 @@ def main() -> None:
     data = options.data or (Path(folder) / recipe.file if folder else None)
     if data is None:
         raise SystemExit(f"give --data, or the folder of {recipe.file} in NOISYDML_DATA")
-    images = datasets.load(data)
+    images = image_sets.load(data)
     options.output.parent.mkdir(parents=True, exist_ok=True)
+    if options.output.exists() and not options.output.read_text().endswith("\n"):
+        with options.output.open("a") as file:  # what was being written when a run was killed
+            file.write("\n")
     for run in wanted(options, recipe, data):
         if any(asdict(run).items() <= done.items() for done in read(options.output)):
             continue
-        given = datasets.corrupt(images, run.noise, run.rate, run.seed)
+        given = image_sets.corrupt(images, run.noise, run.rate, run.seed)
         result = train(run, recipe, images, given)
         with options.output.open("a") as file:
             file.write(json.dumps(asdict(run) | result) + "\n")

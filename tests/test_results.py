@@ -1,0 +1,194 @@
+"""The runner of the benchmarks and its tables, on a tiny image set."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts() -> Iterator[None]:
+    pytest.importorskip("tqdm")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "examples" / "benchmarks"))
+        yield
+
+
+def script(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+def images(path: Path, classes: int = 8, each: int = 8, side: int = 28, **more: Any) -> Path:
+    """Images of one grey level a class, with a little noise."""
+    labels = np.arange(classes).repeat(each)
+    rng = np.random.default_rng(0)
+    pixels = 20 * labels[:, None, None] + rng.integers(0, 40, (len(labels), side, side))
+    np.savez(path, images=pixels.astype(np.uint8), labels=labels.astype(np.int32), **more)
+    return path
+
+
+PARTS = {
+    "class_split": np.array([0, 1] * 4),
+    "split": np.arange(64) % 8 // 6,
+    "class_coarse": np.array([0, 0, 1, 1, 2, 2, 3, 3]),
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_trained_on(part: str, tmp_path: Path) -> None:
+    more = {} if PARTS[part] is None else {part: PARTS[part]}
+    found = script("image_sets").load(images(tmp_path / "set.npz", **more))
+    tested = {"class_split": {1, 3, 5, 7}, "split": set(range(8))}.get(part, {4, 5, 6, 7})
+    assert set(found.test_labels.tolist()) == tested
+    trained = 8 if part == "split" else 4
+    assert set(found.truth.tolist()) == set(range(trained))
+    assert len(found.train) == len(found.truth) == 48 if part == "split" else 32
+    assert len(found.train) + len(found.test) == 64
+    assert found.train.shape[1:] == (1, 28, 28)
+    assert found.train.max() <= 1
+
+
+def test_groups_are_those_of_the_classes_trained_on(tmp_path: Path) -> None:
+    alphabets = np.array([5, 0, 5, 0, 6, 0, 6, 0])
+    path = images(tmp_path / "set.npz", class_split=PARTS["class_split"], class_alphabet=alphabets)
+    found = script("image_sets").load(path)
+    assert found.groups.tolist() == [5, 5, 6, 6]
+    given = script("image_sets").corrupt(found, "semantic", 0.5, seed=1)
+    assert given.is_noisy.sum() == 16
+    assert torch.equal(found.groups[given.labels], found.groups[found.truth])
+
+
+@pytest.mark.parametrize("kind", ["none", "uniform", "pair_flip", "small_cluster"])
+def test_labels_are_made_wrong(kind: str, tmp_path: Path) -> None:
+    found = script("image_sets").load(images(tmp_path / "set.npz", split=PARTS["split"]))
+    given = script("image_sets").corrupt(found, kind, 0.25, seed=0)
+    share = {"none": 0.0, "small_cluster": pytest.approx(0.25, abs=0.125)}.get(kind, 0.25)
+    assert given.is_noisy.double().mean() == share
+    if given.truth is not None:
+        assert torch.equal(given.labels != given.truth, given.is_noisy)
+    else:  # classes are gone, the others numbered anew
+        assert given.num_classes < 8
+        assert given.labels.unique().tolist() == list(range(given.num_classes))
+
+
+def test_batches_hold_as_many_of_each_class() -> None:
+    train = script("train")
+    labels = torch.arange(40).repeat(6)
+    labels[:3] = 50  # a class of three is too small to draw four of
+    recipe = train.RECIPES["omniglot"]
+    torch.manual_seed(0)
+    for ids in train.batches(labels, recipe, 5):
+        assert len(ids) == len(ids.unique()) == 128
+        assert set(torch.bincount(labels[ids]).tolist()) <= {0, 4}
+        assert (labels[ids] != 50).all()
+    every = list(train.batches(labels, train.RECIPES["mnist"], 0))
+    assert torch.equal(torch.cat(every).sort().values, torch.arange(240))
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    script("train").main()
+
+
+@pytest.mark.parametrize("recipe", ["omniglot", "mnist", "cifar100"])
+def test_every_method_runs(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, output = images(tmp_path / "set.npz"), tmp_path / "runs.jsonl"
+    arguments = [recipe, "--data", str(data), "--output", str(output), "--seeds", "0"]
+    run(monkeypatch, *arguments, "--epochs", "2", "--steps", "2")
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [r["method"] for r in records] == list(script("methods").METHODS)
+    for record in records:
+        assert 0 <= record["p_at_1"] <= 100
+        assert len(record["log"]) == 2
+
+
+def test_every_loss_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, output = images(tmp_path / "set.npz"), tmp_path / "runs.jsonl"
+    arguments = ["omniglot", "--data", str(data), "--output", str(output), "--seeds", "0"]
+    names = list(script("methods").LOSSES)
+    methods = ["plain", "PRISMFilter"]
+    arguments += ["--epochs", "1", "--steps", "2", "--methods", *methods, "--losses", *names]
+    run(monkeypatch, *arguments)
+    assert len(output.read_text().splitlines()) == len(methods) * len(names)
+
+
+def test_a_run_is_made_once_and_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, output = images(tmp_path / "set.npz"), tmp_path / "runs.jsonl"
+    arguments = ["omniglot", "--data", str(data), "--methods", "plain", "--epochs", "1"]
+    arguments += ["--steps", "2", "--seeds", "0", "1", "--output"]
+    run(monkeypatch, *arguments, str(output))
+    first = output.read_text()
+    cut = first.splitlines()[0] + "\n" + first.splitlines()[1][:40]  # killed while it wrote
+    output.write_text(cut)
+    run(monkeypatch, *arguments, str(output))
+    run(monkeypatch, *arguments, str(output))  # nothing is left to do
+    again = script("train").read(output)
+    assert len(again) == 2
+    for one, other in zip(map(json.loads, first.splitlines()), again, strict=True):
+        del one["seconds"], other["seconds"]
+        assert one == other
+
+
+def record(method: str, seed: int, map_at_r: float, noise: str = "uniform", **more: Any) -> Any:
+    fixed = {"recipe": "omniglot", "loss": "SupCon", "epochs": 8, "steps": 150, "last": {}}
+    rate = 0.0 if noise == "none" else 0.5
+    return {**fixed, "method": method, "seed": seed, "map_at_r": map_at_r, "noise": noise,
+            "rate": rate, "p_at_1": 50.0, **more}  # fmt: skip
+
+
+def records() -> list[Any]:
+    found = [record("plain", s, 10.0 + s) for s in range(3)]
+    found += [record("GroundTruthFilter", s, 30.0 + s) for s in range(3)]
+    found += [record("PRISMFilter", s, 26.0 + s, last={"kept": 48.0}) for s in range(3)]
+    return [*found, record("plain", 0, 44.0, "none")]
+
+
+def test_a_table() -> None:
+    found = script("report").table(records(), {"columns": "noise", "value": "map_at_r"})
+    assert found.splitlines() == [
+        "| method | none | uniform 50% |",
+        "| --- | --- | --- |",
+        "| plain | 44.0 (1) | 11.0 ± 1.0 |",
+        "| GroundTruthFilter | - | 31.0 ± 1.0 |",
+        "| PRISMFilter | - | 27.0 ± 1.0 |",
+    ]
+    wanted = {"noise": "uniform 50%", "value": "recovered,kept", "method": "PRISMFilter"}
+    assert script("report").table(records(), wanted).splitlines()[2:] == [
+        "| PRISMFilter | 80 % | 48.0 ± 0.0 |"
+    ]
+
+
+def test_the_published_numbers_stand_beside_ours() -> None:
+    runs = [
+        record("KNNDenoiser (counts)", s, 0.0, recipe="mnist", loss="ST", best_p_at_1=95 + s)
+        for s in range(3)
+    ]
+    found = script("report").table(runs, {"columns": "rate", "value": "best_p_at_1"})
+    assert found.endswith("| KNNDenoiser (counts) | 96.0 ± 1.0, published 95.3 |")
+
+
+def test_a_page_is_written_anew() -> None:
+    page = "# A\n\n<!-- table columns=noise value=map_at_r loss=SupCon -->\n\n| old |\n\nB.\n"
+    new = script("report").rewritten(page, records())
+    assert "| plain | 44.0 (1) | 11.0 ± 1.0 |" in new
+    assert "| old |" not in new
+    assert new.endswith("\n\nB.\n")
+    assert script("report").rewritten(new, records()) == new
+
+
+def test_the_tables_of_the_page_are_those_of_its_runs() -> None:
+    runs = sorted((ROOT / "examples" / "benchmarks" / "results").glob("*.jsonl"))
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert page.count("<!-- table ") >= 5
+    assert script("report").rewritten(page, script("report").load(runs)) == page
