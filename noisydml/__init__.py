@@ -2,6 +2,7 @@
 
 from noisydml import distributed, functional, noise
 from noisydml.audit import LabelIssues, find_label_issues
+from noisydml.composition import robust
 from noisydml.distributed import GatheredLoss
 from noisydml.label_audit import LabelAudit
 from noisydml.per_sample import per_sample_loss
@@ -15,6 +16,7 @@ from noisydml.wrappers.interactions import SelectedInteractions
 from noisydml.wrappers.knn import KNNDenoiser
 from noisydml.wrappers.prism import PRISMFilter
 from noisydml.wrappers.regularized import RegularizedLoss
+from noisydml.wrappers.relabeler import MemoryRelabeler
 from noisydml.wrappers.small_loss import SmallLossFilter
 from noisydml.wrappers.super_loss import SuperLoss
 from noisydml.wrappers.titan import PrototypicalMixer
@@ -29,6 +31,7 @@ __all__ = [
     "LabelIssues",
     "LanguageGuidance",
     "LossWrapper",
+    "MemoryRelabeler",
     "PRISMFilter",
     "PrototypicalMixer",
     "RegularizedLoss",
@@ -44,4 +47,5 @@ __all__ = [
     "functional",
     "noise",
     "per_sample_loss",
+    "robust",
 ]

@@ -256,7 +256,7 @@ def find_label_issues(
             for block, (distance, position, _) in zip(blocks, found, strict=True)
         ]
         if votes:
-            score, majority, support = (torch.cat(parts) for parts in zip(*votes, strict=True))
+            score, majority, support, _ = (torch.cat(parts) for parts in zip(*votes, strict=True))
             trust = torch.where(known, score, 1.0)
     flagged = trust < threshold
     order = trust.argsort(stable=True)

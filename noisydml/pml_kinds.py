@@ -85,11 +85,16 @@ def refuse_memory(name: str, judge: Loss) -> None:
             )
 
 
-def refuse_without_reference(loss: Loss) -> None:
+def takes_reference(loss: Loss) -> bool:
+    """Whether a loss can compare a batch with other embeddings (``ref_emb``)."""
+    return isinstance(loss, BaseMetricLossFunction) and not isinstance(loss, _TAKES_NO_REFERENCE)
+
+
+def refuse_without_reference(who: str, loss: Loss) -> None:
     """Raise TypeError unless the loss can compare a batch with other embeddings (``ref_emb``)."""
-    if not isinstance(loss, BaseMetricLossFunction) or isinstance(loss, _TAKES_NO_REFERENCE):
+    if not takes_reference(loss):
         raise TypeError(
-            "memory_loss needs one of PML's pair or triplet losses, which can compare a batch with "
+            f"{who} needs one of PML's pair or triplet losses, which can compare a batch with "
             f"a memory, got {name_of(loss)}"
         )
 

@@ -96,18 +96,19 @@ def language_guidance(
 
 def neighbor_vote(
     neighbor_labels: list[int], label: int, weights: list[float] | None = None
-) -> tuple[Fraction, int, Fraction]:
-    """N2D2, section 3.1, counted: score, majority and support, in exact arithmetic."""
+) -> tuple[Fraction, int, Fraction, Fraction]:
+    """N2D2, section 3.1, counted: score, majority, support, runner-up, in exact arithmetic."""
     votes: dict[int, Fraction] = {}
     for i, other in enumerate(neighbor_labels):
         weight = Fraction(1) if weights is None else Fraction(weights[i])
         votes[other] = votes.get(other, Fraction(0)) + weight
     most, total = max(votes.values(), default=Fraction(0)), sum(votes.values(), Fraction(0))
     if total == 0:
-        return Fraction(1), label, Fraction(0)
+        return Fraction(1), label, Fraction(0), Fraction(0)
     own = votes.get(label, Fraction(0))
     majority = label if own == most else min(j for j, n in votes.items() if n == most)
-    return own / most, majority, most / total
+    second = max((n for j, n in votes.items() if j != majority), default=Fraction(0))
+    return own / most, majority, most / total, second / most
 
 
 def clean_probability(

@@ -40,7 +40,7 @@ def literal_scores(embeddings: Tensor, labels: Tensor, k: int) -> list[float]:
             if (labels == label).sum() == 1:
                 scores.append(1.0)
                 continue
-            score, _, _ = neighbor_vote(labels[order].tolist(), label, weights.tolist())
+            score, *_ = neighbor_vote(labels[order].tolist(), label, weights.tolist())
             scores.append(float(score))
         trust = scores
     return trust

@@ -7,7 +7,7 @@ Cell = tuple[str, str, str, float]  # loss, method, noise, rate
 MS = "multi-similarity"
 HALF = ("uniform", 0.5)
 NOISES = [HALF, ("none", 0.0), ("semantic", 0.5), ("small_cluster", 0.25), ("pair_flip", 0.5)]
-FILTERS = ["PRISMFilter", "KNNDenoiser (0.25)"]
+FILTERS = ["robust", "PRISMFilter", "KNNDenoiser (0.25)"]
 PARTS = ("similarity loss", "clustering", "mixing", "refinement", "weights")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,12 @@ from image_sets import GivenLabels
 from pytorch_metric_learning import losses
 from torch import nn
 
+import noisydml
 from noisydml import (
     ConfidenceWeightedLoss,
     GroundTruthFilter,
     KNNDenoiser,
+    MemoryRelabeler,
     PRISMFilter,
     PrototypicalMixer,
     SelectedInteractions,
@@ -103,6 +106,14 @@ def titan(**settings: Any) -> Method:
     return Method(make)
 
 
+def robust(s: Setting) -> noisydml.LossWrapper:
+    return noisydml.robust(s.loss(), s.given.num_classes, s.embedding_size, s.size)
+
+
+def memory_without_relabelling(s: Setting) -> MemoryRelabeler:
+    return MemoryRelabeler(robust(s).loss, s.embedding_size, memory_size=s.size, lead=math.inf)
+
+
 def small_loss(s: Setting) -> SmallLossFilter:
     # Co-teaching's ramp is 10 of 200 epochs; here there are so few of them that it is 2.
     settings = {"noise_rate": s.rate, "ramp": 2 * s.steps}
@@ -113,6 +124,9 @@ METHODS: dict[str, Method] = {
     "plain": Method(Setting.loss),
     "clean labels": Method(Setting.loss, clean=True),
     "GroundTruthFilter": Method(lambda s: GroundTruthFilter(s.loss(), s.given.is_noisy)),
+    "robust": Method(robust, sample_ids=False),
+    "robust (with ids)": Method(robust),
+    "robust without relabelling": Method(memory_without_relabelling, sample_ids=False),
     "PRISMFilter": Method(prism),
     "PRISMFilter (rate given)": Method(lambda s: prism(s, noise_rate=s.rate)),
     "PRISMFilter (rate given, T = 1)": Method(

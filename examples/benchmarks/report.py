@@ -2,7 +2,7 @@
 
     python examples/benchmarks/report.py results/*.jsonl --table recipe=omniglot columns=noise
     python examples/benchmarks/report.py results/*.jsonl --page docs/results.md
-    python examples/benchmarks/report.py results/*.jsonl --figures docs/images
+    python examples/benchmarks/report.py results/*.jsonl --figure docs/images/results_omniglot.png
 
 In a page a table is the paragraph after a comment that says what it shows:
 
@@ -150,6 +150,21 @@ def rewritten(page: str, records: list[Record]) -> str:
     return "\n\n".join(blocks)
 
 
+def cycles(records: list[Record], wanted: dict[str, str]) -> str:
+    """What relabelling has done by the end of each epoch, in %; Markdown."""
+    chosen = [r for r in records if all(field(r, n) == v for n, v in wanted.items())]
+    names = ("relabelled", "relabelled_right", "relabelled_were_right")
+    lines = [["noise", "epoch", "relabelled", "of them now right", "of them right before"]]
+    lines.append(["---"] * len(lines[0]))
+    for noise in dict.fromkeys(field(r, "noise") for r in chosen):
+        logs = [r["log"] for r in chosen if field(r, "noise") == noise]
+        for epoch, entries in enumerate(zip(*logs, strict=True), start=1):
+            if all(names[0] in entry for entry in entries):
+                cells = [spread([entry[name] for entry in entries]) for name in names]
+                lines.append([noise, str(epoch), *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def load(paths: list[Path]) -> list[Record]:
     """The runs of several files, with the last line of their logs."""
     records = [record for path in paths for record in read(path)]
@@ -193,12 +208,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", help="files of train.py")
     parser.add_argument("--table", nargs="+", metavar="NAME=VALUE", help="print this table")
+    parser.add_argument("--cycles", nargs="+", metavar="NAME=VALUE", help="relabelling by epoch")
     parser.add_argument("--page", type=Path, help="a page whose tables to write anew")
     parser.add_argument("--figure", type=Path, help="a PNG file to draw")
     options = parser.parse_args()
     records = load(options.runs)
     if options.table:
         print(table(records, dict(word.split("=", 1) for word in options.table)))
+    if options.cycles:
+        print(cycles(records, dict(word.split("=", 1) for word in options.cycles)))
     if options.page:
         page = options.page.read_text(encoding="utf-8")
         options.page.write_text(rewritten(page, records), encoding="utf-8")

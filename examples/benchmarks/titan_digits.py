@@ -3,8 +3,8 @@
     python examples/benchmarks/titan_digits.py --noise uniform pair_flip --seeds 3
 
 The training digits have wrong labels; P@1 and MAP@R are those of the test digits among one
-another. Where titan_ablation.py has 20 drawings of each of 964 characters and tests on others, here
-are 120 of each of 10 digits, for so many epochs that the plain loss learns the wrong labels by
+another. Where train.py's Omniglot has 20 drawings of each of 964 characters and tests on others,
+here are 120 of each of 10 digits, for so many epochs that the plain loss learns the wrong labels by
 heart.
 """
 

@@ -16,6 +16,7 @@ class NeighborVote(NamedTuple):
     score: Tensor  # (B,) in [0, 1], votes for the given label over those for the strongest one
     majority: Tensor  # (B,) the strongest label
     support: Tensor  # (B,) in [0, 1], the majority's share of all votes
+    runner_up: Tensor  # (B,) in [0, 1], the votes of the next label over the majority's
 
 
 def neighbor_label_score(
@@ -34,8 +35,9 @@ def neighbor_label_score(
             for one vote each. A neighbour of weight 0 does not count.
 
     Returns:
-        :class:`NeighborVote`: float64 ``score``, int64 ``majority`` and float64 ``support``.
-        Without any votes the score is 1, the majority the given label, and the support 0.
+        :class:`NeighborVote`: float64 ``score``, int64 ``majority``, float64 ``support`` and
+        ``runner_up``. Without any votes the score is 1, the majority the given label, and the
+        support 0; without votes for a second label the runner-up is 0.
 
     Raises:
         TypeError: for a tensor of the wrong dtype.
@@ -58,7 +60,7 @@ def neighbor_label_score(
     size, k = neighbor_labels.shape
     if size == 0 or k == 0:
         zeros = torch.zeros(size, dtype=torch.float64, device=labels.device)
-        return NeighborVote(zeros + 1, labels, zeros)
+        return NeighborVote(zeros + 1, labels, zeros, zeros)
     ordered, order = neighbor_labels.sort(dim=1)
     votes = torch.ones_like(ordered, dtype=torch.float64)
     if weights is not None:
@@ -72,10 +74,13 @@ def neighbor_label_score(
     own = torch.where(ordered == labels.unsqueeze(1), run, 0.0).amax(dim=1)
     strongest = torch.where(run == most.unsqueeze(1), ordered, _LARGEST).amin(dim=1)
     any_votes = total > 0
+    majority = torch.where((own == most) | any_votes.logical_not(), labels, strongest)
+    second = torch.where(ordered == majority.unsqueeze(1), 0.0, run).amax(dim=1)
     return NeighborVote(
         torch.where(any_votes, own / most, 1.0),
-        torch.where((own == most) | any_votes.logical_not(), labels, strongest),
+        majority,
         torch.where(any_votes, most / total, 0.0),
+        torch.where(any_votes, second / most, 0.0),
     )
 
 

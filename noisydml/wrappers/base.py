@@ -41,6 +41,7 @@ class Decision:
         suggested_labels: (B,) int64, the label that the evidence speaks for. None where the
             method makes no suggestion.
         support: (B,) float in [0, 1], the share of the evidence that speaks for it; None likewise.
+        runner_up: (B,) float in [0, 1], the second label's share over the first's; None likewise.
     """
 
     keep: Tensor
@@ -50,6 +51,7 @@ class Decision:
     noise_rate: Tensor | None = None
     suggested_labels: Tensor | None = None
     support: Tensor | None = None
+    runner_up: Tensor | None = None
 
     @classmethod
     def trusting(cls, batch: Batch) -> Decision:
@@ -175,6 +177,11 @@ class LossWrapper(nn.Module, ABC):
     def drops(self) -> bool:
         """Whether it is a filter: what it does to a batch is to drop rows, and no more."""
         return type(self).narrowed is LossWrapper.narrowed
+
+    @property
+    def suggests(self) -> bool:
+        """Whether its decisions say, with ``runner_up``, which label a sample should have."""
+        return False
 
     def wrapped_value(self, batch: Batch) -> Tensor:
         """Value of the wrapped loss on what it gets to see."""

@@ -73,7 +73,8 @@ class KNNDenoiser(LossWrapper):
         taken for that entry if it has the same label, and has no vote. ``decision.score`` (B,) in
         [0, 1] is 1 where nobody can say: there is no reference yet, or no other sample of that
         class in it. ``decision.suggested_labels`` (B,) is the label with the most votes and
-        ``decision.support`` (B,) its share; both are None before there is a reference.
+        ``decision.support`` (B,) its share; ``decision.runner_up`` (B,) is what the second label
+        has of the first one's votes. All are None before there is a reference.
 
     Raises:
         TypeError, ValueError: for impossible settings and bad arguments.
@@ -142,6 +143,10 @@ class KNNDenoiser(LossWrapper):
         self._built = self._empty = False
         self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
 
+    @property
+    def suggests(self) -> bool:
+        return True
+
     def judge(self, batch: Batch) -> Judgement:
         everyone = gather_batch(batch.judged().to(torch.float32))
         if not self._has_reference():
@@ -163,6 +168,7 @@ class KNNDenoiser(LossWrapper):
             threshold=torch.full_like(self.step, self.threshold, dtype=torch.float64),
             suggested_labels=torch.where(known, vote.majority, batch.labels),
             support=torch.where(known, vote.support, 0.0),
+            runner_up=torch.where(known, vote.runner_up, 1.0),
         )
         return Judgement(decision, evidence=everyone)
 

@@ -142,7 +142,7 @@ class PRISMFilter(LossWrapper):
         if warmup is not None:
             require_count("warmup", warmup, least=0)
         if memory_loss:
-            pml_kinds.refuse_without_reference(loss)
+            pml_kinds.refuse_without_reference("memory_loss", loss)
         self.memory = FeatureMemory(memory_size, embedding_size, num_classes)
         self.num_classes = num_classes
         self.noise_rate = noise_rate

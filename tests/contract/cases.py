@@ -20,6 +20,7 @@ from noisydml import (
     KNNDenoiser,
     LanguageGuidance,
     LossWrapper,
+    MemoryRelabeler,
     PRISMFilter,
     PrototypicalMixer,
     RegularizedLoss,
@@ -117,6 +118,13 @@ def knn(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
 
 def counting_knn(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     return knn(loss, trusting, vote="count", k="auto", index="torch", **settings)
+
+
+def relabeler(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    """Around a KNNDenoiser; nothing is in its memory before the first batch."""
+    if trusting:  # without a reference nobody is distrusted, relabelled or remembered
+        loss = KNNDenoiser(loss.loss, memory_size=10**4, **settings)
+    return MemoryRelabeler(loss, WIDTH, memory_size=40, lead=1.5, **settings)
 
 
 def small_loss(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
@@ -289,6 +297,11 @@ CASES = {
     "selected(prism)": Case(nest(selected, prism), **SELECTS),
     "selected(knn)": Case(nest(selected, knn), **SELECTS, syncs=True),
     "selected(small_loss)": Case(nest(selected, small_loss), **SELECTS, has_classes=True),
+    "relabeler(knn)": Case(nest(relabeler, knn), **SELECTS, drops=True, syncs=True),
+    "ground_truth(relabeler(knn))": Case(
+        nest(ground_truth, relabeler, knn), **SELECTS, **FILTERS, syncs=True
+    ),
+    "mixer(relabeler(knn))": Case(nest(mixer, relabeler, knn), **SELECTS, drops=True, syncs=True),
     "selected(ground_truth(gathered))": Case(nest(selected, ground_truth, gathered), **SELECTS),
     "selected(small_loss(gathered))": Case(
         nest(selected, small_loss, gathered), **SELECTS, has_classes=True
@@ -374,7 +387,8 @@ def kept_rows(wrapper: LossWrapper, size: int = 24) -> Tensor:
     """The rows of the last batch that reached the innermost loss, by the decisions of all."""
     rows = torch.arange(size)
     for each in chain(wrapper):
-        rows = rows[each.decision.keep.cpu()]
+        if not isinstance(each, MemoryRelabeler):  # its filter has the same decision
+            rows = rows[each.decision.keep.cpu()]
     return rows
 
 

@@ -19,10 +19,11 @@ def check(neighbor_labels: Tensor, labels: Tensor, weights: Tensor | None = None
     rows = zip(neighbor_labels.tolist(), labels.tolist(), strict=True)
     for i, (row, label) in enumerate(rows):
         given = None if weights is None else weights[i].tolist()
-        score, majority, support = neighbor_vote(row, label, given)
+        score, majority, support, runner_up = neighbor_vote(row, label, given)
         assert vote.majority[i] == majority
         torch.testing.assert_close(vote.score[i].item(), float(score), rtol=1e-12, atol=0)
         torch.testing.assert_close(vote.support[i].item(), float(support), rtol=1e-12, atol=0)
+        torch.testing.assert_close(vote.runner_up[i].item(), float(runner_up), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 10, 11_318])
@@ -88,7 +89,7 @@ def test_nothing_is_as_wide_as_the_number_of_classes(dataless: torch.device) -> 
     labels = torch.zeros(8, dtype=torch.long, device=dataless)
     distance = torch.rand(8, 5, device=dataless)
     vote = neighbor_label_score(neighbor_labels, labels, neighbor_weights(distance, 4.0))
-    assert [part.shape for part in vote] == [(8,)] * 3
+    assert [part.shape for part in vote] == [(8,)] * 4
 
 
 def test_weights_by_the_formula() -> None:

@@ -49,7 +49,7 @@ class LiteralDenoiser:
         if self.sharpness is not None:
             mean = sum(entry[0] for entry in others) / len(others)
             weights = [math.exp(-self.sharpness * entry[0] / mean) for entry in others]
-        score, majority, _ = neighbor_vote([entry[2] for entry in others], label, weights)
+        score, majority, *_ = neighbor_vote([entry[2] for entry in others], label, weights)
         return float(score), majority
 
     def collect(self, feature: Tensor, label: int, sample: int) -> None:

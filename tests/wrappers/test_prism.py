@@ -418,10 +418,10 @@ def test_memory_loss_takes_what_pml_can_compare_with_a_reference(name: str) -> N
     except (TypeError, ValueError):
         takes = False
     if takes:
-        refuse_without_reference(loss)
+        refuse_without_reference("memory_loss", loss)
     else:
         with pytest.raises(TypeError, match=f"memory_loss needs .* got {name}"):
-            refuse_without_reference(loss)
+            refuse_without_reference("memory_loss", loss)
 
 
 def test_only_kept_samples_enter_a_cross_batch_memory() -> None:

@@ -1,0 +1,166 @@
+"""MemoryRelabeler against a literal loop, and noisydml.robust."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from pytorch_metric_learning import losses
+from torch import Tensor
+
+import noisydml
+from noisydml import GatheredLoss, KNNDenoiser, MemoryRelabeler, PRISMFilter
+
+CLASSES, WIDTH, SIZE = 6, 8, 60
+
+
+def data() -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings of clear classes; labels of which every fourth is wrong; the true ones."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.arange(SIZE) % CLASSES
+    centers = 3 * torch.randn(CLASSES, WIDTH, generator=generator)
+    embeddings = centers[truth] + torch.randn(SIZE, WIDTH, generator=generator)
+    wrong = torch.randperm(SIZE, generator=generator)[: SIZE // 4]
+    shift = torch.randint(1, CLASSES, (len(wrong),), generator=generator)
+    labels = truth.index_copy(0, wrong, (truth[wrong] + shift) % CLASSES)
+    return embeddings, labels, truth
+
+
+def make(loss: Any = None, **settings: Any) -> MemoryRelabeler:
+    loss = loss or losses.MultiSimilarityLoss()
+    denoiser = KNNDenoiser(loss, memory_size=SIZE, k=8)
+    return MemoryRelabeler(denoiser, WIDTH, **{"memory_size": 40, **settings})
+
+
+def unit(rows: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+@pytest.mark.parametrize("lead", [1.0, 2.0, math.inf])
+def test_equals_a_literal_loop(lead: float) -> None:
+    embeddings, labels, _ = data()
+    wrapper, bare = make(lead=lead, weight=0.5), losses.MultiSimilarityLoss()
+    alone = KNNDenoiser(losses.MultiSimilarityLoss(), memory_size=SIZE, k=8)
+    memory: list[tuple[Tensor, int]] = []
+    relabelled = 0
+    torch.manual_seed(1)
+    for step in range(20):
+        ids = torch.randperm(SIZE)[:16]
+        batch = (embeddings[ids] + 0.1 * torch.randn(16, WIDTH)).requires_grad_()
+        value = wrapper(batch, labels[ids], sample_ids=ids)
+        expected = alone(batch, labels[ids], sample_ids=ids)
+        decision = alone.decision
+        assert torch.equal(wrapper.decision.keep, decision.keep)
+        if decision.suggested_labels is not None:
+            members = []
+            for i in range(16):
+                if decision.keep[i]:
+                    members.append((i, int(labels[ids[i]])))
+                elif decision.runner_up[i] * lead <= 1:
+                    members.append((i, int(decision.suggested_labels[i])))
+                    relabelled += 1
+            rows = torch.tensor([i for i, _ in members])
+            new = torch.tensor([label for _, label in members])
+            if memory:
+                stored = torch.stack([row for row, _ in memory])
+                classes = torch.tensor([label for _, label in memory])
+                against = bare(batch[rows], new, ref_emb=stored, ref_labels=classes)
+                expected = expected + 0.5 * against
+            memory += list(zip(unit(batch.detach())[rows], new.tolist(), strict=True))
+            memory = memory[-40:]
+        assert value.item() == pytest.approx(expected.item(), rel=1e-4), step
+        (grad,) = torch.autograd.grad(value, batch, retain_graph=True)
+        (wanted,) = torch.autograd.grad(expected, batch)
+        torch.testing.assert_close(grad, wanted, rtol=1e-3, atol=1e-5)
+    assert (relabelled > 0) == (lead < math.inf)
+
+
+def test_most_new_labels_are_right_and_kept_ones_stay() -> None:
+    embeddings, labels, truth = data()
+    wrapper = make(memory_size=SIZE)
+    wrapper.filter.refresh(embeddings, labels)
+    ids = torch.arange(SIZE)
+    wrapper(embeddings, labels, sample_ids=ids)
+    new = wrapper.memory.labels[: int(wrapper.memory.total)]
+    stored = wrapper.memory.sample_ids[: len(new)]
+    kept = wrapper.decision.keep[stored]
+    assert torch.equal(new[kept], labels[stored][kept])
+    assert (~kept).sum() >= 5
+    assert (new == truth[stored])[~kept].double().mean() >= 0.9
+
+
+def test_without_a_reference_it_is_the_loss_and_remembers_nobody() -> None:
+    embeddings, labels, _ = data()
+    wrapper = make()
+    value = wrapper(embeddings[:16], labels[:16])
+    assert torch.equal(value, losses.MultiSimilarityLoss()(embeddings[:16], labels[:16]))
+    assert wrapper.memory.total == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"lead": 0.5}, ValueError, "lead must be at least 1, got 0.5"),
+        ({"lead": math.nan}, ValueError, "lead must be at least 1, got nan"),
+        ({"weight": 0}, ValueError, "weight must be"),
+        ({"memory_size": 0}, ValueError, "memory_size must be"),
+        ({"loss": losses.SoftTripleLoss(6, 8)}, TypeError, "MemoryRelabeler needs one of PML's"),
+        ({"loss": GatheredLoss(losses.ContrastiveLoss())}, TypeError, "got GatheredLoss"),
+    ],
+)
+def test_impossible_settings(arguments: dict[str, Any], error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        make(**arguments)
+
+
+def test_bad_arguments() -> None:
+    prism = PRISMFilter(losses.ContrastiveLoss(), CLASSES, WIDTH, memory_size=SIZE)
+    with pytest.raises(
+        TypeError, match=r"loss must be a filter that suggests labels, .* got PRISM"
+    ):
+        MemoryRelabeler(prism, WIDTH, memory_size=SIZE)
+    embeddings, labels, _ = data()
+    wrapper = make()
+    with pytest.raises(ValueError, match="as wide as embedding_size, 8, got 7"):
+        wrapper(embeddings[:, :7], labels)
+    with pytest.raises(ValueError, match="ref_emb must not be given to MemoryRelabeler"):
+        wrapper(embeddings, labels, ref_emb=embeddings, ref_labels=labels)
+    assert wrapper.filter.memory.total == 0
+
+
+def test_robust_goes_by_the_size_of_the_classes_and_the_kind_of_loss() -> None:
+    small = noisydml.robust(losses.MultiSimilarityLoss(), 100, WIDTH, 2000)
+    assert isinstance(small, MemoryRelabeler)
+    assert small.filter.threshold == 0.25
+    assert small.memory.memory_size == len(small.filter.memory) == 2000
+    large = noisydml.robust(losses.SoftTripleLoss(10, WIDTH), 10, WIDTH, 2000)
+    assert isinstance(large, KNNDenoiser)
+    assert large.threshold == 0.5
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((0, 8, 100), "num_classes must be"),
+        ((10, 0, 100), "embedding_size must be"),
+        ((10, 8, 0), "dataset_size must be"),
+        ((10, 8, 9), "dataset_size must be at least num_classes, 10, got 9"),
+    ],
+)
+def test_robust_refuses(sizes: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        noisydml.robust(losses.ContrastiveLoss(), *sizes)
+
+
+def test_robust_finds_the_wrong_labels_in_an_unchanged_loop() -> None:
+    embeddings, labels, truth = data()
+    loss_fn = noisydml.robust(losses.MultiSimilarityLoss(), CLASSES, WIDTH, SIZE)
+    torch.manual_seed(0)
+    for _ in range(3):
+        for ids in torch.randperm(SIZE).split(20):
+            loss_fn(embeddings[ids], labels[ids])
+    agree = loss_fn.decision.keep == (labels == truth)[ids]
+    assert agree.double().mean() >= 0.9
+    assert loss_fn.memory.total > 0
