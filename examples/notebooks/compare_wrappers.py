@@ -73,8 +73,9 @@ _ = axes[0].set(ylabel="right label", yticks=range(10))
 # ## Six wrappers
 #
 # Beside them the plain loss, which knows of nothing; the filter that knows the truth; and a
-# training on the right labels. All wrap the same loss. The settings are those of the library's
-# quickstart; nothing is tuned to a kind of noise. Only `SmallLossFilter` is told the noise rate.
+# training on the right labels. All wrap the same loss. The wrappers' settings are those of the
+# library's quickstart, where it has them, and nothing is tuned to a kind of noise. Only
+# `SmallLossFilter` is told the noise rate.
 
 
 # %%
