@@ -70,7 +70,8 @@ def shrink(pixels: Pixels, side: int) -> Pixels:
         edges = np.linspace(0, old, max(1, round(old * side / largest)) + 1).astype(int)
         sums = np.moveaxis(np.add.reduceat(means, edges[:-1], axis=axis), axis, -1)
         means = np.moveaxis(sums / np.diff(edges), -1, axis)
-    return means.round().astype(np.uint8)
+    shrunk: Pixels = means.round().astype(np.uint8)
+    return shrunk
 
 
 def png(pixels: Pixels) -> bytes:

@@ -12,10 +12,11 @@ import pytest
 import pytorch_metric_learning
 import torch
 from pytorch_metric_learning import losses as pml_losses
+from pytorch_metric_learning import miners as pml_miners
 from torch import Tensor
 
 import noisydml
-from noisydml import GatheredLoss, GroundTruthFilter, LossWrapper, per_sample_loss
+from noisydml import GatheredLoss, GroundTruthFilter, LossWrapper, language, per_sample_loss
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -320,3 +321,55 @@ def imports(path: Path) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.append(node.module)
     return [name for name in found if name.split(".")[0] == "noisydml"]
+
+
+# The papers' options ---------------------------------------------------------------------------
+
+
+OPTIONS = [
+    row
+    for column in ("The paper", "The code", "PLG's code")
+    for row in tables("coming_from.md", column)
+]
+
+
+@pytest.mark.parametrize("row", OPTIONS, ids=lambda row: row[0])
+def test_options_of_the_papers_exist_here(row: list[str]) -> None:
+    """Each call in the second column fits the signature of what it names."""
+    theirs, ours = row[:2]
+    if ours == "-":
+        return
+    found = re.findall(r"`([^`]+)`", ours)
+    assert found, f"{theirs}: no code in {ours!r}"
+    for source in found:
+        expression = ast.parse(source, mode="eval").body
+        if not isinstance(expression, ast.Call):
+            assert source.removeprefix("decision.") in noisydml.Decision.__dataclass_fields__
+            continue
+        path = ast.unparse(expression.func)
+        target = named(path)
+        positional = [None] * len(expression.args)
+        if inspect.isfunction(target) and inspect.isclass(named(path.rpartition(".")[0])):
+            positional.insert(0, None)  # self of a method
+        keywords = {keyword.arg: None for keyword in expression.keywords if keyword.arg}
+        inspect.signature(target).bind_partial(*positional, **keywords)
+        for name in keywords:
+            parameters = inspect.signature(target).parameters
+            assert name in parameters or pml_takes(target, name), f"{source}: no {name}"
+
+
+def named(path: str) -> Any:
+    """What a dotted name stands for: in noisydml, or in PML for losses and miners."""
+    first, *rest = path.split(".")
+    homes = {"losses": pml_losses, "miners": pml_miners, "language": language}
+    found = homes[first] if first in homes else getattr(noisydml, first, None)
+    for name in rest:
+        found = getattr(found, name)
+    return found
+
+
+def pml_takes(target: Any, name: str) -> bool:
+    """Whether a class of PML hands that keyword to a class that it derives from."""
+    return inspect.isclass(target) and any(
+        name in inspect.signature(base).parameters for base in inspect.getmro(target)
+    )

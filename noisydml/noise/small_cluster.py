@@ -112,7 +112,7 @@ def _dissolve(
     images_per_cluster: int,
 ) -> Integers:
     """The loop of Algorithm 1, over the classes removed; its line numbers in the comments."""
-    given = codes.copy()  # 1
+    given: Integers = codes.copy()  # 1
     misplaced = np.zeros(len(codes), dtype=np.bool_)
     present = np.arange(n_classes)  # the non-empty classes
     wanted = (rate - 1e-9) * len(codes)  # 0.55 * 100 is more than 55
