@@ -94,7 +94,7 @@ def memory_bytes(samples: int, dtype: torch.dtype) -> float:
 
 
 def extrapolate() -> None:
-    """By formula: two memories of a feature, a label and an id, and the index."""
+    """By formula: two memories of a feature, a label and an id, the index, its labels and rows."""
     half, single = (memory_bytes(1000, dtype) for dtype in (torch.float16, torch.float32))
     settings = [
         ("float32, exact", single, 4 * WIDTH),
@@ -107,9 +107,9 @@ def extrapolate() -> None:
         "| memory, index | bytes a sample | 1M | 10M | 100M |\n|---|---|---|---|---|"
     )
     for name, memory, index in settings:
-        each = round(2 * memory + index)
+        each = round(2 * memory + index + 16)
         sizes = " | ".join(f"{each * millions / 1e3:.2f}" for millions in (1, 10, 100))
-        print(f"| {name} | 2 x {memory:.0f} + {index} = {each} | {sizes} |")
+        print(f"| {name} | 2 x {memory:.0f} + {index} + 16 = {each} | {sizes} |")
 
 
 def main() -> None:

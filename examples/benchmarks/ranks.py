@@ -5,10 +5,11 @@
 The same wrappers train on the same batches in one process and on ranks of gloo, a process each,
 which have shares of uneven size. The first columns are the share of samples that the outermost
 wrapper drops, the largest differences from one process of its scores, state, values and gradients,
-and the number of its decisions to keep or to drop that differ. Where no GatheredLoss is inside, a pair loss sees its own rank's pairs, so that the model cannot be
-the same: it stays as it is, and value and gradients are not compared. The last columns are the
-bytes that a rank hands to collectives in a step, each of which goes to all other ranks: counted at
-the collectives, and by the formulas of docs/scale.md.
+and the number of its decisions to keep or to drop that differ. Where no GatheredLoss is inside, a
+pair loss sees its own rank's pairs, so that the model cannot be the same: it stays as it is, and
+value and gradients are not compared. The last columns are the bytes that a rank hands to
+collectives in a step, each of which goes to all other ranks: counted at the collectives, and by
+the formulas of docs/scale.md.
 """
 
 from __future__ import annotations
@@ -284,10 +285,9 @@ def main() -> None:
     torch.set_num_threads(1)
     steps = 6 if options.short else options.steps
     reference = [train(wrapper, 0, 1, steps, None) for wrapper in WRAPPERS]
-    print(
-        "| wrapper | ranks | dropped, % | scores | decisions | state | values | gradients", end=""
-    )
-    print(" | bytes, counted | bytes, formula |\n|" + 10 * "---|")
+    names = ["wrapper", "ranks", "dropped (%)", "scores", "decisions", "state", "values"]
+    names += ["gradients", "bytes (counted)", "bytes (formula)"]
+    print(f"| {' | '.join(names)} |\n|{len(names) * '---|'}")
     wrong = False
     for world in [2] if options.short else options.ranks:
         with tempfile.TemporaryDirectory() as folder:
