@@ -113,8 +113,14 @@ class FaissIndex(NeighborIndex):
             The-index-factory>`_. ``"Flat"`` is exact; for millions of samples for instance
             ``"IVF4096,Flat"`` or, compressed to 64 bytes a sample, ``"IVF4096,PQ64"``.
         metric: as for every index.
+        nprobe: how many of the cells of an inverted file (``"IVF..."``) are searched; None for
+            FAISS' own setting, which is 1 and misses many neighbours.
 
     An index that has to be trained is trained on all features.
+
+    Raises:
+        TypeError, ValueError: for a factory string that FAISS does not know, and for an ``nprobe``
+            without an inverted file.
 
     Example:
         >>> import torch
@@ -125,18 +131,25 @@ class FaissIndex(NeighborIndex):
         Neighbors(distance=tensor([[0.0000, 0.2000]]), position=tensor([[0, 1]]))
     """
 
-    def __init__(self, factory: str = "Flat", metric: Metric = "cosine") -> None:
+    def __init__(
+        self, factory: str = "Flat", metric: Metric = "cosine", nprobe: int | None = None
+    ) -> None:
         super().__init__(metric)
         import faiss
 
         if not isinstance(factory, str):
             raise TypeError(f"factory must be a FAISS factory string, got {type(factory).__name__}")
+        if nprobe is not None:
+            require_count("nprobe", nprobe)
         self.factory = factory
+        self.nprobe = nprobe
         self._faiss: Any = None
         try:
-            faiss.index_factory(64, factory)
+            index = faiss.index_factory(64, factory)
         except RuntimeError as error:
             raise ValueError(f"factory {factory!r} is none that FAISS knows") from error
+        if nprobe is not None and faiss.try_extract_index_ivf(index) is None:
+            raise ValueError(f"nprobe is for an inverted file, and {factory!r} is none")
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what ``build`` has made."""
@@ -147,6 +160,8 @@ class FaissIndex(NeighborIndex):
 
         kind = faiss.METRIC_INNER_PRODUCT if self.metric == "cosine" else faiss.METRIC_L2
         self._faiss = faiss.index_factory(max(self.width, 1), self.factory, kind)
+        if self.nprobe is not None:
+            faiss.extract_index_ivf(self._faiss).nprobe = self.nprobe
         rows = features.cpu().contiguous().numpy()
         if not self._faiss.is_trained:
             self._faiss.train(rows)

@@ -119,6 +119,21 @@ def test_searching_never_asks_the_host() -> None:
         assert found.position.device.type == "cuda"
 
 
+@pytest.mark.parametrize("factory", ["IVF8,Flat", "PCA4,IVF8,Flat"])
+def test_searching_more_cells_finds_more(factory: str) -> None:
+    features = torch.randn(400, 4)
+    found = {}
+    for nprobe in (None, 1, 8):
+        index = FaissIndex(factory, "euclidean", nprobe)
+        index.build(features)
+        found[nprobe] = index.search(features, 20).position
+    assert torch.equal(found[None], found[1])
+    exact = FaissIndex("Flat", "euclidean")
+    exact.build(features)
+    assert torch.equal(found[8], exact.search(features, 20).position)
+    assert not torch.equal(found[1], found[8])
+
+
 @pytest.mark.parametrize("kind", EXACT)
 def test_settings_survive_copies(kind: str) -> None:
     index = EXACT[kind]("euclidean")
@@ -135,6 +150,8 @@ def test_settings_survive_copies(kind: str) -> None:
         (lambda: FaissIndex(metric="dot"), ValueError, "metric"),
         (lambda: FaissIndex("nonsense"), ValueError, "factory"),
         (lambda: FaissIndex(3), TypeError, "factory"),
+        (lambda: FaissIndex("IVF4,Flat", nprobe=0), ValueError, "nprobe"),
+        (lambda: FaissIndex("Flat", nprobe=2), ValueError, "nprobe is for an inverted file"),
         (lambda: TorchIndex(block_size=0), ValueError, "block_size"),
         (lambda: TorchIndex(dtype=torch.int8), TypeError, "dtype"),
         (lambda: TorchIndex().build(torch.ones(3)), ValueError, "features"),

@@ -32,14 +32,24 @@ def shards(step: int, world: int) -> list[slice]:
     return [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
 
 
+def gathers_rows(case: str, leaf: str) -> bool:
+    """Whether the loss is of all ranks' rows; a regulariser outside sees its own rank's."""
+    return "gathered" in case or ("super_loss" in case and "regularized" not in case)
+
+
 def train(case: str, leaf: str, rank: int, world: int, mined: bool = False) -> Result:
-    """Train a model with a wrapper for a few steps on this rank's share of each batch."""
+    """Train a model with a wrapper for a few steps on this rank's share of each batch.
+
+    Where the loss sees the pairs of its own rank only, the model cannot be that of one process. So
+    it stays as it is, and what is judged is the same in every step.
+    """
     torch.manual_seed(4)
     model = nn.Linear(WIDTH, WIDTH)
     # Every rank draws other proxies; rank 0 has those of the single process.
     wrapper = build(case, leaf, seed=5 + rank)
     parallel: Callable[..., Any] = DistributedDataParallel(model) if world > 1 else model
-    groups = [{"params": model.parameters()}, *wrapper.parameter_groups(1e-2, 1e-2)]
+    lr = 1e-2 if gathers_rows(case, leaf) else 0.0
+    groups = [{"params": model.parameters(), "lr": lr}, *wrapper.parameter_groups(1e-2, 1e-2)]
     optimizer = torch.optim.SGD(groups, lr=1e-2)
 
     decisions: list[list[Result]] = []
@@ -83,11 +93,15 @@ def mine(embeddings: Tensor, labels: Tensor, shares: list[slice]) -> tuple[Tenso
 
 
 def decisions_of(wrapper: LossWrapper) -> list[Result]:
-    """The decision of every wrapper of a nesting, and whether it was made about all ranks' rows."""
-    found, about_all = [], False
+    """The decision of every wrapper of a nesting, and which rows it was made about.
+
+    Those of all ranks, or this rank's and then as many that were mixed of them.
+    """
+    found, about_all, mixed = [], False, False
     for each in chain(wrapper):
-        found.append({**vars(each.decision), "about_all": about_all})
+        found.append({**vars(each.decision), "about_all": about_all, "mixed": mixed})
         about_all = about_all or isinstance(each, GatheredLoss)
+        mixed = mixed or getattr(each.decision, "draws", None) is not None
     return found
 
 

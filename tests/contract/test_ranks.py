@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,7 @@ JOBS = [(case, "multi_similarity") for case in CASES] + [
     ("ground_truth(super_loss_of_pairs)", "contrastive"),
     ("super_loss", "soft_triple"),
 ]
-# SuperLoss gathers by itself; a regulariser outside sees its own rank's rows.
-GATHERS_ROWS = [
-    (case, leaf)
-    for case, leaf in JOBS
-    if "gathered" in case or ("super_loss" in case and "regularized" not in case)
-]
+GATHERS_ROWS = [job for job in JOBS if ranks.gathers_rows(*job)]
 IDS = [f"{case}-{leaf}" for case, leaf in JOBS]
 GATHERING_IDS = [f"{case}-{leaf}" for case, leaf in GATHERS_ROWS]
 
@@ -59,8 +55,18 @@ def assert_same_decisions(expected: list[Any], by_rank: list[list[Any]]) -> None
                     close(decision[name], one[name])
         else:
             for name in ("keep", "weight", "score"):
-                parts = [decision[name] for decision in mine]
-                close(None if parts[0] is None else torch.cat(parts), one[name])
+                close(put_together([decision[name] for decision in mine], one["mixed"]), one[name])
+
+
+def put_together(parts: list[Tensor | None], mixed: bool) -> Tensor | None:
+    """The ranks' values in the order of one process, which has all mixed rows at the end."""
+    given = [part for part in parts if part is not None]
+    if len(given) < len(parts):
+        return None
+    if mixed:
+        halves = [part.chunk(2) if len(part) > 0 else (part, part) for part in given]
+        given = [half[i] for i in range(2) for half in halves]
+    return torch.cat(given)
 
 
 def close(actual: Tensor | None, expected: Tensor | None) -> None:
@@ -71,41 +77,49 @@ def close(actual: Tensor | None, expected: Tensor | None) -> None:
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.fixture(params=["two", "four"])
+def results(request: pytest.FixtureRequest) -> list[dict[Any, Any]]:
+    """Of each rank."""
+    found: list[dict[Any, Any]] = request.getfixturevalue(request.param)
+    return found
+
+
+@functools.cache
+def one_process(case: str, leaf: str) -> dict[str, Any]:
+    return ranks.train(case, leaf, 0, 1)
+
+
 @pytest.mark.parametrize("job", JOBS, ids=IDS)
-def test_two_ranks_decide_like_one_process(job: tuple[str, str], two: list[Any]) -> None:
-    one = ranks.train(*job, 0, 1)["decisions"]
-    # Without GatheredLoss a pair loss sees its own rank's pairs only, and the models drift apart.
-    for step in range(ranks.STEPS if job in GATHERS_ROWS else 1):
-        assert_same_decisions(one[step], [result[job]["decisions"][step] for result in two])
+def test_ranks_decide_like_one_process(job: tuple[str, str], results: list[Any]) -> None:
+    one = one_process(*job)["decisions"]
+    for step in range(ranks.STEPS):
+        assert_same_decisions(one[step], [result[job]["decisions"][step] for result in results])
 
 
-@pytest.mark.parametrize("job", GATHERS_ROWS, ids=GATHERING_IDS)
-@pytest.mark.parametrize("world", ["two", "four"])
-def test_gathered_losses_train_like_one_process(
-    job: tuple[str, str], world: str, request: pytest.FixtureRequest
-) -> None:
-    results = request.getfixturevalue(world)
-    one = ranks.train(*job, 0, 1)
+@pytest.mark.parametrize("job", JOBS, ids=IDS)
+def test_ranks_keep_the_state_of_one_process(job: tuple[str, str], results: list[Any]) -> None:
+    """Proxies, running means, memories and counters."""
+    one = one_process(*job)["state"]
     for result in results:
-        torch.testing.assert_close(result[job]["values"], one["values"])
-        torch.testing.assert_close(result[job]["gradients"], one["gradients"])
-        assert result[job]["state"].keys() == one["state"].keys()
-        for name, value in one["state"].items():
+        assert result[job]["state"].keys() == one.keys()
+        for name, value in one.items():
             torch.testing.assert_close(result[job]["state"][name], value, msg=name)
 
 
 @pytest.mark.parametrize("job", GATHERS_ROWS, ids=GATHERING_IDS)
-def test_four_ranks_decide_like_one_process(job: tuple[str, str], four: list[Any]) -> None:
-    one = ranks.train(*job, 0, 1)["decisions"]
-    for step in range(ranks.STEPS):
-        assert_same_decisions(one[step], [result[job]["decisions"][step] for result in four])
+def test_gathered_losses_train_like_one_process(job: tuple[str, str], results: list[Any]) -> None:
+    one = one_process(*job)
+    for result in results:
+        torch.testing.assert_close(result[job]["values"], one["values"])
+        torch.testing.assert_close(result[job]["gradients"], one["gradients"])
 
 
 @pytest.mark.parametrize("job", JOBS, ids=IDS)
-def test_state_is_equal_to_the_bit_on_both_ranks(job: tuple[str, str], two: list[Any]) -> None:
+def test_state_is_equal_to_the_bit_on_all_ranks(job: tuple[str, str], results: list[Any]) -> None:
     """Proxies, running means and memories: without DistributedDataParallel around the loss."""
-    for name, value in two[0][job]["state"].items():
-        assert torch.equal(two[1][job]["state"][name], value), name
+    for other in results[1:]:
+        for name, value in results[0][job]["state"].items():
+            assert torch.equal(other[job]["state"][name], value), name
 
 
 def test_mined_tuples_point_into_the_gathered_rows(two: list[Any]) -> None:
