@@ -140,14 +140,14 @@ class FeatureMemory(nn.Module):
             keep: (B,) bool, which rows to store; None for all of them.
         """
         self._check(embeddings, labels, sample_ids, keep)
-        if keep is None:
-            rows = torch.arange(len(embeddings), device=embeddings.device)
-        elif embeddings.device.type == "cpu":  # where counting costs no wait
-            rows = keep.nonzero().squeeze(1)
-        else:
+        if embeddings.device.type != "cpu":
+            keep = torch.ones_like(labels, dtype=torch.bool) if keep is None else keep
             self._enqueue_masked(embeddings, labels, sample_ids, keep)
-            return
-        self._enqueue_rows(embeddings, labels, sample_ids, rows)
+        elif keep is None:
+            self._enqueue_all(self._converted(embeddings, labels, sample_ids))
+        else:  # counting costs no wait here
+            rows = keep.nonzero().squeeze(1)
+            self._enqueue_all(self._converted(embeddings, labels, sample_ids, rows))
 
     def write(self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor) -> None:
         """Store rows in place: the row with sample id i becomes entry i.
@@ -163,7 +163,8 @@ class FeatureMemory(nn.Module):
         position = torch.arange(len(embeddings), device=embeddings.device)
         last = last_of_equals(sample_ids)
         new = self._converted(embeddings, labels, sample_ids, last)
-        self._replace(sample_ids, self._entries(sample_ids), new, counted=last == position)
+        self._count(self._entries(sample_ids), new, counted=last == position)
+        self._overwrite(sample_ids, new)
         self.total = self.total + len(embeddings)
 
     @property
@@ -209,17 +210,19 @@ class FeatureMemory(nn.Module):
                 f"got {keep.dtype} of shape {tuple(keep.shape)}"
             )
 
-    def _enqueue_rows(
-        self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None, rows: Tensor
-    ) -> None:
-        size = len(rows)
-        if size == 0:
-            return
-        first = max(0, size - self.memory_size)
-        slots = torch.arange(first, size, device=rows.device).add_(self.total)
-        slots = slots.remainder_(self.memory_size)
-        new = self._converted(embeddings, labels, sample_ids, rows.narrow(0, first, size - first))
-        self._replace(slots, self._entries(slots), new)
+    def _enqueue_all(self, new: _Entries) -> None:
+        """Store rows where the host may know the position: in runs of slots, two at the wrap."""
+        total, size = int(self.total), len(new.labels)
+        done = max(0, size - self.memory_size)
+        while done < size:
+            start = (total + done) % self.memory_size
+            run = min(size - done, self.memory_size - start)
+            old = _Entries(*(buffer.narrow(0, start, run) for buffer in self._columns()))
+            rows = _Entries(*(column.narrow(0, done, run) for column in new))
+            self._count(old, rows)
+            for there, row in zip(old, rows, strict=True):
+                there.copy_(row)
+            done += run
         self.total = self.total + size
 
     def _enqueue_masked(
@@ -241,47 +244,60 @@ class FeatureMemory(nn.Module):
         fresh, old = age < kept, self._entries(slots)
         new = self._converted(embeddings, labels, sample_ids, size - 1 - order)
         new = _Entries(*(torch.where(_like(fresh, n), n, o) for n, o in zip(new, old, strict=True)))
-        self._replace(slots, old, new)
+        self._count(old, new)
+        self._overwrite(slots, new)
         self.total = self.total + kept
 
+    def _columns(self) -> _Entries:
+        return _Entries(self.features, self.labels, self.sample_ids)
+
     def _entries(self, slots: Tensor) -> _Entries:
-        buffers = (self.features, self.labels, self.sample_ids)
-        return _Entries(*(buffer.index_select(0, slots) for buffer in buffers))
+        return _Entries(*(buffer.index_select(0, slots) for buffer in self._columns()))
+
+    def _overwrite(self, slots: Tensor, new: _Entries) -> None:
+        for buffer, column in zip(self._columns(), new, strict=True):
+            buffer.index_copy_(0, slots, column)
 
     def _converted(
-        self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None, rows: Tensor
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        sample_ids: Tensor | None,
+        rows: Tensor | None = None,
     ) -> _Entries:
-        """The rows of a batch as they are stored."""
-        if sample_ids is None:
-            sample_ids = torch.full_like(labels, EMPTY)
-        features = embeddings.detach().index_select(0, rows)
+        """The rows of a batch, or some of them, as they are stored."""
+        features = embeddings.detach()
+        if rows is not None:
+            features, labels = features.index_select(0, rows), labels.index_select(0, rows)
+            sample_ids = None if sample_ids is None else sample_ids.index_select(0, rows)
         if self.normalize:
             features = features.to(torch.promote_types(features.dtype, torch.float32))
             length = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min_(_TINY)
-            features = features.mul(_GRAIN / length).round_().mul_(1 / _GRAIN)
+            features = features.div(length.mul_(1 / _GRAIN)).round_().mul_(1 / _GRAIN)
         return _Entries(
             features.to(self.features.dtype),
-            labels.index_select(0, rows).to(torch.int64),
-            sample_ids.index_select(0, rows).to(torch.int64),
+            labels.to(torch.int64),
+            torch.full_like(labels, EMPTY) if sample_ids is None else sample_ids.to(torch.int64),
         )
 
-    def _replace(
-        self, slots: Tensor, old: _Entries, new: _Entries, counted: Tensor | None = None
-    ) -> None:
+    def _count(self, old: _Entries, new: _Entries, counted: Tensor | None = None) -> None:
         """Entries ``old`` become ``new``; of a slot that is named twice one row is ``counted``."""
-        self.features.index_copy_(0, slots, new.features)
-        self.labels.index_copy_(0, slots, new.labels)
-        self.sample_ids.index_copy_(0, slots, new.sample_ids)
         if self.num_classes is None:
             return
-        for entries, sign in ((new, 1), (old, -1)):
-            features, present = entries.features.double(), (entries.labels != EMPTY).long()
+        classes = torch.cat([new.labels, old.labels])
+        present = (classes != EMPTY).long()
+        if counted is not None:
+            present *= counted.repeat(2)
+        classes.clamp_min_(0)  # what is not there adds zeros to class 0
+        size = len(new.labels)
+        for rows, entries, sign in ((0, new, 1), (size, old, -1)):
+            of_class = classes.narrow(0, rows, size)
+            features = entries.features.double()
             if counted is not None:
-                features, present = features * counted.unsqueeze(1), present * counted
-            classes = entries.labels.clamp_min(0)  # what is not there adds zeros to class 0
-            self.sums.index_add_(0, classes, features, alpha=sign)
-            self.counts.index_add_(0, classes, present, alpha=sign)
-        self._update_centers(torch.cat([new.labels, old.labels]).clamp_min_(0))
+                features = features * counted.unsqueeze(1)
+            self.sums.index_add_(0, of_class, features, alpha=sign)
+            self.counts.index_add_(0, of_class, present.narrow(0, rows, size), alpha=sign)
+        self._update_centers(classes)
 
     def _update_centers(self, classes: Tensor) -> None:
         if 2 * len(classes) >= len(self.centers):  # picking them out would cost more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,23 +36,60 @@ def top_r_threshold(
         >>> top_r_threshold(torch.tensor([0.4, 0.1, 0.3, 0.2]), noise_rate=0.5)
         tensor(0.2000, dtype=torch.float64)
     """
-    require_floating("probabilities", probabilities, ndim=1)
-    size = len(probabilities)
-    if not isinstance(noise_rate, Tensor):
-        require_number("noise_rate", noise_rate)
-        if not 0 <= noise_rate <= 1:
-            raise ValueError(f"noise_rate must be in [0, 1], got {noise_rate}")
-    ordered = probabilities.double()
-    n: int | Tensor = size
-    if known is not None:
-        require_vector("known", known, size, "probability")
-        ordered = torch.where(known, ordered, math.inf)
-        n = known.sum().double()  # of an integer, the product would be in single precision
-    # With -inf in front the k-th smallest has the index k, from 0 on.
-    ordered = torch.nn.functional.pad(ordered.sort().values, (1, 0), value=-math.inf)
-    # A product that a rounding error keeps below a whole number is that number: 0.29 * 100.
-    drops = torch.as_tensor(noise_rate * n + 1e-9, device=ordered.device).long()
-    return ordered.gather(0, drops.reshape(1)).squeeze(0)
+    taking_part, n = _taking_part(probabilities, known)
+    return _quantile(taking_part, n, noise_rate).squeeze(0)
+
+
+class SmoothTopR(NamedTuple):
+    """The threshold of a batch, and the window of quantiles after it.
+
+    Attributes:
+        threshold: 0-dim float64; ``-inf`` drops nobody.
+        quantiles: (W,) float64, the latest at the end, zeros in front of the first.
+        number: 0-dim int64, how many of them there are.
+    """
+
+    threshold: Tensor
+    quantiles: Tensor
+    number: Tensor
+
+
+def smooth_top_r(
+    probabilities: Tensor,
+    noise_rate: float | Tensor,
+    known: Tensor,
+    quantiles: Tensor,
+    number: Tensor,
+) -> SmoothTopR:
+    r"""The mean of the last W of :func:`top_r_threshold`, this batch's included (PRISM, Eq. 4).
+
+    Where nobody would be above it, the window starts again with this batch alone; the best ones
+    are above the threshold even then. A batch with the quantile ``-inf`` does not enter the
+    window.
+
+    Args:
+        probabilities, noise_rate, known: as in :func:`top_r_threshold`, with B >= 1.
+        quantiles: (W,) float64, of the batches before.
+        number: 0-dim int64, how many there are.
+    """
+    taking_part, n = _taking_part(probabilities, known)
+    quantile, best = _quantile(taking_part, n, noise_rate), taking_part.amax()
+    older = quantiles.narrow(0, 1, len(quantiles) - 1)
+    number_now = (number + 1).clamp_max_(len(quantiles))
+    mean = older.sum().add(quantile).div_(number_now)
+
+    starts_again = best <= mean
+    just_below = torch.nextafter(best, torch.full_like(best, -math.inf))
+    threshold = torch.where(starts_again, torch.minimum(quantile, just_below), mean)
+
+    counts = quantile > -math.inf
+    latest = torch.cat([older.masked_fill(starts_again, 0), quantile])
+    number_now = number_now.masked_fill(starts_again, 1)
+    return SmoothTopR(
+        threshold.squeeze(0),
+        torch.where(counts, latest, quantiles),
+        torch.where(counts, number_now, number).squeeze(0),
+    )
 
 
 def low_rank_counts(
@@ -93,9 +131,8 @@ def low_rank_counts(
     require_floating("similarities", similarities, ndim=2)
     require_floating("own", own, ndim=1)
     require_vector("own", own, len(similarities), "row of similarities")
-    classes = similarities.narrow(0, 0, min(1, len(similarities))) > -math.inf
-    others = classes.sum() - 1
-    known = (own > -math.inf) & (others > 0)
+    present = (similarities.narrow(0, 0, min(1, len(similarities))) > -math.inf).sum()
+    known = (own > -math.inf) & (present > 1)
     if counted is not None:
         require_vector("counted", counted, len(similarities), "row of similarities")
         known = known & counted
@@ -105,5 +142,30 @@ def low_rank_counts(
     dtype = torch.promote_types(similarities.dtype, torch.float32)
     higher = torch.empty_like(similarities, dtype=dtype)
     above = torch.gt(similarities, own.unsqueeze(1), out=higher).sum(dim=1)
-    low = torch.heaviside(above - (others + 1) / 2, above.new_full((), 0.5))
-    return (low * known).sum().double(), known.sum().double() / 2
+    # 1 in the lower half of the ranks, -1 in the upper one, 0 in the middle.
+    half = torch.sub(above, present, alpha=0.5).sign_()
+    expected = known.sum(dtype=torch.float64) / 2
+    return (half * known).sum(dtype=torch.float64).div_(2).add_(expected), expected
+
+
+def _taking_part(probabilities: Tensor, known: Tensor | None) -> tuple[Tensor, int | Tensor]:
+    """(B,) float64 probabilities, ``inf`` where they do not take part, and how many do."""
+    require_floating("probabilities", probabilities, ndim=1)
+    if known is None:
+        return probabilities.double(), len(probabilities)
+    require_vector("known", known, len(probabilities), "probability")
+    # Counted in float64, as the product of an integer and a number is in single precision.
+    return torch.where(known, probabilities.double(), math.inf), known.sum(dtype=torch.float64)
+
+
+def _quantile(taking_part: Tensor, n: int | Tensor, noise_rate: float | Tensor) -> Tensor:
+    """(1,) the floor(R n)-th smallest, ``-inf`` for the 0-th."""
+    if not isinstance(noise_rate, Tensor):
+        require_number("noise_rate", noise_rate)
+        if not 0 <= noise_rate <= 1:
+            raise ValueError(f"noise_rate must be in [0, 1], got {noise_rate}")
+    # With -inf in front the k-th smallest has the index k, from 0 on.
+    ordered = torch.nn.functional.pad(taking_part.sort().values, (1, 0), value=-math.inf)
+    # A product that a rounding error keeps below a whole number is that number: 0.29 * 100.
+    drops = torch.as_tensor(noise_rate * n + 1e-9, device=ordered.device).long()
+    return ordered.gather(0, drops.reshape(1))
