@@ -10,6 +10,9 @@ from torch import Tensor
 
 from noisydml.functional.checks import require_floating, require_number, require_vector
 
+# A product that a rounding error keeps below a whole number is that number: 0.29 * 100.
+_EXACT = 1e-9
+
 
 def top_r_threshold(
     probabilities: Tensor, noise_rate: float | Tensor, known: Tensor | None = None
@@ -36,8 +39,21 @@ def top_r_threshold(
         >>> top_r_threshold(torch.tensor([0.4, 0.1, 0.3, 0.2]), noise_rate=0.5)
         tensor(0.2000, dtype=torch.float64)
     """
-    taking_part, n = _taking_part(probabilities, known)
-    return _quantile(taking_part, n, noise_rate).squeeze(0)
+    require_floating("probabilities", probabilities, ndim=1)
+    n: int | Tensor = len(probabilities)
+    taking_part = probabilities.double()
+    if known is not None:
+        require_vector("known", known, len(probabilities), "probability")
+        taking_part = torch.where(known, taking_part, math.inf)
+        n = known.sum(dtype=torch.float64)  # of an integer the product has single precision
+    if not isinstance(noise_rate, Tensor):
+        require_number("noise_rate", noise_rate)
+        if not 0 <= noise_rate <= 1:
+            raise ValueError(f"noise_rate must be in [0, 1], got {noise_rate}")
+    # With -inf in front the k-th smallest has the index k, from 0 on.
+    ordered = torch.nn.functional.pad(taking_part.sort().values, (1, 0), value=-math.inf)
+    drops = torch.as_tensor(noise_rate * n + _EXACT, device=ordered.device).long()
+    return ordered.gather(0, drops.reshape(1)).squeeze(0)
 
 
 class SmoothTopR(NamedTuple):
@@ -68,27 +84,68 @@ def smooth_top_r(
     window.
 
     Args:
-        probabilities, noise_rate, known: as in :func:`top_r_threshold`, with B >= 1.
+        probabilities: (B,) as in :func:`top_r_threshold`, with B >= 1.
+        noise_rate: as there.
+        known: (B,) as there.
         quantiles: (W,) float64, of the batches before.
         number: 0-dim int64, how many there are.
     """
-    taking_part, n = _taking_part(probabilities, known)
-    quantile, best = _quantile(taking_part, n, noise_rate), taking_part.amax()
+    if probabilities.device.type == "cpu":
+        return _smooth_on_host(probabilities, noise_rate, known, quantiles, number)
+    return _smooth_on_device(probabilities, noise_rate, known, quantiles, number)
+
+
+def _smooth_on_device(
+    probabilities: Tensor,
+    noise_rate: float | Tensor,
+    known: Tensor,
+    quantiles: Tensor,
+    number: Tensor,
+) -> SmoothTopR:
+    quantile = top_r_threshold(probabilities, noise_rate, known)
     older = quantiles.narrow(0, 1, len(quantiles) - 1)
     number_now = (number + 1).clamp_max_(len(quantiles))
-    mean = older.sum().add(quantile).div_(number_now)
+    mean = (older.sum() + quantile) / number_now
 
+    best = torch.where(known, probabilities.double(), math.inf).amax()
     starts_again = best <= mean
     just_below = torch.nextafter(best, torch.full_like(best, -math.inf))
     threshold = torch.where(starts_again, torch.minimum(quantile, just_below), mean)
 
+    older = older.masked_fill(starts_again, 0)
+    number_now = number_now.masked_fill_(starts_again, 1)
     counts = quantile > -math.inf
-    latest = torch.cat([older.masked_fill(starts_again, 0), quantile])
-    number_now = number_now.masked_fill(starts_again, 1)
     return SmoothTopR(
-        threshold.squeeze(0),
-        torch.where(counts, latest, quantiles),
-        torch.where(counts, number_now, number).squeeze(0),
+        threshold,
+        torch.where(counts, torch.cat([older, quantile.reshape(1)]), quantiles),
+        torch.where(counts, number_now, number),
+    )
+
+
+def _smooth_on_host(
+    probabilities: Tensor,
+    noise_rate: float | Tensor,
+    known: Tensor,
+    quantiles: Tensor,
+    number: Tensor,
+) -> SmoothTopR:
+    """The same where numbers can be read without a wait: they take no time, small tensors do."""
+    ordered = torch.where(known, probabilities.double(), math.inf).sort().values
+    drops = int(float(noise_rate) * int(known.count_nonzero()) + _EXACT)
+    quantile = ordered.select(0, drops - 1).item() if drops else -math.inf
+    if not quantile > -math.inf:
+        return SmoothTopR(ordered.new_full((), quantile), quantiles, number)
+    older = quantiles.narrow(0, 1, len(quantiles) - 1)
+    number_now = min(int(number) + 1, len(quantiles))
+    threshold = (older.sum().item() + quantile) / number_now
+    best = ordered.select(0, len(ordered) - 1).item()
+    if best <= threshold:
+        threshold = min(quantile, math.nextafter(best, -math.inf))
+        older, number_now = torch.zeros_like(older), 1
+    return SmoothTopR(
+        ordered.new_full((), threshold),
+        torch.cat([older, ordered.narrow(0, drops - 1, 1)]),
+        torch.full_like(number, number_now),
     )
 
 
@@ -131,7 +188,7 @@ def low_rank_counts(
     require_floating("similarities", similarities, ndim=2)
     require_floating("own", own, ndim=1)
     require_vector("own", own, len(similarities), "row of similarities")
-    present = (similarities.narrow(0, 0, min(1, len(similarities))) > -math.inf).sum()
+    present = (similarities.narrow(0, 0, min(1, len(similarities))) > -math.inf).count_nonzero()
     known = (own > -math.inf) & (present > 1)
     if counted is not None:
         require_vector("counted", counted, len(similarities), "row of similarities")
@@ -146,26 +203,3 @@ def low_rank_counts(
     half = torch.sub(above, present, alpha=0.5).sign_()
     expected = known.sum(dtype=torch.float64) / 2
     return (half * known).sum(dtype=torch.float64).div_(2).add_(expected), expected
-
-
-def _taking_part(probabilities: Tensor, known: Tensor | None) -> tuple[Tensor, int | Tensor]:
-    """(B,) float64 probabilities, ``inf`` where they do not take part, and how many do."""
-    require_floating("probabilities", probabilities, ndim=1)
-    if known is None:
-        return probabilities.double(), len(probabilities)
-    require_vector("known", known, len(probabilities), "probability")
-    # Counted in float64, as the product of an integer and a number is in single precision.
-    return torch.where(known, probabilities.double(), math.inf), known.sum(dtype=torch.float64)
-
-
-def _quantile(taking_part: Tensor, n: int | Tensor, noise_rate: float | Tensor) -> Tensor:
-    """(1,) the floor(R n)-th smallest, ``-inf`` for the 0-th."""
-    if not isinstance(noise_rate, Tensor):
-        require_number("noise_rate", noise_rate)
-        if not 0 <= noise_rate <= 1:
-            raise ValueError(f"noise_rate must be in [0, 1], got {noise_rate}")
-    # With -inf in front the k-th smallest has the index k, from 0 on.
-    ordered = torch.nn.functional.pad(taking_part.sort().values, (1, 0), value=-math.inf)
-    # A product that a rounding error keeps below a whole number is that number: 0.29 * 100.
-    drops = torch.as_tensor(noise_rate * n + 1e-9, device=ordered.device).long()
-    return ordered.gather(0, drops.reshape(1))

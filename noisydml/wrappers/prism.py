@@ -162,15 +162,14 @@ class PRISMFilter(LossWrapper):
         everyone = gather_batch(batch.judged())
         if len(everyone) == 0:
             return Judgement(Decision.trusting(batch))
-        with torch.autocast(batch.device.type, enabled=False), torch.no_grad():
-            scores, known, low_ranks = self._score(everyone)
-            rate = self._noise_rate(low_ranks)
-            counted = _samples_among(everyone, known)
-            threshold, quantiles, num_quantiles = smooth_top_r(
-                scores, rate, counted, self.quantiles, self.num_quantiles
-            )
-            threshold = threshold.masked_fill(self._warming_up(), -math.inf)
-            keep = (scores > threshold) | known.logical_not()
+        scores, known, low_ranks = self._score(everyone)
+        rate = self._noise_rate(low_ranks)
+        counted = _samples_among(everyone, known)
+        threshold, quantiles, num_quantiles = smooth_top_r(
+            scores, rate, counted, self.quantiles, self.num_quantiles
+        )
+        threshold = threshold.masked_fill(self._warming_up(), -math.inf)
+        keep = (scores > threshold) | known.logical_not()
         own_keep = batch.own_rows(everyone, keep)
         decision = Decision(
             keep=own_keep,
@@ -204,7 +203,7 @@ class PRISMFilter(LossWrapper):
         everyone, keep, self.quantiles, self.num_quantiles, low_ranks = judgement.evidence
         if low_ranks is not None:
             self.low_ranks = low_ranks
-        self.step += 1
+        self.step.add_(1)
         keep = _samples_among(everyone, keep)
         self.memory.enqueue(everyone.embeddings, everyone.labels, everyone.sample_ids, keep)
 
