@@ -140,12 +140,14 @@ class FeatureMemory(nn.Module):
             keep: (B,) bool, which rows to store; None for all of them.
         """
         self._check(embeddings, labels, sample_ids, keep)
-        if embeddings.device.type == "cpu":  # where counting costs no wait
+        if (
+            self.total.device.type == "cpu" and type(self.total) is Tensor
+        ):  # no fake: it counts at once
             rows = None if keep is None else keep.nonzero().squeeze(1)
             self._enqueue_all(self._converted(embeddings, labels, sample_ids, rows))
-            return
-        keep = torch.ones_like(labels, dtype=torch.bool) if keep is None else keep
-        self._enqueue_masked(embeddings, labels, sample_ids, keep)
+        else:
+            keep = torch.ones_like(labels).bool() if keep is None else keep
+            self._enqueue_masked(embeddings, labels, sample_ids, keep)
 
     def write(self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor) -> None:
         """Store rows in place: the row with sample id i becomes entry i.
@@ -294,8 +296,8 @@ class FeatureMemory(nn.Module):
     def _recount(self, *_: Any) -> None:
         """Centers and counts from the entries alone."""
         present, classes = self.labels != EMPTY, self.labels.clamp_min(0)
-        zeros = torch.zeros_like(self.sums, dtype=torch.float64)
-        self.sums = zeros.index_add_(0, classes, self.features.double())
+        sums = torch.zeros_like(self.sums, dtype=torch.float64)
+        self.sums = sums.index_add_(0, classes, self.features.double())
         self.counts = torch.zeros_like(self.counts).index_add_(0, classes, present.long())
         self.centers = _means(self.sums, self.counts)
 
