@@ -140,9 +140,7 @@ class FeatureMemory(nn.Module):
             keep: (B,) bool, which rows to store; None for all of them.
         """
         self._check(embeddings, labels, sample_ids, keep)
-        if (
-            self.total.device.type == "cpu" and type(self.total) is Tensor
-        ):  # no fake: it counts at once
+        if type(self.total) is Tensor and self.total.device.type == "cpu":  # no fake, no wait
             rows = None if keep is None else keep.nonzero().squeeze(1)
             self._enqueue_all(self._converted(embeddings, labels, sample_ids, rows))
         else:

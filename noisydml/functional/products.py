@@ -14,10 +14,10 @@ _LARGE = 2**17  # entries of a matrix, below which the detour costs more than it
 def affine(rows: Tensor, matrix: Tensor, offsets: Tensor | None = None) -> Tensor:
     """(B, C) ``rows @ matrix.T + offsets``, never in less precision than that of the arguments.
 
-    On the CPU torch hands single-precision products to MKL, which is slow on other processors
-    than Intel's. oneDNN, which comes with torch, is as fast on all of them: on an AMD EPYC it
-    takes half of the time for a batch of 64, a fifth for a batch of 3. It is asked where the
-    matrix is large and there is no graph, as its gradient has no second derivative.
+    On the CPU torch hands single-precision products to MKL. On an AMD EPYC oneDNN, which comes
+    with torch, takes half of MKL's time for a batch of 64 and a fifth for a batch of 3. It is
+    asked where the matrix is large and there is no graph, as its gradient has no second
+    derivative. The results of the two differ by rounding.
 
     Args:
         rows: (B, D) floating point.
