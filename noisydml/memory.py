@@ -118,7 +118,7 @@ class FeatureMemory(nn.Module):
             self.register_buffer("counts", counts, persistent=False)
             self.register_buffer("centers", torch.zeros(shape), persistent=False)
             self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
-                FeatureMemory._after_loading
+                FeatureMemory._recount
             )
 
     def __len__(self) -> int:
@@ -140,14 +140,12 @@ class FeatureMemory(nn.Module):
             keep: (B,) bool, which rows to store; None for all of them.
         """
         self._check(embeddings, labels, sample_ids, keep)
-        if keep is None:
-            rows = torch.arange(len(embeddings), device=embeddings.device)
-        elif embeddings.device.type == "cpu":  # where counting costs no wait
-            rows = keep.nonzero().squeeze(1)
+        if type(self.total) is Tensor and self.total.device.type == "cpu":  # no fake, no wait
+            rows = None if keep is None else keep.nonzero().squeeze(1)
+            self._enqueue_all(self._converted(embeddings, labels, sample_ids, rows))
         else:
+            keep = torch.ones_like(labels).bool() if keep is None else keep
             self._enqueue_masked(embeddings, labels, sample_ids, keep)
-            return
-        self._enqueue_rows(embeddings, labels, sample_ids, rows)
 
     def write(self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor) -> None:
         """Store rows in place: the row with sample id i becomes entry i.
@@ -160,11 +158,13 @@ class FeatureMemory(nn.Module):
         self._check(embeddings, labels, sample_ids, None)
         if len(embeddings) == 0:
             return
-        position = torch.arange(len(embeddings), device=embeddings.device)
-        last = last_of_equals(sample_ids)
+        last, old = last_of_equals(sample_ids), self._entries(sample_ids)
         new = self._converted(embeddings, labels, sample_ids, last)
-        self._replace(sample_ids, self._entries(sample_ids), new, counted=last == position)
-        self.total = self.total + len(embeddings)
+        # Of an entry that is written twice only the last row counts.
+        counts = last == torch.arange(len(last), device=last.device)
+        self._count(old, new.where(counts, old))
+        self._overwrite(sample_ids, new)
+        self.total.add_(len(embeddings))
 
     @property
     def filled(self) -> Tensor:
@@ -209,18 +209,19 @@ class FeatureMemory(nn.Module):
                 f"got {keep.dtype} of shape {tuple(keep.shape)}"
             )
 
-    def _enqueue_rows(
-        self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None, rows: Tensor
-    ) -> None:
-        size = len(rows)
-        if size == 0:
-            return
-        first = max(0, size - self.memory_size)
-        slots = torch.arange(first, size, device=rows.device).add_(self.total)
-        slots = slots.remainder_(self.memory_size)
-        new = self._converted(embeddings, labels, sample_ids, rows.narrow(0, first, size - first))
-        self._replace(slots, self._entries(slots), new)
-        self.total = self.total + size
+    def _enqueue_all(self, new: _Entries) -> None:
+        """Store rows where the host may know the position: in runs of slots, two at the wrap."""
+        total, size = int(self.total), len(new.labels)
+        done = max(0, size - self.memory_size)
+        while done < size:
+            start = (total + done) % self.memory_size
+            run = min(size - done, self.memory_size - start)
+            old, rows = self._columns().run(start, run), new.run(done, run)
+            self._count(old, rows)
+            for there, row in zip(old, rows, strict=True):
+                there.copy_(row)
+            done += run
+        self.total.add_(size)
 
     def _enqueue_masked(
         self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None, keep: Tensor
@@ -239,72 +240,64 @@ class FeatureMemory(nn.Module):
         kept = keep.sum()
         slots = (self.total + kept - 1 - age).remainder(self.memory_size)
         fresh, old = age < kept, self._entries(slots)
-        new = self._converted(embeddings, labels, sample_ids, size - 1 - order)
-        new = _Entries(*(torch.where(_like(fresh, n), n, o) for n, o in zip(new, old, strict=True)))
-        self._replace(slots, old, new)
-        self.total = self.total + kept
+        new = self._converted(embeddings, labels, sample_ids, size - 1 - order).where(fresh, old)
+        self._count(old, new)
+        self._overwrite(slots, new)
+        self.total.add_(kept)
+
+    def _columns(self) -> _Entries:
+        return _Entries(self.features, self.labels, self.sample_ids)
 
     def _entries(self, slots: Tensor) -> _Entries:
-        buffers = (self.features, self.labels, self.sample_ids)
-        return _Entries(*(buffer.index_select(0, slots) for buffer in buffers))
+        return _Entries(*(buffer.index_select(0, slots) for buffer in self._columns()))
+
+    def _overwrite(self, slots: Tensor, new: _Entries) -> None:
+        for buffer, column in zip(self._columns(), new, strict=True):
+            buffer.index_copy_(0, slots, column)
 
     def _converted(
-        self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None, rows: Tensor
+        self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None, rows: Tensor | None
     ) -> _Entries:
-        """The rows of a batch as they are stored."""
-        if sample_ids is None:
-            sample_ids = torch.full_like(labels, EMPTY)
-        features = embeddings.detach().index_select(0, rows)
+        """The rows of a batch, or some of them, as they are stored."""
+        features = embeddings.detach()
+        if rows is not None:
+            features, labels = features.index_select(0, rows), labels.index_select(0, rows)
+            sample_ids = None if sample_ids is None else sample_ids.index_select(0, rows)
         if self.normalize:
             features = features.to(torch.promote_types(features.dtype, torch.float32))
             length = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min_(_TINY)
-            features = features.mul(_GRAIN / length).round_().mul_(1 / _GRAIN)
+            features = features.div(length.mul_(1 / _GRAIN)).round_().mul_(1 / _GRAIN)
         return _Entries(
             features.to(self.features.dtype),
-            labels.index_select(0, rows).to(torch.int64),
-            sample_ids.index_select(0, rows).to(torch.int64),
+            labels.to(torch.int64),
+            torch.full_like(labels, EMPTY) if sample_ids is None else sample_ids.to(torch.int64),
         )
 
-    def _replace(
-        self, slots: Tensor, old: _Entries, new: _Entries, counted: Tensor | None = None
-    ) -> None:
-        """Entries ``old`` become ``new``; of a slot that is named twice one row is ``counted``."""
-        self.features.index_copy_(0, slots, new.features)
-        self.labels.index_copy_(0, slots, new.labels)
-        self.sample_ids.index_copy_(0, slots, new.sample_ids)
+    def _count(self, old: _Entries, new: _Entries) -> None:
+        """What follows from the entries, before ``old`` ones become ``new``."""
         if self.num_classes is None:
             return
-        for entries, sign in ((new, 1), (old, -1)):
-            features, present = entries.features.double(), (entries.labels != EMPTY).long()
-            if counted is not None:
-                features, present = features * counted.unsqueeze(1), present * counted
-            classes = entries.labels.clamp_min(0)  # what is not there adds zeros to class 0
-            self.sums.index_add_(0, classes, features, alpha=sign)
-            self.counts.index_add_(0, classes, present, alpha=sign)
-        self._update_centers(torch.cat([new.labels, old.labels]).clamp_min_(0))
-
-    def _update_centers(self, classes: Tensor) -> None:
+        classes = torch.cat([new.labels, old.labels])
+        present = (classes != EMPTY).long()
+        classes.clamp_min_(0)  # what is not there adds zeros to class 0
+        size = len(new.labels)
+        for rows, entries, sign in ((0, new, 1), (size, old, -1)):
+            of_class = classes.narrow(0, rows, size)
+            self.sums.index_add_(0, of_class, entries.features.double(), alpha=sign)
+            self.counts.index_add_(0, of_class, present.narrow(0, rows, size), alpha=sign)
         if 2 * len(classes) >= len(self.centers):  # picking them out would cost more
             _means(self.sums, self.counts, out=self.centers)
-            return
-        sums, counts = self.sums.index_select(0, classes), self.counts.index_select(0, classes)
-        means = _means(sums, counts, out=torch.empty_like(sums, dtype=torch.float32))
-        self.centers.index_copy_(0, classes, means)
+        else:
+            some = (buffer.index_select(0, classes) for buffer in (self.sums, self.counts))
+            self.centers.index_copy_(0, classes, _means(*some))
 
-    def _recount(self) -> None:
+    def _recount(self, *_: Any) -> None:
         """Centers and counts from the entries alone."""
-        assert self.num_classes is not None
-        present = self.labels != EMPTY
-        classes = self.labels.clamp_min(0)
-        zeros = torch.zeros_like(self.sums, dtype=torch.float64)
-        self.sums = zeros.index_add_(0, classes, self.features.double())
+        present, classes = self.labels != EMPTY, self.labels.clamp_min(0)
+        sums = torch.zeros_like(self.sums, dtype=torch.float64)
+        self.sums = sums.index_add_(0, classes, self.features.double())
         self.counts = torch.zeros_like(self.counts).index_add_(0, classes, present.long())
-        self.centers = _means(
-            self.sums, self.counts, out=torch.empty_like(self.sums, dtype=torch.float32)
-        )
-
-    def _after_loading(self, _: Any) -> None:
-        self._recount()
+        self.centers = _means(self.sums, self.counts)
 
     def _apply(self, fn: Any, recurse: bool = True) -> FeatureMemory:
         """``.half()`` and the like change the stored features, not the precision of the centers."""
@@ -339,12 +332,19 @@ class _Entries(NamedTuple):
     labels: Tensor  # (B,)
     sample_ids: Tensor  # (B,)
 
+    def run(self, start: int, size: int) -> _Entries:
+        """Neighbouring entries, as views."""
+        if size == len(self.labels):
+            return self
+        return _Entries(*(column.narrow(0, start, size) for column in self))
 
-def _means(sums: Tensor, counts: Tensor, out: Tensor) -> Tensor:
+    def where(self, mask: Tensor, others: _Entries) -> _Entries:
+        """These entries, or the others where the mask (B,) is false."""
+        masks = (mask.unsqueeze(1), mask, mask)
+        return _Entries(*map(torch.where, masks, self, others))
+
+
+def _means(sums: Tensor, counts: Tensor, out: Tensor | None = None) -> Tensor:
     """(C, D) float32; zeros for a class of no entries."""
-    return torch.mul(sums, counts.clamp_min(1).double().reciprocal().unsqueeze(1), out=out)
-
-
-def _like(mask: Tensor, values: Tensor) -> Tensor:
-    """A (B,) mask that broadcasts over (B,) or (B, D)."""
-    return mask.unsqueeze(1) if values.ndim == 2 else mask
+    share = counts.clamp_min(1).float().reciprocal_().unsqueeze(1)
+    return torch.mul(sums.float(), share, out=out)

@@ -15,6 +15,7 @@ from noisydml.functional.checks import (
     require_positive,
     require_vector,
 )
+from noisydml.functional.products import affine
 
 _BLOCK = 4_000_000  # similarities that the pairwise form holds at once
 _NOTHING = -80.0  # exp of it is lost beside 1, and exp of much less is slow: it is subnormal
@@ -55,7 +56,7 @@ def class_similarity(
     _require_width("centers", centers, embeddings)
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
     absent = torch.where(counts > 0, 0.0, -math.inf).to(dtype)
-    return torch.addmm(absent, _scaled(embeddings, temperature), centers.to(dtype).T)
+    return affine(_scaled(embeddings, temperature), centers.to(dtype), absent)
 
 
 def class_similarity_pairs(
@@ -106,7 +107,7 @@ def class_similarity_pairs(
     counts = ones.new_zeros(num_classes + 1).index_add_(0, columns, ones)
     rows = max(1, _BLOCK // max(1, len(queries)))
     for block, column in zip(torch.split(features, rows), torch.split(columns, rows), strict=True):
-        sums.index_add_(1, column, queries @ normalize(block.to(dtype)).T)
+        sums.index_add_(1, column, affine(queries, normalize(block.to(dtype))))
     means = torch.where(counts > 0, sums / counts, -math.inf)
     return means.narrow(1, 0, num_classes)
 
@@ -150,7 +151,7 @@ def softmax_probability(similarities: Tensor, own: Tensor) -> Tensor:
     require_vector("own", own, len(similarities), "row of similarities")
     # 1 / sum_k exp(s_k - s_own), of which one term is 1: where it overflows, P is 0 anyway.
     excess = (similarities - own.unsqueeze(1)).clamp_min_(_NOTHING)
-    return torch.where(own == -math.inf, 1.0, excess.exp_().sum(dim=1).reciprocal())
+    return excess.exp_().sum(dim=1).reciprocal().masked_fill(own == -math.inf, 1.0)
 
 
 def clean_probability(
@@ -254,7 +255,7 @@ def batch_positive(embeddings: Tensor, labels: Tensor) -> Tensor:
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
     unit = normalize(embeddings.to(dtype))
     same = (labels.unsqueeze(1) == labels.unsqueeze(0)).to(dtype)
-    return (unit @ unit.T * same).sum(dim=1) / same.sum(dim=1)
+    return (affine(unit, unit) * same).sum(dim=1) / same.sum(dim=1)
 
 
 def _require_width(name: str, value: Tensor, embeddings: Tensor) -> None:
@@ -267,4 +268,4 @@ def _scaled(embeddings: Tensor, temperature: float) -> Tensor:
     """Of length 1 / temperature each (zeros stay zeros), in at least single precision."""
     embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
     length: Tensor = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
-    return embeddings * length.clamp_min(_TINY).mul_(temperature).reciprocal_()
+    return embeddings / length.clamp_min(_TINY).mul_(temperature)

@@ -15,6 +15,7 @@ from noisydml.functional.checks import (
     require_positive,
     require_vector,
 )
+from noisydml.functional.products import affine
 
 _BLOCK = 4_000_000  # numbers that are held in float64 at once
 _NOTHING = -80.0  # exp of it is lost beside 1, and exp of much less is slow: it is subnormal
@@ -204,7 +205,7 @@ def prepared_log_density(features: Tensor, prepared: PreparedGaussians) -> Tenso
             f"got {features.shape[1]}"
         )
     shifted = features.to(slopes.dtype) - center
-    return torch.addmm(offsets, torch.cat([shifted.square(), shifted], dim=1), slopes.T)
+    return affine(torch.cat([shifted.square(), shifted], dim=1), slopes, offsets)
 
 
 def gaussian_log_density(
@@ -318,13 +319,14 @@ def clustering_loss(
         )
     dtype = torch.promote_types(torch.promote_types(features.dtype, means.dtype), torch.float32)
     features, means = features.to(dtype), means.detach().to(dtype)
-    logits = (features / temperature) @ means.T
     own_class = labels.long().unsqueeze(1)
-    known = None
+    offsets = known = None
     if counts is not None:
         require_vector("counts", counts, len(means), "class")
-        logits = torch.where(counts > 0, logits, torch.finfo(dtype).min / 4)
+        offsets = torch.zeros_like(counts, dtype=dtype)
+        offsets = offsets.masked_fill_(counts == 0, torch.finfo(dtype).min / 4)
         known = counts.index_select(0, labels.long()) > 0
+    logits = affine(features / temperature, means, offsets)
     own = logits.gather(1, own_class)
     # Far below the largest a term adds nothing to the sum, and its exponential is slow.
     floor = logits.detach().amax(dim=1, keepdim=True) + _NOTHING

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from noisydml.functional.checks import require_floating, require_number, require_vector
+
+# A product that a rounding error keeps below a whole number is that number: 0.29 * 100.
+_EXACT = 1e-9
 
 
 def top_r_threshold(
@@ -36,22 +40,113 @@ def top_r_threshold(
         tensor(0.2000, dtype=torch.float64)
     """
     require_floating("probabilities", probabilities, ndim=1)
-    size = len(probabilities)
+    n: int | Tensor = len(probabilities)
+    taking_part = probabilities.double()
+    if known is not None:
+        require_vector("known", known, len(probabilities), "probability")
+        taking_part = torch.where(known, taking_part, math.inf)
+        n = known.sum(dtype=torch.float64)  # of an integer the product has single precision
     if not isinstance(noise_rate, Tensor):
         require_number("noise_rate", noise_rate)
         if not 0 <= noise_rate <= 1:
             raise ValueError(f"noise_rate must be in [0, 1], got {noise_rate}")
-    ordered = probabilities.double()
-    n: int | Tensor = size
-    if known is not None:
-        require_vector("known", known, size, "probability")
-        ordered = torch.where(known, ordered, math.inf)
-        n = known.sum().double()  # of an integer, the product would be in single precision
     # With -inf in front the k-th smallest has the index k, from 0 on.
-    ordered = torch.nn.functional.pad(ordered.sort().values, (1, 0), value=-math.inf)
-    # A product that a rounding error keeps below a whole number is that number: 0.29 * 100.
-    drops = torch.as_tensor(noise_rate * n + 1e-9, device=ordered.device).long()
+    ordered = torch.nn.functional.pad(taking_part.sort().values, (1, 0), value=-math.inf)
+    drops = torch.as_tensor(noise_rate * n + _EXACT, device=ordered.device).long()
     return ordered.gather(0, drops.reshape(1)).squeeze(0)
+
+
+class SmoothTopR(NamedTuple):
+    """The threshold of a batch, and the window of quantiles after it.
+
+    Attributes:
+        threshold: 0-dim float64; ``-inf`` drops nobody.
+        quantiles: (W,) float64, the latest at the end, zeros in front of the first.
+        number: 0-dim int64, how many of them there are.
+    """
+
+    threshold: Tensor
+    quantiles: Tensor
+    number: Tensor
+
+
+def smooth_top_r(
+    probabilities: Tensor,
+    noise_rate: float | Tensor,
+    known: Tensor,
+    quantiles: Tensor,
+    number: Tensor,
+) -> SmoothTopR:
+    r"""The mean of the last W of :func:`top_r_threshold`, this batch's included (PRISM, Eq. 4).
+
+    Where nobody would be above it, the window starts again with this batch alone; the best ones
+    are above the threshold even then. A batch with the quantile ``-inf`` does not enter the
+    window.
+
+    Args:
+        probabilities: (B,) as in :func:`top_r_threshold`, with B >= 1.
+        noise_rate: as there.
+        known: (B,) as there.
+        quantiles: (W,) float64, of the batches before.
+        number: 0-dim int64, how many there are.
+    """
+    if probabilities.device.type == "cpu":
+        return _smooth_on_host(probabilities, noise_rate, known, quantiles, number)
+    return _smooth_on_device(probabilities, noise_rate, known, quantiles, number)
+
+
+def _smooth_on_device(
+    probabilities: Tensor,
+    noise_rate: float | Tensor,
+    known: Tensor,
+    quantiles: Tensor,
+    number: Tensor,
+) -> SmoothTopR:
+    quantile = top_r_threshold(probabilities, noise_rate, known)
+    older = quantiles.narrow(0, 1, len(quantiles) - 1)
+    number_now = (number + 1).clamp_max_(len(quantiles))
+    mean = (older.sum() + quantile) / number_now
+
+    best = torch.where(known, probabilities.double(), math.inf).amax()
+    starts_again = best <= mean
+    just_below = torch.nextafter(best, torch.full_like(best, -math.inf))
+    threshold = torch.where(starts_again, torch.minimum(quantile, just_below), mean)
+
+    older = older.masked_fill(starts_again, 0)
+    number_now = number_now.masked_fill_(starts_again, 1)
+    counts = quantile > -math.inf
+    return SmoothTopR(
+        threshold,
+        torch.where(counts, torch.cat([older, quantile.reshape(1)]), quantiles),
+        torch.where(counts, number_now, number),
+    )
+
+
+def _smooth_on_host(
+    probabilities: Tensor,
+    noise_rate: float | Tensor,
+    known: Tensor,
+    quantiles: Tensor,
+    number: Tensor,
+) -> SmoothTopR:
+    """The same where numbers can be read without a wait: they take no time, small tensors do."""
+    ordered = torch.where(known, probabilities.double(), math.inf).sort().values
+    drops = int(float(noise_rate) * int(known.count_nonzero()) + _EXACT)
+    quantile = ordered.select(0, drops - 1).item() if drops else -math.inf
+    if not quantile > -math.inf:
+        return SmoothTopR(ordered.new_full((), quantile), quantiles, number)
+    older = quantiles.narrow(0, 1, len(quantiles) - 1)
+    number_now = min(int(number) + 1, len(quantiles))
+    threshold = (older.sum().item() + quantile) / number_now
+    best = ordered.select(0, len(ordered) - 1).item()
+    if best <= threshold:
+        threshold = min(quantile, math.nextafter(best, -math.inf))
+        older, number_now = torch.zeros_like(older), 1
+    return SmoothTopR(
+        ordered.new_full((), threshold),
+        torch.cat([older, ordered.narrow(0, drops - 1, 1)]),
+        torch.full_like(number, number_now),
+    )
 
 
 def low_rank_counts(
@@ -93,9 +188,8 @@ def low_rank_counts(
     require_floating("similarities", similarities, ndim=2)
     require_floating("own", own, ndim=1)
     require_vector("own", own, len(similarities), "row of similarities")
-    classes = similarities.narrow(0, 0, min(1, len(similarities))) > -math.inf
-    others = classes.sum() - 1
-    known = (own > -math.inf) & (others > 0)
+    present = (similarities.narrow(0, 0, min(1, len(similarities))) > -math.inf).count_nonzero()
+    known = (own > -math.inf) & (present > 1)
     if counted is not None:
         require_vector("counted", counted, len(similarities), "row of similarities")
         known = known & counted
@@ -105,5 +199,7 @@ def low_rank_counts(
     dtype = torch.promote_types(similarities.dtype, torch.float32)
     higher = torch.empty_like(similarities, dtype=dtype)
     above = torch.gt(similarities, own.unsqueeze(1), out=higher).sum(dim=1)
-    low = torch.heaviside(above - (others + 1) / 2, above.new_full((), 0.5))
-    return (low * known).sum().double(), known.sum().double() / 2
+    # 1 in the lower half of the ranks, -1 in the upper one, 0 in the middle.
+    half = torch.sub(above, present, alpha=0.5).sign_()
+    expected = known.sum(dtype=torch.float64) / 2
+    return (half * known).sum(dtype=torch.float64).div_(2).add_(expected), expected

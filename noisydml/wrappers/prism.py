@@ -20,9 +20,9 @@ from noisydml.functional import (
     low_rank_counts,
     own_similarity,
     softmax_probability,
-    top_r_threshold,
 )
 from noisydml.functional.checks import require_count, require_number, require_positive
+from noisydml.functional.top_r import smooth_top_r
 from noisydml.memory import FeatureMemory
 from noisydml.validation import ValueCheck, in_range
 from noisydml.wrappers.base import Decision, Judgement, LossWrapper, call_loss
@@ -162,14 +162,14 @@ class PRISMFilter(LossWrapper):
         everyone = gather_batch(batch.judged())
         if len(everyone) == 0:
             return Judgement(Decision.trusting(batch))
-        with torch.autocast(batch.device.type, enabled=False), torch.no_grad():
-            scores, known, low_ranks = self._score(everyone)
-            rate = self._noise_rate(low_ranks)
-            counted = _samples_among(everyone, known)
-            quantile = top_r_threshold(scores, rate, counted)
-            threshold, quantiles, num_quantiles = self._smooth(scores, counted, quantile)
-            threshold = threshold.masked_fill(self._warming_up(), -math.inf)
-            keep = (scores > threshold) | known.logical_not()
+        scores, known, low_ranks = self._score(everyone)
+        rate = self._noise_rate(low_ranks)
+        counted = _samples_among(everyone, known)
+        threshold, quantiles, num_quantiles = smooth_top_r(
+            scores, rate, counted, self.quantiles, self.num_quantiles
+        )
+        threshold = threshold.masked_fill(self._warming_up(), -math.inf)
+        keep = (scores > threshold) | known.logical_not()
         own_keep = batch.own_rows(everyone, keep)
         decision = Decision(
             keep=own_keep,
@@ -203,7 +203,7 @@ class PRISMFilter(LossWrapper):
         everyone, keep, self.quantiles, self.num_quantiles, low_ranks = judgement.evidence
         if low_ranks is not None:
             self.low_ranks = low_ranks
-        self.step += 1
+        self.step.add_(1)
         keep = _samples_among(everyone, keep)
         self.memory.enqueue(everyone.embeddings, everyone.labels, everyone.sample_ids, keep)
 
@@ -261,31 +261,6 @@ class PRISMFilter(LossWrapper):
             )
         found, expected = low_ranks.sum(dim=0).unbind()
         return (found / expected.clamp_min(1e-9)).clamp_max(_MOST_NOISE)
-
-    def _smooth(
-        self, scores: Tensor, known: Tensor, quantile: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The threshold (Eq. 4), and the window after this batch.
-
-        A quantile of ``-inf`` makes the mean ``-inf`` and does not enter the window.
-        """
-        older = self.quantiles.narrow(0, 1, self.window - 1)  # what is not in use yet is 0
-        number = (self.num_quantiles + 1).clamp_max_(self.window)
-        mean = (older.sum() + quantile) / number
-
-        best = torch.where(known, scores, math.inf).amax()
-        starts_again = best <= mean
-        just_below = torch.nextafter(best, torch.full_like(best, -math.inf))
-        top_r = torch.minimum(quantile, just_below)  # the best ones are kept even if all are equal
-        threshold = torch.where(starts_again, top_r, mean)
-
-        older, number = older.masked_fill(starts_again, 0), number.masked_fill_(starts_again, 1)
-        counts = quantile > -math.inf
-        return (
-            threshold,
-            torch.where(counts, torch.cat([older, quantile.reshape(1)]), self.quantiles),
-            torch.where(counts, number, self.num_quantiles),
-        )
 
     def _warming_up(self) -> Tensor:
         if self.warmup is None:

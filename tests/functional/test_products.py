@@ -1,0 +1,76 @@
+"""The product that may be oneDNN's against the plain one."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from noisydml.functional import products
+from noisydml.functional.products import affine
+
+LARGE = (2100, 64)  # more entries than oneDNN is asked for
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3, 64])
+@pytest.mark.parametrize("shape", [(30, 64), LARGE])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_against_the_plain_product(rows: int, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, shape[1], generator=g, dtype=dtype)
+    matrix = torch.randn(shape, generator=g, dtype=dtype)
+    offsets = torch.randn(shape[0], generator=g, dtype=dtype)
+    offsets[::3] = -math.inf
+    expected = (x.double() @ matrix.double().T).to(dtype)
+    torch.testing.assert_close(affine(x, matrix), expected, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(affine(x, matrix, offsets), expected + offsets, rtol=1e-5, atol=2e-5)
+    # Halves of a wider matrix and every other row: not contiguous.
+    wide, twice = torch.cat([matrix, matrix], dim=1), x.repeat_interleave(2, dim=0)
+    got = affine(twice[::2], wide[:, shape[1] :])
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=2e-5)
+
+
+def test_onednn_is_asked_where_the_matrix_is_large_and_there_is_no_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def spy(*arguments: torch.Tensor) -> torch.Tensor:
+        asked.append(arguments)
+        return torch.nn.functional.linear(*arguments)
+
+    monkeypatch.setattr(products, "linear", spy)
+    x, matrix = torch.randn(4, 64), torch.randn(LARGE)
+    affine(x.requires_grad_(), matrix)
+    affine(x.detach(), matrix[:10])
+    affine(x.detach().double(), matrix.double())
+    assert not asked
+    with torch.no_grad():
+        affine(x, matrix)
+    affine(x.detach(), matrix)
+    assert len(asked) == 2 * torch.backends.mkldnn.is_available()
+
+
+def test_gradients_and_second_derivatives() -> None:
+    x, matrix = torch.randn(4, 64, requires_grad=True), torch.randn(LARGE)
+    (first,) = torch.autograd.grad(affine(x, matrix).square().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), x)
+    torch.testing.assert_close(first, 2 * x @ matrix.T @ matrix, rtol=1e-4, atol=1e-2)
+    assert second.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(30, 64), LARGE])
+def test_autocast_takes_no_precision(shape: tuple[int, int]) -> None:
+    x, matrix = torch.randn(4, 64), torch.randn(shape)
+    with torch.autocast("cpu"):
+        got = affine(x, matrix)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, affine(x, matrix), rtol=0, atol=0)
+
+
+def test_inference_mode() -> None:
+    x, matrix = torch.randn(4, 64), torch.randn(LARGE)
+    with torch.inference_mode():
+        got = affine(x, matrix)
+    torch.testing.assert_close(got.clone(), affine(x, matrix), rtol=0, atol=0)
