@@ -85,14 +85,9 @@ def refuse_memory(name: str, judge: Loss) -> None:
             )
 
 
-def takes_reference(loss: Loss) -> bool:
-    """Whether a loss can compare a batch with other embeddings (``ref_emb``)."""
-    return isinstance(loss, BaseMetricLossFunction) and not isinstance(loss, _TAKES_NO_REFERENCE)
-
-
 def refuse_without_reference(who: str, loss: Loss) -> None:
     """Raise TypeError unless the loss can compare a batch with other embeddings (``ref_emb``)."""
-    if not takes_reference(loss):
+    if not isinstance(loss, BaseMetricLossFunction) or isinstance(loss, _TAKES_NO_REFERENCE):
         raise TypeError(
             f"{who} needs one of PML's pair or triplet losses, which can compare a batch with "
             f"a memory, got {name_of(loss)}"

@@ -7,7 +7,7 @@ Cell = tuple[str, str, str, float]  # loss, method, noise, rate
 MS = "multi-similarity"
 HALF = ("uniform", 0.5)
 NOISES = [HALF, ("none", 0.0), ("semantic", 0.5), ("small_cluster", 0.25), ("pair_flip", 0.5)]
-FILTERS = ["robust", "PRISMFilter", "KNNDenoiser (0.25)"]
+FILTERS = ["PRISMFilter", "KNNDenoiser (0.25)"]
 PARTS = ("similarity loss", "clustering", "mixing", "refinement", "weights")
 
 
@@ -16,7 +16,8 @@ def omniglot() -> list[Cell]:
     for noise in NOISES:
         ceiling = ["GroundTruthFilter"] if noise[1] else []
         cells += [(MS, method, *noise) for method in ["plain", *ceiling, *FILTERS]]
-    others = ["SmallLossFilter (rate given)", "ConfidenceWeightedLoss",
+    others = ["MemoryRelabeler (KNN, 0.25)", "the same, nobody relabelled",
+              "KNNDenoiser (0.25), no ids", "SmallLossFilter (rate given)", "ConfidenceWeightedLoss",
               "SelectedInteractions (KNN)", "PRISMFilter (rate given)", "KNNDenoiser",
               "KNNDenoiser (0.25, refreshed)"]  # fmt: skip
     cells += [(MS, method, *HALF) for method in others]

@@ -11,7 +11,6 @@ from image_sets import GivenLabels
 from pytorch_metric_learning import losses
 from torch import nn
 
-import noisydml
 from noisydml import (
     ConfidenceWeightedLoss,
     GroundTruthFilter,
@@ -106,12 +105,9 @@ def titan(**settings: Any) -> Method:
     return Method(make)
 
 
-def robust(s: Setting) -> noisydml.LossWrapper:
-    return noisydml.robust(s.loss(), s.given.num_classes, s.embedding_size, s.size)
-
-
-def memory_without_relabelling(s: Setting) -> MemoryRelabeler:
-    return MemoryRelabeler(robust(s).loss, s.embedding_size, memory_size=s.size, lead=math.inf)
+def relabeler(s: Setting, **settings: Any) -> MemoryRelabeler:
+    filter = knn(s, threshold=0.25)
+    return MemoryRelabeler(filter, s.embedding_size, memory_size=s.size, **settings)
 
 
 def small_loss(s: Setting) -> SmallLossFilter:
@@ -124,9 +120,6 @@ METHODS: dict[str, Method] = {
     "plain": Method(Setting.loss),
     "clean labels": Method(Setting.loss, clean=True),
     "GroundTruthFilter": Method(lambda s: GroundTruthFilter(s.loss(), s.given.is_noisy)),
-    "robust": Method(robust, sample_ids=False),
-    "robust (with ids)": Method(robust),
-    "robust without relabelling": Method(memory_without_relabelling, sample_ids=False),
     "PRISMFilter": Method(prism),
     "PRISMFilter (rate given)": Method(lambda s: prism(s, noise_rate=s.rate)),
     "PRISMFilter (rate given, T = 1)": Method(
@@ -137,6 +130,9 @@ METHODS: dict[str, Method] = {
     "KNNDenoiser (refreshed)": Method(knn, refresh=True),
     "KNNDenoiser (0.25)": Method(lambda s: knn(s, threshold=0.25)),
     "KNNDenoiser (0.25, refreshed)": Method(lambda s: knn(s, threshold=0.25), refresh=True),
+    "KNNDenoiser (0.25), no ids": Method(lambda s: knn(s, threshold=0.25), sample_ids=False),
+    "MemoryRelabeler (KNN, 0.25)": Method(relabeler),
+    "the same, nobody relabelled": Method(lambda s: relabeler(s, lead=math.inf)),
     "ConfidenceWeightedLoss": Method(
         lambda s: ConfidenceWeightedLoss(s.loss(), proxies(s), lam=0.1)
     ),
