@@ -17,9 +17,9 @@ def omniglot() -> list[Cell]:
         ceiling = ["GroundTruthFilter"] if noise[1] else []
         cells += [(MS, method, *noise) for method in ["plain", *ceiling, *FILTERS]]
     others = ["MemoryRelabeler (KNN, 0.25)", "the same, nobody relabelled",
-              "KNNDenoiser (0.25), no ids", "SmallLossFilter (rate given)", "ConfidenceWeightedLoss",
-              "SelectedInteractions (KNN)", "PRISMFilter (rate given)", "KNNDenoiser",
-              "KNNDenoiser (0.25, refreshed)"]  # fmt: skip
+              "KNNDenoiser (0.25), no ids", "SmallLossFilter (rate given)",
+              "ConfidenceWeightedLoss", "SelectedInteractions (KNN)", "PRISMFilter (rate given)",
+              "KNNDenoiser", "KNNDenoiser (0.25, refreshed)"]  # fmt: skip
     cells += [(MS, method, *HALF) for method in others]
     for loss in ("SoftTriple", "SupCon", "contrastive + memory"):
         cells += [(loss, method, *HALF) for method in ("plain", "GroundTruthFilter", *FILTERS)]
