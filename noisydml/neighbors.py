@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,8 +16,11 @@ from noisydml.index import (
     Metric,
     NeighborIndex,
     TorchIndex,
-    without_one,
 )
+
+# How often the sample itself is taken to be among the features, if nobody knows where: a sampler
+# that draws several samples of each class at random draws one in four of them twice or more often.
+_COPIES = 3
 
 
 class Neighborhood:
@@ -82,21 +86,27 @@ class Neighborhood:
             labels: (B,) int64.
             k: number of neighbours.
             entries: (B,) int64, the row of ``features`` that is the query's own and has no vote;
-                -1 for a query that has none. None where it is not known: then the nearest has no
-                vote if it has the same label.
+                -1 for a query that has none. None where it is not known: then the nearest have
+                no vote as long as they have the same label, three at most.
 
         Returns:
-            (B, k) distances, (B, k) positions in :attr:`labels` (infinite and -1 where an
-            approximate index found fewer), and (B,) bool, for whom there are others of the same
-            class who could vote.
+            (B, k) distances, (B, k) positions in :attr:`labels`, infinite and -1 where nobody
+            votes (an approximate index found fewer, or it may be the query's own; without
+            ``entries`` there are k + 3 columns), and (B,) bool, for whom there are others of the
+            same class who could vote.
         """
         others = self._others(labels, entries)
         if entries is not None:
             return *self.index.search(queries, k, self._rows(entries)), others
-        found = self.index.search(queries, k + 1)
-        nearest = self.labels_at(found.position.narrow(1, 0, 1))
-        own = (nearest == labels.unsqueeze(1)).long()
-        return *without_one(found, own.expand_as(found.position), k), others
+        distance, position = self.index.search(queries, k + _COPIES)
+        same = (self.labels_at(position) == labels.unsqueeze(1)).long()
+        nearest = same.cumprod(dim=1)  # 1 up to the first of another label
+        excluded = (nearest > 0) & (nearest.cumsum(dim=1) <= _COPIES)
+        return (
+            torch.where(excluded, math.inf, distance),
+            torch.where(excluded, -1, position),
+            others,
+        )
 
     def ask(
         self,

@@ -39,12 +39,15 @@ def test_who_can_be_judged() -> None:
     assert others.tolist() == [True, False, False, False, False]
 
 
-def test_the_nearest_of_the_same_label_is_taken_for_the_own_entry() -> None:
-    features = torch.tensor([[0.0], [0.1], [1.0]])
+def test_the_nearest_of_the_same_label_are_taken_for_the_own_entries() -> None:
+    features = torch.tensor([[0.0], [0.1], [0.2], [0.3], [0.4], [1.0]])
     neighborhood = Neighborhood("torch", "euclidean")
-    neighborhood.build(features, torch.tensor([0, 0, 1]))
-    _, position, _ = neighborhood.neighbors(torch.tensor([[0.0], [0.0]]), torch.tensor([0, 1]), 2)
-    assert position.tolist() == [[1, 2], [0, 1]]
+    neighborhood.build(features, torch.tensor([0, 0, 0, 0, 1, 0]))
+    queries, labels = torch.tensor([[0.0], [0.0], [1.1]]), torch.tensor([0, 1, 0])
+    distance, position, _ = neighborhood.neighbors(queries, labels, 2)
+    # Three of the first's own label, none of the second's, and one before another label.
+    assert position.tolist() == [[-1, -1, -1, 3, 4], [0, 1, 2, 3, 4], [-1, 4, 3, 2, 1]]
+    assert torch.equal(distance.isinf(), position < 0)
 
 
 @pytest.mark.parametrize("with_entries", [True, False])

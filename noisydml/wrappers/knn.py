@@ -69,10 +69,10 @@ class KNNDenoiser(LossWrapper):
 
     Forward:
         As every wrapper. With ``sample_ids`` (in every batch or in none) features are updated in
-        place, and a sample's own entry has no vote about it. Without, the nearest neighbour is
-        taken for that entry if it has the same label, and has no vote. ``decision.score`` (B,) in
-        [0, 1] is 1 where nobody can say: there is no reference yet, or no other sample of that
-        class in it. ``decision.suggested_labels`` (B,) is the label with the most votes and
+        place, and a sample's own entry has no vote about it. Without, nobody knows which entries
+        are the sample itself: the nearest three have no vote as long as they have its label.
+        ``decision.score`` (B,) in [0, 1] is 1 where nobody can say: there is no reference yet, or
+        no other sample of that class in it. ``decision.suggested_labels`` (B,) is the label with the most votes and
         ``decision.support`` (B,) its share; ``decision.runner_up`` (B,) is what the second label
         has of the first one's votes. All are None before there is a reference.
 

@@ -40,8 +40,11 @@ class LiteralDenoiser:
             rest = [y for key, (_, y) in self.reference.items() if key != sample]
             alone = label not in rest
         else:
-            others = others[: self.k + 1]
-            others = others[1:] if others and others[0][2] == label else others[: self.k]
+            others = others[: self.k + 3]
+            copies = 0  # the nearest, as long as they have the label, and three at most
+            while copies < min(3, len(others)) and others[copies][2] == label:
+                copies += 1
+            others = others[copies:]
             alone = [y for _, y in self.reference.values()].count(label) < 2
         if alone:
             return 1.0, label
