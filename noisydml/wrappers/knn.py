@@ -72,9 +72,9 @@ class KNNDenoiser(LossWrapper):
         place, and a sample's own entry has no vote about it. Without, nobody knows which entries
         are the sample itself: the nearest three have no vote as long as they have its label.
         ``decision.score`` (B,) in [0, 1] is 1 where nobody can say: there is no reference yet, or
-        no other sample of that class in it. ``decision.suggested_labels`` (B,) is the label with the most votes and
-        ``decision.support`` (B,) its share; ``decision.runner_up`` (B,) is what the second label
-        has of the first one's votes. All are None before there is a reference.
+        no other sample of that class in it. ``decision.suggested_labels`` (B,) is the label with
+        the most votes, ``decision.support`` (B,) its share, and ``decision.runner_up`` (B,) what
+        the second label has of its votes. All are None before there is a reference.
 
     Raises:
         TypeError, ValueError: for impossible settings and bad arguments.
