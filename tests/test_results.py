@@ -187,6 +187,12 @@ def test_a_page_is_written_anew() -> None:
     assert script("report").rewritten(new, records()) == new
 
 
+def test_a_figure_of_incomplete_runs(tmp_path: Path) -> None:
+    runs = [{**r, "loss": "multi-similarity"} for r in records()]
+    script("report").figure(runs, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
 def test_the_tables_of_the_page_are_those_of_its_runs() -> None:
     runs = sorted((ROOT / "examples" / "benchmarks" / "results").glob("*.jsonl"))
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")

@@ -53,6 +53,7 @@ PUBLISHED = {
     ("ST", "KNNDenoiser (counts)"): (96.23, 96.16, 95.27),
 }
 RATES = (0.1, 0.2, 0.5)
+FIGURE = ("plain", "PRISMFilter", "KNNDenoiser (0.25)", "GroundTruthFilter")
 
 
 def field(record: Record, name: str) -> str:
@@ -172,34 +173,26 @@ def load(paths: list[Path]) -> list[Record]:
 
 
 def figure(records: list[Record], path: Path) -> None:
-    """MAP@R of each method under each noise, multi-similarity loss on Omniglot."""
+    """MAP@R of the filters under each noise, multi-similarity loss on Omniglot; a dot is a seed."""
     import matplotlib.pyplot as plt
 
-    chosen = [r for r in records if r["recipe"] == "omniglot" and r["loss"] == "multi-similarity"]
-    noises = list(dict.fromkeys(field(r, "noise") for r in chosen))
-    methods = [
-        m
-        for m in METHODS
-        if all(any(r["method"] == m and field(r, "noise") == n for r in chosen)
-               for n in noises if n != "none")
-    ]  # fmt: skip
+    chosen = [r for r in records if (r["recipe"], r["loss"]) == ("omniglot", "multi-similarity")]
+    ordered = sorted(chosen, key=lambda r: order("noise", r))
+    noises = list(dict.fromkeys(field(r, "noise") for r in ordered))
     fig, ax = plt.subplots(figsize=(8, 3.4), layout="constrained")
-    for i, method in enumerate(methods):
-        for x, noise in enumerate(noises):
-            values = [
-                r["map_at_r"]
-                for r in chosen
-                if r["method"] == method and field(r, "noise") == noise
-            ]
-            if values:
-                place = x + 0.8 * ((i + 0.5) / len(methods) - 0.5)
-                label = method if x == 0 else None
-                ax.bar(place, np.mean(values), 0.8 / len(methods), color=f"C{i}", label=label)
-                ax.plot([place] * len(values), values, ".", color="black", markersize=3)
+    for i, method in enumerate(FIGURE):
+        own = [r for r in chosen if r["method"] == method]
+        places = [noises.index(field(r, "noise")) + 0.2 * (i - 1.5) for r in own]
+        values = [r["map_at_r"] for r in own]
+        means = {x: np.mean([v for p, v in zip(places, values, strict=True) if p == x])
+                 for x in places}  # fmt: skip
+        ax.bar(list(means), list(means.values()), 0.2, color=f"C{i}", label=method)
+        ax.plot(places, values, ".", color="black", markersize=3)
     ax.set_xticks(range(len(noises)), noises)
+    ax.set_xlim(-0.5, len(noises) - 0.5)
     ax.set_ylabel("MAP@R, unseen characters (%)")
     ax.spines[["top", "right"]].set_visible(False)
-    fig.legend(loc="outside upper center", ncols=len(methods), frameon=False)
+    fig.legend(loc="outside upper center", ncols=len(FIGURE), frameon=False)
     fig.savefig(path, dpi=110)
     plt.close(fig)
 
