@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from noisydml.functional.checks import require_count, require_floating, require_integer
+from noisydml.functional.checks import on_host, require_count, require_floating, require_integer
 
 EMPTY = -1  # the label of an entry that holds nothing, and the id of one that has none
 
@@ -140,7 +140,7 @@ class FeatureMemory(nn.Module):
             keep: (B,) bool, which rows to store; None for all of them.
         """
         self._check(embeddings, labels, sample_ids, keep)
-        if type(self.total) is Tensor and self.total.device.type == "cpu":  # no fake, no wait
+        if on_host(self.total):
             rows = None if keep is None else keep.nonzero().squeeze(1)
             self._enqueue_all(self._converted(embeddings, labels, sample_ids, rows))
         else:
@@ -277,19 +277,27 @@ class FeatureMemory(nn.Module):
         """What follows from the entries, before ``old`` ones become ``new``."""
         if self.num_classes is None:
             return
-        classes = torch.cat([new.labels, old.labels])
-        present = (classes != EMPTY).long()
-        classes.clamp_min_(0)  # what is not there adds zeros to class 0
-        size = len(new.labels)
-        for rows, entries, sign in ((0, new, 1), (size, old, -1)):
-            of_class = classes.narrow(0, rows, size)
-            self.sums.index_add_(0, of_class, entries.features.double(), alpha=sign)
-            self.counts.index_add_(0, of_class, present.narrow(0, rows, size), alpha=sign)
-        if 2 * len(classes) >= len(self.centers):  # picking them out would cost more
-            _means(self.sums, self.counts, out=self.centers)
+        self._add(new, 1)
+        self._add(old, -1)
+        if 4 * len(new.labels) >= len(self.centers):  # picking them out would cost more
+            self._refresh()
         else:
+            classes = torch.cat([new.labels, old.labels]).clamp_min_(0)
             some = (buffer.index_select(0, classes) for buffer in (self.sums, self.counts))
             self.centers.index_copy_(0, classes, _means(*some))
+
+    def _refresh(self) -> None:
+        """All centers from sums and counts."""
+        if on_host(self.centers):
+            self.centers.copy_(self.sums).mul_(_share(self.counts))
+        else:
+            self.centers = _means(self.sums, self.counts)
+
+    def _add(self, entries: _Entries, sign: int) -> None:
+        present = (entries.labels != EMPTY).long()
+        classes = entries.labels.clamp_min(0)  # what is not there adds zeros to class 0
+        self.sums.index_add_(0, classes, entries.features.double(), alpha=sign)
+        self.counts.index_add_(0, classes, present, alpha=sign)
 
     def _recount(self, *_: Any) -> None:
         """Centers and counts from the entries alone."""
@@ -344,7 +352,11 @@ class _Entries(NamedTuple):
         return _Entries(*map(torch.where, masks, self, others))
 
 
-def _means(sums: Tensor, counts: Tensor, out: Tensor | None = None) -> Tensor:
+def _means(sums: Tensor, counts: Tensor) -> Tensor:
     """(C, D) float32; zeros for a class of no entries."""
-    share = counts.clamp_min(1).float().reciprocal_().unsqueeze(1)
-    return torch.mul(sums.float(), share, out=out)
+    return sums.float().mul_(_share(counts))
+
+
+def _share(counts: Tensor) -> Tensor:
+    """(C, 1) float32, of each entry in the mean of its class."""
+    return counts.clamp_min(1).float().reciprocal_().unsqueeze(1)

@@ -14,6 +14,7 @@ from noisydml.functional.gaussian_mixture import gaussian_mixture, gaussian_mixt
 from noisydml.functional.interactions import selected_interactions
 from noisydml.functional.lambertw import lambertw
 from noisydml.functional.language_guidance import language_guidance
+from noisydml.functional.low_ranks import low_rank_counts
 from noisydml.functional.mixing import draw_mixture, mix, mix_with_prototypes
 from noisydml.functional.neighbors import neighbor_label_score, neighbor_weights
 from noisydml.functional.otsu import otsu_threshold
@@ -28,7 +29,7 @@ from noisydml.functional.proxy_nca import proxy_nca
 from noisydml.functional.refinement import refine_labels, retrieval_number
 from noisydml.functional.running_mean import running_mean
 from noisydml.functional.small_loss import forget_rate, small_loss_threshold
-from noisydml.functional.top_r import low_rank_counts, top_r_threshold
+from noisydml.functional.top_r import top_r_threshold
 
 __all__ = [
     "batch_positive",

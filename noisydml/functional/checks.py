@@ -1,10 +1,18 @@
-"""Refusals shared by the functions: each names the argument, what it got and what it wants."""
+"""Questions about arguments that the functions share.
+
+Each refusal names the argument, what it got and what it wants.
+"""
 
 import math
 from numbers import Real
 
 import torch
 from torch import Tensor
+
+
+def on_host(tensor: Tensor) -> bool:
+    """Whether its numbers can be read without a wait: not those of a device, nor of a fake."""
+    return type(tensor) is Tensor and tensor.device.type == "cpu"
 
 
 def require_floating(name: str, value: object, ndim: int | None = None) -> None:

@@ -17,11 +17,11 @@ from noisydml.functional import (
     batch_positive,
     class_similarity,
     class_similarity_pairs,
-    low_rank_counts,
     own_similarity,
     softmax_probability,
 )
 from noisydml.functional.checks import require_count, require_number, require_positive
+from noisydml.functional.low_ranks import smooth_noise_rate
 from noisydml.functional.top_r import smooth_top_r
 from noisydml.memory import FeatureMemory
 from noisydml.validation import ValueCheck, in_range
@@ -162,8 +162,7 @@ class PRISMFilter(LossWrapper):
         everyone = gather_batch(batch.judged())
         if len(everyone) == 0:
             return Judgement(Decision.trusting(batch))
-        scores, known, low_ranks = self._score(everyone)
-        rate = self._noise_rate(low_ranks)
+        scores, known, rate, low_ranks = self._score(everyone)
         counted = _samples_among(everyone, known)
         threshold, quantiles, num_quantiles = smooth_top_r(
             scores, rate, counted, self.quantiles, self.num_quantiles
@@ -229,8 +228,8 @@ class PRISMFilter(LossWrapper):
             f"score={self.score!r}, memory_loss={self.memory_loss}, warmup={self.warmup}"
         )
 
-    def _score(self, everyone: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(N,) scores, (N,) whose class the memory holds, and the batches' low ranks."""
+    def _score(self, everyone: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """(N,) scores, (N,) whose class the memory holds, the noise rate, the low ranks for it."""
         memory, embeddings, labels = self.memory, everyone.embeddings, everyone.labels
         temperature = self.temperature if self.score in ("centers", "pairs") else 1.0
         if self.score == "pairs":
@@ -248,19 +247,12 @@ class PRISMFilter(LossWrapper):
             scores = torch.where(known, own, 1.0)
         else:
             scores = softmax_probability(similarities, own)
+        scores = scores.double()
         if self.noise_rate is not None:
-            return scores.double(), known, None
+            return scores, known, scores.new_full((), self.noise_rate), None
         samples = None if everyone.synthetic is None else everyone.synthetic.logical_not()
-        latest = torch.stack(low_rank_counts(similarities, own, samples)).unsqueeze(0)
-        return scores.double(), known, torch.cat([self.low_ranks, latest]).narrow(0, 1, self.window)
-
-    def _noise_rate(self, low_ranks: Tensor | None) -> Tensor:
-        if low_ranks is None:
-            return torch.full(
-                (), float(self.noise_rate or 0), dtype=torch.float64, device=self.step.device
-            )
-        found, expected = low_ranks.sum(dim=0).unbind()
-        return (found / expected.clamp_min(1e-9)).clamp_max(_MOST_NOISE)
+        smooth = smooth_noise_rate(similarities, own, samples, self.low_ranks, _MOST_NOISE)
+        return scores, known, *smooth
 
     def _warming_up(self) -> Tensor:
         if self.warmup is None:

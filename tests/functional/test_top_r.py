@@ -1,17 +1,15 @@
-"""The top-R threshold in exact arithmetic, and the estimate of the noise rate by simulation."""
+"""The top-R threshold in exact arithmetic, smoothed on the host as on a device."""
 
 from __future__ import annotations
 
 import math
 from fractions import Fraction
 
-import numpy as np
 import pytest
 import torch
 from fake_cuda import fake_cuda
-from torch import Tensor
 
-from noisydml.functional import low_rank_counts, own_similarity, top_r_threshold
+from noisydml.functional import top_r_threshold
 from noisydml.functional.top_r import _smooth_on_device, _smooth_on_host, smooth_top_r
 
 
@@ -67,68 +65,6 @@ def test_bad_arguments() -> None:
         top_r_threshold(values.reshape(2, 2), 0.5)
     with pytest.raises(ValueError, match="known must have 4 entries, one per probability, got 3"):
         top_r_threshold(values, 0.5, torch.ones(3).bool())
-    with pytest.raises(ValueError, match="labels must have 4 entries"):
-        own_similarity(torch.rand(4, 3), torch.zeros(3).long())
-    with pytest.raises(ValueError, match="own must have 4 entries, one per row of similarities"):
-        low_rank_counts(torch.rand(4, 3), torch.rand(3))
-
-
-def literal_counts(similarities: Tensor, labels: list[int]) -> tuple[float, float]:
-    found = expected = 0.0
-    for row, label in zip(similarities.tolist(), labels, strict=True):
-        classes = [k for k, s in enumerate(row) if s > -math.inf]
-        if label not in classes or len(classes) < 2:
-            continue
-        ranks = len(classes) - 1  # 1 to K, 0 is the nearest
-        rank = sum(row[k] > row[label] for k in classes)
-        middle = Fraction(ranks + 1, 2)
-        found += 1 if rank > middle else 0.5 if rank == middle else 0
-        expected += 0.5
-    return found, expected
-
-
-@pytest.mark.parametrize("classes", [1, 2, 3, 4, 7, 8])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_counts_against_a_loop(classes: int, dtype: torch.dtype) -> None:
-    for seed in range(20):
-        g = torch.Generator().manual_seed(seed)
-        similarities = torch.randint(5, (30, classes), generator=g).to(dtype)  # with ties
-        similarities[:, torch.rand(classes, generator=g) < 0.3] = -math.inf
-        labels = torch.randint(classes, (30,), generator=g)
-        got = low_rank_counts(similarities, own_similarity(similarities, labels))
-        assert tuple(x.item() for x in got) == literal_counts(similarities, labels.tolist())
-        assert all(x.dtype == torch.float64 for x in got)
-
-
-def test_counts_of_no_rows() -> None:
-    none = torch.zeros(0, 5)
-    assert [x.item() for x in low_rank_counts(none, none[:, 0])] == [0, 0]
-
-
-@pytest.mark.parametrize("classes", [2, 3, 10, 101])
-def test_every_wrong_label_counts_half_on_average(classes: int) -> None:
-    """All ranks of wrong labels, once each: the expectation is met exactly."""
-    row = torch.arange(classes, 0, -1.0)
-    similarities = row.repeat(classes - 1, 1)
-    labels = torch.arange(1, classes)  # every class but the nearest
-    found, expected = low_rank_counts(similarities, own_similarity(similarities, labels))
-    assert found == expected
-
-
-@pytest.mark.parametrize("rate", [0.0, 0.1, 0.3, 0.5, 0.9])
-def test_the_ratio_estimates_the_share_of_wrong_labels(rate: float) -> None:
-    n, classes = 20_000, 31
-    rng = np.random.default_rng(int(100 * rate))
-    true = torch.from_numpy(rng.integers(classes, size=n))
-    similarities = torch.from_numpy(rng.normal(size=(n, classes)))
-    similarities[torch.arange(n), true] += 6.0
-    wrong = torch.from_numpy(rng.random(n) < rate)
-    shift = torch.from_numpy(rng.integers(1, classes, size=n))
-    labels = torch.where(wrong, (true + shift) % classes, true)
-    found, expected = low_rank_counts(similarities, own_similarity(similarities, labels))
-    # found is a sum of independent numbers in [0, 1]: Hoeffding's bound at one in a million.
-    bound = math.sqrt(n * math.log(2e6) / 2) / expected.item() if rate else 1e-9
-    assert abs(found.item() / expected.item() - wrong.double().mean().item()) <= bound
 
 
 def test_no_host_is_asked() -> None:
@@ -137,8 +73,6 @@ def test_no_host_is_asked() -> None:
         rate = torch.rand((), device=device)
         assert top_r_threshold(p, rate, known).shape == ()
         assert top_r_threshold(p, 0.5).device.type == "cuda"
-        found, expected = low_rank_counts(torch.randn(8, 5, device=device), p)
-        assert found.device.type == expected.device.type == "cuda"
 
 
 @pytest.mark.parametrize("window", [1, 2, 30])
