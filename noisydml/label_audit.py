@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from noisydml import collectives
 from noisydml.audit import LabelIssues
 from noisydml.functional.checks import require_count, require_decay, require_number
-from noisydml.memory import last_of_equals
+from noisydml.functional.repeats import last_of_equals
 from noisydml.validation import in_range, raise_first
 from noisydml.wrappers.base import Decision, LossWrapper
 

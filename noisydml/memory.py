@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from noisydml.functional.checks import on_host, require_count, require_floating, require_integer
+from noisydml.functional.repeats import last_of_equals
 
 EMPTY = -1  # the label of an entry that holds nothing, and the id of one that has none
 
@@ -314,18 +315,6 @@ class FeatureMemory(nn.Module):
         if self.num_classes is not None and (self.sums.dtype, self.centers.dtype) != exact:
             self._recount()
         return self
-
-
-def last_of_equals(ids: Tensor) -> Tensor:
-    """(B,) for each id the last position at which it occurs, in O(B log B)."""
-    if len(ids) == 0:
-        return torch.zeros_like(ids, dtype=torch.int64)
-    ordered, order = ids.sort(stable=True)
-    position = torch.arange(len(ids), device=ids.device)
-    ends = torch.nn.functional.pad(ordered.diff() != 0, (0, 1), value=True)
-    # From each place the next end of a run of equal ids: the last of them, as the sort is stable.
-    end = torch.where(ends, position, len(ids)).flip(0).cummin(dim=0).values.flip(0)
-    return torch.empty_like(order).scatter_(0, order, order.gather(0, end))
 
 
 def _take_width(memory: FeatureMemory, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

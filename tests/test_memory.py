@@ -13,7 +13,8 @@ import torch
 from fake_cuda import fake_cuda
 from torch import Tensor
 
-from noisydml.memory import EMPTY, FeatureMemory, last_of_equals
+from noisydml.functional.repeats import last_of_equals
+from noisydml.memory import EMPTY, FeatureMemory
 
 CLASSES, WIDTH = 7, 5
 
