@@ -167,6 +167,8 @@ def test_a_table() -> None:
     assert script("report").table(records(), wanted).splitlines()[2:] == [
         "| PRISMFilter | 80 % | 48.0 ± 0.0 |"
     ]
+    two = script("report").table(records(), {"method": "plain|PRISMFilter", "value": "map_at_r"})
+    assert [line.split(" | ")[0] for line in two.splitlines()[2:]] == ["| plain", "| PRISMFilter"]
 
 
 def test_the_published_numbers_stand_beside_ours() -> None:
