@@ -77,28 +77,27 @@ class SmoothRate(NamedTuple):
 
 
 def smooth_noise_rate(
-    similarities: Tensor, own: Tensor, counted: Tensor | None, counts: Tensor, most: float
+    similarities: Tensor, own: Tensor, counted: Tensor | None, counts: Tensor
 ) -> SmoothRate:
-    """The estimate over the last W batches, this one included, but never above ``most``.
+    """The estimate over the last W batches, this one included, but never above 1.
 
     Args:
         similarities: (B, C) as in :func:`low_rank_counts`.
         own: (B,) as there.
         counted: (B,) bool or None, as there.
         counts: (W, 2) float64, of the batches before.
-        most: the cap, above 0.
     """
     older = counts.double().narrow(0, 1, len(counts) - 1)
     if on_host(similarities):
         latest = older.new_tensor([_counts_on_host(similarities, own, counted)])
         counts = torch.cat([older, latest])
         found, expected = counts.sum(dim=0).tolist()
-        return SmoothRate(counts.new_full((), min(found / max(expected, _NONE), most)), counts)
+        return SmoothRate(counts.new_full((), min(found / max(expected, _NONE), 1.0)), counts)
     latest = torch.stack(low_rank_counts(similarities, own, counted)).unsqueeze(0)
     counts = torch.cat([older, latest])
     in_all = counts.sum(dim=0)
     rate = in_all.select(0, 0) / in_all.select(0, 1).clamp_min(_NONE)
-    return SmoothRate(rate.clamp_max(most), counts)
+    return SmoothRate(rate.clamp_max(1), counts)
 
 
 def _counts_on_host(

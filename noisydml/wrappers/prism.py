@@ -30,9 +30,9 @@ from noisydml.wrappers.base import Decision, Judgement, LossWrapper, call_loss
 Score = Literal["centers", "pairs", "batch_positive", "memory_positive"]
 _SCORES = ("centers", "pairs", "batch_positive", "memory_positive")
 
-# An estimate above this says that the network has learned nothing yet, not that there is nothing
-# to learn: without a cap, hardly a sample would be left to learn from.
-_MOST_NOISE = 0.8
+# An estimate of this or more says that the features tell nothing yet, not that nearly all labels
+# are wrong: to drop the lowest would be to drop at random, and too many for anything to be learned.
+_NOTHING_LEARNED = 0.8
 
 
 class PRISMFilter(LossWrapper):
@@ -54,8 +54,8 @@ class PRISMFilter(LossWrapper):
         memory_size: entries of the memory, M. The paper has the size of the training set.
         noise_rate: R in ``[0, 1)``, the share of wrong labels; None to have it estimated, over
             the last ``window`` batches, from how low the given classes rank
-            (:func:`~noisydml.functional.low_rank_counts`; not in the paper). An estimate is never
-            above 0.8.
+            (:func:`~noisydml.functional.low_rank_counts`; not in the paper). While the estimate is
+            0.8 or more nothing is dropped.
         window: number of batches, 1 or more, whose quantiles are averaged. 1 is the paper's top-R
             method (TRM); its experiments with CARS-98N have 30.
         temperature: T, above 0. The paper has 1; smaller values rank the labels better, see the
@@ -165,7 +165,7 @@ class PRISMFilter(LossWrapper):
         scores, known, rate, low_ranks = self._score(everyone)
         counted = _samples_among(everyone, known)
         threshold, quantiles, num_quantiles = smooth_top_r(
-            scores, rate, counted, self.quantiles, self.num_quantiles
+            scores, self._share_to_drop(rate), counted, self.quantiles, self.num_quantiles
         )
         threshold = threshold.masked_fill(self._warming_up(), -math.inf)
         keep = (scores > threshold) | known.logical_not()
@@ -251,8 +251,13 @@ class PRISMFilter(LossWrapper):
         if self.noise_rate is not None:
             return scores, known, scores.new_full((), self.noise_rate), None
         samples = None if everyone.synthetic is None else everyone.synthetic.logical_not()
-        smooth = smooth_noise_rate(similarities, own, samples, self.low_ranks, _MOST_NOISE)
+        smooth = smooth_noise_rate(similarities, own, samples, self.low_ranks)
         return scores, known, *smooth
+
+    def _share_to_drop(self, rate: Tensor) -> Tensor:
+        if self.noise_rate is not None:
+            return rate
+        return rate.masked_fill(rate >= _NOTHING_LEARNED, 0)
 
     def _warming_up(self) -> Tensor:
         if self.warmup is None:

@@ -95,7 +95,7 @@ def test_the_host_estimates_what_a_device_does(
         similarities[:, torch.rand(classes, generator=g) < 0.3] = -math.inf
         own = own_similarity(similarities, torch.randint(classes, (size,), generator=g))
         counted = None if step % 2 else torch.rand(size, generator=g) < 0.5
-        arguments = (similarities, own, counted, counts, 0.8)
+        arguments = (similarities, own, counted, counts)
         monkeypatch.setattr(low_ranks, "on_host", lambda tensor: True)
         host = smooth_noise_rate(*arguments)
         monkeypatch.setattr(low_ranks, "on_host", lambda tensor: False)
@@ -107,7 +107,7 @@ def test_the_host_estimates_what_a_device_does(
         assert torch.equal(host.counts, torch.cat([counts[1:], torch.stack(latest)[None]]))
         counts = host.counts
         rates.add(host.rate.item())
-    assert max(rates) <= 0.8
+    assert max(rates) <= 1
     assert rates == {0.0} if classes == 1 else len(rates) > 5
 
 
@@ -117,5 +117,5 @@ def test_no_host_is_asked() -> None:
         for part in low_rank_counts(similarities, own):
             assert part.device.type == "cuda"
         counts = torch.zeros(30, 2, dtype=torch.float64, device=device)
-        for part in smooth_noise_rate(similarities, own, None, counts, 0.8):
+        for part in smooth_noise_rate(similarities, own, None, counts):
             assert part.device.type == "cuda"

@@ -305,12 +305,23 @@ def test_the_noise_rate_is_estimated(rate: float) -> None:
         assert torch.cat(dropped[-window:]).double().mean() > 0.8
 
 
-def test_an_estimate_is_capped_and_a_given_rate_is_reported() -> None:
+def test_nothing_is_dropped_while_the_features_tell_nothing() -> None:
     loss_fn = make(noise_rate=None, window=2)
-    fill(loss_fn, 4)
-    loss_fn(EYE[[0] * 8], torch.tensor([1, 2, 3] * 2 + [3, 3]))
-    assert loss_fn.decision.noise_rate <= 0.8
-    assert loss_fn.decision.keep.any()
+    fill(loss_fn, 4, times=4)
+    for _ in range(2):  # all labels rank last
+        loss_fn(1 - 2 * EYE, torch.arange(4))
+        assert 0.8 <= loss_fn.decision.noise_rate <= 1
+        assert loss_fn.decision.keep.all()
+        assert loss_fn.decision.threshold == -math.inf
+    assert loss_fn.num_quantiles == 0
+    wrong = EYE[:1] - 0.5 * EYE[3:]
+    for _ in range(2):  # and now only the last one
+        loss_fn(torch.cat([EYE, EYE, wrong]), torch.tensor([0, 1, 2, 3] * 2 + [3]))
+    assert loss_fn.decision.noise_rate < 0.8
+    assert loss_fn.decision.keep.tolist() == [True] * 8 + [False]
+
+
+def test_a_given_rate_is_reported() -> None:
     loss_fn = make(noise_rate=0.25)
     loss_fn(torch.randn(4, WIDTH), torch.zeros(4).long())
     assert loss_fn.decision.noise_rate == 0.25
