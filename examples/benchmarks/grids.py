@@ -52,9 +52,9 @@ def mnist() -> list[Cell]:
 
 def cifar100() -> list[Cell]:
     noises = [("semantic", 0.5), ("uniform", 0.5)]
-    clean = [(MS, "plain", "none", 0.0)]
+    clean = [("SupCon", "plain", "none", 0.0)]
     return clean + [
-        (MS, method, *noise)
+        ("SupCon", method, *noise)
         for noise in noises
         for method in ["plain", "GroundTruthFilter", *FILTERS]
     ]

@@ -62,7 +62,7 @@ RECIPES = {
         "mnist28.npz", "perceptron", 30, 0, 256, 0, 2e-4, 3e-3,
         normalized=False, best_epoch=True, map_at_r=False,
     ),
-    "cifar100": Recipe("cifar100_sub150.npz", "residual", 6, 100, 128, 4, 1e-3, 1e-2),
+    "cifar100": Recipe("cifar100_sub150.npz", "residual", 10, 100, 128, 4, 1e-3, 1e-2),
 }  # fmt: skip
 
 

@@ -30,9 +30,9 @@ from noisydml.wrappers.base import Decision, Judgement, LossWrapper, call_loss
 Score = Literal["centers", "pairs", "batch_positive", "memory_positive"]
 _SCORES = ("centers", "pairs", "batch_positive", "memory_positive")
 
-# An estimate of this or more says that the features tell nothing yet, not that nearly all labels
-# are wrong: to drop the lowest would be to drop at random, and too many for anything to be learned.
-_NOTHING_LEARNED = 0.8
+# An estimate of this or more says that the features tell too little yet, not that most labels are
+# wrong: to drop the lowest would be to drop nearly at random, too many for anything to be learned.
+_NOTHING_LEARNED = 0.7
 
 
 class PRISMFilter(LossWrapper):
@@ -55,7 +55,7 @@ class PRISMFilter(LossWrapper):
         noise_rate: R in ``[0, 1)``, the share of wrong labels; None to have it estimated, over
             the last ``window`` batches, from how low the given classes rank
             (:func:`~noisydml.functional.low_rank_counts`; not in the paper). While the estimate is
-            0.8 or more nothing is dropped.
+            0.7 or more nothing is dropped.
         window: number of batches, 1 or more, whose quantiles are averaged. 1 is the paper's top-R
             method (TRM); its experiments with CARS-98N have 30.
         temperature: T, above 0. The paper has 1; smaller values rank the labels better, see the

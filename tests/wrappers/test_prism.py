@@ -310,14 +310,14 @@ def test_nothing_is_dropped_while_the_features_tell_nothing() -> None:
     fill(loss_fn, 4, times=4)
     for _ in range(2):  # all labels rank last
         loss_fn(1 - 2 * EYE, torch.arange(4))
-        assert 0.8 <= loss_fn.decision.noise_rate <= 1
+        assert 0.7 <= loss_fn.decision.noise_rate <= 1
         assert loss_fn.decision.keep.all()
         assert loss_fn.decision.threshold == -math.inf
     assert loss_fn.num_quantiles == 0
     wrong = EYE[:1] - 0.5 * EYE[3:]
     for _ in range(2):  # and now only the last one
         loss_fn(torch.cat([EYE, EYE, wrong]), torch.tensor([0, 1, 2, 3] * 2 + [3]))
-    assert loss_fn.decision.noise_rate < 0.8
+    assert loss_fn.decision.noise_rate < 0.7
     assert loss_fn.decision.keep.tolist() == [True] * 8 + [False]
 
 
