@@ -318,7 +318,8 @@ def test_nothing_is_dropped_while_the_features_tell_nothing() -> None:
     for _ in range(2):  # and now only the last one
         loss_fn(torch.cat([EYE, EYE, wrong]), torch.tensor([0, 1, 2, 3] * 2 + [3]))
     assert loss_fn.decision.noise_rate < 0.7
-    assert loss_fn.decision.keep.tolist() == [True] * 8 + [False]
+    assert not loss_fn.decision.keep[-1]
+    assert loss_fn.decision.keep[:3].all()
 
 
 def test_a_given_rate_is_reported() -> None:
