@@ -6,7 +6,8 @@ Cell = tuple[str, str, str, float]  # loss, method, noise, rate
 
 MS = "multi-similarity"
 HALF = ("uniform", 0.5)
-NOISES = [HALF, ("none", 0.0), ("semantic", 0.5), ("small_cluster", 0.25), ("pair_flip", 0.5)]
+NOISES = [HALF, ("none", 0.0), ("semantic", 0.5), ("small_cluster", 0.25), ("pair_flip", 0.5),
+          ("uniform", 0.2)]  # fmt: skip
 FILTERS = ["PRISMFilter", "KNNDenoiser (0.25)"]
 PARTS = ("similarity loss", "clustering", "mixing", "refinement", "weights")
 
@@ -23,8 +24,8 @@ def omniglot() -> list[Cell]:
     cells += [(MS, method, *HALF) for method in others]
     for loss in ("SoftTriple", "SupCon", "contrastive + memory"):
         cells += [(loss, method, *HALF) for method in ("plain", "GroundTruthFilter", *FILTERS)]
-    for loss in ("SoftTriple", "contrastive + memory"):
-        cells.append((loss, "PRISMFilter (no warm-up)", *HALF))
+    cells.append(("SoftTriple", "PRISMFilter (rate given)", *HALF))
+    cells.append(("contrastive + memory", "PRISMFilter (rate given, no warm-up)", *HALF))
     return cells + titan()
 
 

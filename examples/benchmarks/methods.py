@@ -92,9 +92,9 @@ def proxies(s: Setting) -> nn.Module:
     return losses.ProxyNCALoss(s.given.num_classes, s.embedding_size)
 
 
-def cells() -> FaissIndex:
-    """Searches a 16th of the data set: it has cells for ten thousands of samples."""
-    return FaissIndex("IVF256,Flat", nprobe=16)
+def cells(s: Setting) -> FaissIndex:
+    """Searches a 16th of a large data set."""
+    return FaissIndex(f"IVF{min(256, 1 + s.size // 40)},Flat", nprobe=16)
 
 
 def titan(**settings: Any) -> Method:
@@ -131,12 +131,11 @@ METHODS: dict[str, Method] = {
     "PRISMFilter (rate given, T = 1)": Method(
         lambda s: prism(s, noise_rate=s.rate, temperature=1.0)
     ),
-    "PRISMFilter (no warm-up)": Method(lambda s: prism(s, warmup=0)),
     "PRISMFilter (rate given, no warm-up)": Method(lambda s: prism(s, noise_rate=s.rate, warmup=0)),
     "KNNDenoiser": Method(knn),
     "KNNDenoiser (counts)": Method(lambda s: knn(s, vote="count")),
-    "KNNDenoiser (counts, IVF)": Method(lambda s: knn(s, vote="count", index=cells())),
-    "KNNDenoiser (IVF)": Method(lambda s: knn(s, index=cells())),
+    "KNNDenoiser (counts, IVF)": Method(lambda s: knn(s, vote="count", index=cells(s))),
+    "KNNDenoiser (IVF)": Method(lambda s: knn(s, index=cells(s))),
     "KNNDenoiser (refreshed)": Method(knn, refresh=True),
     "KNNDenoiser (0.25)": Method(lambda s: knn(s, threshold=0.25)),
     "KNNDenoiser (0.25, refreshed)": Method(lambda s: knn(s, threshold=0.25), refresh=True),
