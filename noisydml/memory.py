@@ -302,10 +302,9 @@ class FeatureMemory(nn.Module):
 
     def _recount(self, *_: Any) -> None:
         """Centers and counts from the entries alone."""
-        present, classes = self.labels != EMPTY, self.labels.clamp_min(0)
-        sums = torch.zeros_like(self.sums, dtype=torch.float64)
-        self.sums = sums.index_add_(0, classes, self.features.double())
-        self.counts = torch.zeros_like(self.counts).index_add_(0, classes, present.long())
+        self.sums = torch.zeros_like(self.sums, dtype=torch.float64)
+        self.counts = torch.zeros_like(self.counts)
+        self._add(self._columns(), 1)
         self.centers = _means(self.sums, self.counts)
 
     def _apply(self, fn: Any, recurse: bool = True) -> FeatureMemory:

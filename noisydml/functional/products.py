@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from noisydml.functional.checks import on_host
+
 _LARGE = 2**17  # entries of a matrix, below which the detour costs more than it saves
 
 
@@ -44,8 +46,7 @@ def _suits_onednn(rows: Tensor, matrix: Tensor) -> bool:
     return (
         matrix.numel() >= _LARGE
         and len(rows) > 0
-        and type(rows) is Tensor  # not a fake one, which holds no data
-        and rows.device.type == "cpu"
+        and on_host(rows)
         and rows.dtype == torch.float32
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and not (torch.is_grad_enabled() and (rows.requires_grad or matrix.requires_grad))
