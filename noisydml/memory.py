@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from noisydml import memory_on_host
+from noisydml.entries import EMPTY, Entries, class_means, unit_features, update_centers
 from noisydml.functional.checks import on_host, require_count, require_floating, require_integer
 from noisydml.functional.repeats import last_of_equals
-
-EMPTY = -1  # the label of an entry that holds nothing, and the id of one that has none
-
-# Features are rounded to multiples of 2^-26, the last place of a float32 between 1/8 and 1/4: what
-# is larger is one already. Sums of up to 2^26 of them are exact in float64, in any order, so that
-# subtracting what leaves undoes exactly what adding it did.
-_GRAIN = 2.0**26
-_TINY = 1e-12  # as in torch.nn.functional.normalize
 
 
 class FeatureMemory(nn.Module):
@@ -142,8 +136,7 @@ class FeatureMemory(nn.Module):
         """
         self._check(embeddings, labels, sample_ids, keep)
         if on_host(self.total):
-            rows = None if keep is None else keep.nonzero().squeeze(1)
-            self._enqueue_all(self._converted(embeddings, labels, sample_ids, rows))
+            memory_on_host.enqueue(self, embeddings, labels, sample_ids, keep)
         else:
             keep = torch.ones_like(labels).bool() if keep is None else keep
             self._enqueue_masked(embeddings, labels, sample_ids, keep)
@@ -210,24 +203,10 @@ class FeatureMemory(nn.Module):
                 f"got {keep.dtype} of shape {tuple(keep.shape)}"
             )
 
-    def _enqueue_all(self, new: _Entries) -> None:
-        """Store rows where the host may know the position: in runs of slots, two at the wrap."""
-        total, size = int(self.total), len(new.labels)
-        done = max(0, size - self.memory_size)
-        while done < size:
-            start = (total + done) % self.memory_size
-            run = min(size - done, self.memory_size - start)
-            old, rows = self._columns().run(start, run), new.run(done, run)
-            self._count(old, rows)
-            for there, row in zip(old, rows, strict=True):
-                there.copy_(row)
-            done += run
-        self.total.add_(size)
-
     def _enqueue_masked(
         self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None, keep: Tensor
     ) -> None:
-        """The same for rows of which only the device knows how many are kept.
+        """Store rows of which only the device knows how many are kept.
 
         The kept rows come first, from the last to the first, then the others, which write back
         what is there: no shape depends on how many are kept.
@@ -246,55 +225,45 @@ class FeatureMemory(nn.Module):
         self._overwrite(slots, new)
         self.total.add_(kept)
 
-    def _columns(self) -> _Entries:
-        return _Entries(self.features, self.labels, self.sample_ids)
+    def _columns(self) -> Entries:
+        return Entries(self.features, self.labels, self.sample_ids)
 
-    def _entries(self, slots: Tensor) -> _Entries:
-        return _Entries(*(buffer.index_select(0, slots) for buffer in self._columns()))
+    def _entries(self, slots: Tensor) -> Entries:
+        return Entries(*(buffer.index_select(0, slots) for buffer in self._columns()))
 
-    def _overwrite(self, slots: Tensor, new: _Entries) -> None:
+    def _overwrite(self, slots: Tensor, new: Entries) -> None:
         for buffer, column in zip(self._columns(), new, strict=True):
             buffer.index_copy_(0, slots, column)
 
     def _converted(
         self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None, rows: Tensor | None
-    ) -> _Entries:
+    ) -> Entries:
         """The rows of a batch, or some of them, as they are stored."""
         features = embeddings.detach()
         if rows is not None:
             features, labels = features.index_select(0, rows), labels.index_select(0, rows)
             sample_ids = None if sample_ids is None else sample_ids.index_select(0, rows)
         if self.normalize:
-            features = features.to(torch.promote_types(features.dtype, torch.float32))
-            length = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min_(_TINY)
-            features = features.div(length.mul_(1 / _GRAIN)).round_().mul_(1 / _GRAIN)
-        return _Entries(
+            features = unit_features(features)
+        return Entries(
             features.to(self.features.dtype),
             labels.to(torch.int64),
             torch.full_like(labels, EMPTY) if sample_ids is None else sample_ids.to(torch.int64),
         )
 
-    def _count(self, old: _Entries, new: _Entries) -> None:
+    def _count(self, old: Entries, new: Entries) -> None:
         """What follows from the entries, before ``old`` ones become ``new``."""
         if self.num_classes is None:
             return
         self._add(new, 1)
         self._add(old, -1)
         if 4 * len(new.labels) >= len(self.centers):  # picking them out would cost more
-            self._refresh()
+            self.centers = class_means(self.sums, self.counts)
         else:
             classes = torch.cat([new.labels, old.labels]).clamp_min_(0)
-            some = (buffer.index_select(0, classes) for buffer in (self.sums, self.counts))
-            self.centers.index_copy_(0, classes, _means(*some))
+            update_centers(self.centers, self.sums, self.counts, classes)
 
-    def _refresh(self) -> None:
-        """All centers from sums and counts."""
-        if on_host(self.centers):
-            self.centers.copy_(self.sums).mul_(_share(self.counts))
-        else:
-            self.centers = _means(self.sums, self.counts)
-
-    def _add(self, entries: _Entries, sign: int) -> None:
+    def _add(self, entries: Entries, sign: int) -> None:
         present = (entries.labels != EMPTY).long()
         classes = entries.labels.clamp_min(0)  # what is not there adds zeros to class 0
         self.sums.index_add_(0, classes, entries.features.double(), alpha=sign)
@@ -305,7 +274,7 @@ class FeatureMemory(nn.Module):
         self.sums = torch.zeros_like(self.sums, dtype=torch.float64)
         self.counts = torch.zeros_like(self.counts)
         self._add(self._columns(), 1)
-        self.centers = _means(self.sums, self.counts)
+        self.centers = class_means(self.sums, self.counts)
 
     def _apply(self, fn: Any, recurse: bool = True) -> FeatureMemory:
         """``.half()`` and the like change the stored features, not the precision of the centers."""
@@ -321,30 +290,3 @@ def _take_width(memory: FeatureMemory, state: dict[str, Tensor], prefix: str, *_
     features = state.get(f"{prefix}features")
     if features is not None and memory.num_classes is None and features.ndim == 2:
         memory.allocate(features.shape[1] or None)
-
-
-class _Entries(NamedTuple):
-    features: Tensor  # (B, D)
-    labels: Tensor  # (B,)
-    sample_ids: Tensor  # (B,)
-
-    def run(self, start: int, size: int) -> _Entries:
-        """Neighbouring entries, as views."""
-        if size == len(self.labels):
-            return self
-        return _Entries(*(column.narrow(0, start, size) for column in self))
-
-    def where(self, mask: Tensor, others: _Entries) -> _Entries:
-        """These entries, or the others where the mask (B,) is false."""
-        masks = (mask.unsqueeze(1), mask, mask)
-        return _Entries(*map(torch.where, masks, self, others))
-
-
-def _means(sums: Tensor, counts: Tensor) -> Tensor:
-    """(C, D) float32; zeros for a class of no entries."""
-    return sums.float().mul_(_share(counts))
-
-
-def _share(counts: Tensor) -> Tensor:
-    """(C, 1) float32, of each entry in the mean of its class."""
-    return counts.clamp_min(1).float().reciprocal_().unsqueeze(1)

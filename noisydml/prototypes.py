@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from noisydml.entries import EMPTY
 from noisydml.functional import (
     class_gaussians,
     clustering_loss,
@@ -22,7 +23,7 @@ from noisydml.functional.prototypes import (
     prepare_gaussians,
     prepared_log_density,
 )
-from noisydml.memory import EMPTY, FeatureMemory
+from noisydml.memory import FeatureMemory
 
 
 class RefinedLabels(NamedTuple):

@@ -13,12 +13,10 @@ from noisydml.functional.checks import (
     require_floating,
     require_integer,
     require_positive,
-    require_vector,
 )
 from noisydml.functional.products import affine
 
 _BLOCK = 4_000_000  # similarities that the pairwise form holds at once
-_NOTHING = -80.0  # exp of it is lost beside 1, and exp of much less is slow: it is subnormal
 _TINY = 1e-12  # as in torch.nn.functional.normalize
 
 
@@ -55,8 +53,9 @@ def class_similarity(
     require_positive("temperature", temperature)
     _require_width("centers", centers, embeddings)
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
-    absent = torch.where(counts > 0, 0.0, -math.inf).to(dtype)
-    return affine(_scaled(embeddings, temperature), centers.to(dtype), absent)
+    absent = counts.clamp_max(1).log().to(dtype)  # 0, or -inf
+    rows = embeddings.to(dtype)
+    return affine(rows, centers.to(dtype), absent).div_(_length(rows, temperature))
 
 
 def class_similarity_pairs(
@@ -99,7 +98,7 @@ def class_similarity_pairs(
     require_positive("temperature", temperature)
     _require_width("features", features, embeddings)
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
-    queries = _scaled(embeddings, temperature)
+    queries = embeddings.to(dtype)
     # Column C takes what is to be ignored.
     columns = torch.where(feature_labels < 0, num_classes, feature_labels)
     sums = queries.new_zeros(len(queries), num_classes + 1)
@@ -108,7 +107,7 @@ def class_similarity_pairs(
     rows = max(1, _BLOCK // max(1, len(queries)))
     for block, column in zip(torch.split(features, rows), torch.split(columns, rows), strict=True):
         sums.index_add_(1, column, affine(queries, normalize(block.to(dtype))))
-    means = torch.where(counts > 0, sums / counts, -math.inf)
+    means = torch.where(counts > 0, sums / counts, -math.inf).div_(_length(queries, temperature))
     return means.narrow(1, 0, num_classes)
 
 
@@ -132,26 +131,22 @@ def own_similarity(similarities: Tensor, labels: Tensor) -> Tensor:
     return similarities.gather(1, labels.to(torch.int64).unsqueeze(1)).squeeze(1)
 
 
-def softmax_probability(similarities: Tensor, own: Tensor) -> Tensor:
+def softmax_probability(similarities: Tensor, labels: Tensor) -> Tensor:
     """(B,) Eq. 2 and 7 from the similarities: 1 for a class that the memory does not hold.
 
     Args:
         similarities: (B, C) from :func:`class_similarity`.
-        own: (B,) from :func:`own_similarity`.
+        labels: (B,) integers in ``[0, C)``.
 
     Example:
         >>> import torch
-        >>> from noisydml.functional import own_similarity, softmax_probability
-        >>> similarities = torch.tensor([[2.0, 0.0, -torch.inf]])
-        >>> softmax_probability(similarities, own_similarity(similarities, torch.tensor([0])))
-        tensor([0.8808])
+        >>> from noisydml.functional import softmax_probability
+        >>> similarities = torch.tensor([[2.0, 0.0, -torch.inf]] * 2)
+        >>> softmax_probability(similarities, torch.tensor([0, 2]))
+        tensor([0.8808, 1.0000])
     """
-    require_floating("similarities", similarities, ndim=2)
-    require_floating("own", own, ndim=1)
-    require_vector("own", own, len(similarities), "row of similarities")
-    # 1 / sum_k exp(s_k - s_own), of which one term is 1: where it overflows, P is 0 anyway.
-    excess = (similarities - own.unsqueeze(1)).clamp_min_(_NOTHING)
-    return excess.exp_().sum(dim=1).reciprocal().masked_fill(own == -math.inf, 1.0)
+    held = own_similarity(similarities, labels) != -math.inf
+    return own_similarity(similarities.softmax(dim=1), labels).masked_fill(held.logical_not(), 1)
 
 
 def clean_probability(
@@ -195,7 +190,7 @@ def clean_probability(
         tensor([0.9820, 0.0180])
     """
     similarities = class_similarity(embeddings, centers, counts, temperature)
-    return softmax_probability(similarities, own_similarity(similarities, labels))
+    return softmax_probability(similarities, labels)
 
 
 def clean_probability_pairs(
@@ -229,7 +224,7 @@ def clean_probability_pairs(
     similarities = class_similarity_pairs(
         embeddings, features, feature_labels, num_classes, temperature
     )
-    return softmax_probability(similarities, own_similarity(similarities, labels))
+    return softmax_probability(similarities, labels)
 
 
 def batch_positive(embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -264,8 +259,7 @@ def _require_width(name: str, value: Tensor, embeddings: Tensor) -> None:
         raise ValueError(f"{name} must be as wide as the embeddings, {width}, got {value.shape[1]}")
 
 
-def _scaled(embeddings: Tensor, temperature: float) -> Tensor:
-    """Of length 1 / temperature each (zeros stay zeros), in at least single precision."""
-    embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-    length: Tensor = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
-    return embeddings / length.clamp_min(_TINY).mul_(temperature)
+def _length(rows: Tensor, temperature: float) -> Tensor:
+    """(B, 1) what a product with each row is to be divided by; above 0 also for zeros."""
+    length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return length.clamp_min(_TINY).mul_(temperature)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from noisydml.functional.checks import on_host, require_floating, require_number, require_vector
+from noisydml.functional.checks import require_floating, require_number, require_vector
+
+Array = npt.NDArray[Any]
 
 # A product that a rounding error keeps below a whole number is that number: 0.29 * 100.
 _EXACT = 1e-9
@@ -91,18 +94,6 @@ def smooth_top_r(
         quantiles: (W,) float64, of the batches before.
         number: 0-dim int64, how many there are.
     """
-    if on_host(probabilities):
-        return _smooth_on_host(probabilities, noise_rate, known, quantiles, number)
-    return _smooth_on_device(probabilities, noise_rate, known, quantiles, number)
-
-
-def _smooth_on_device(
-    probabilities: Tensor,
-    noise_rate: float | Tensor,
-    known: Tensor,
-    quantiles: Tensor,
-    number: Tensor,
-) -> SmoothTopR:
     quantile = top_r_threshold(probabilities, noise_rate, known)
     older = quantiles.narrow(0, 1, len(quantiles) - 1)
     number_now = (number + 1).clamp_max_(len(quantiles))
@@ -123,29 +114,19 @@ def _smooth_on_device(
     )
 
 
-def _smooth_on_host(
-    probabilities: Tensor,
-    noise_rate: float | Tensor,
-    known: Tensor,
-    quantiles: Tensor,
-    number: Tensor,
-) -> SmoothTopR:
+def smooth_top_r_on_host(
+    probabilities: Array, noise_rate: float, known: Array, quantiles: Array, number: int
+) -> tuple[float, Array, int]:
     """The same where numbers can be read without a wait: NumPy is quicker with so few of them."""
-    trusted, among = probabilities.double().numpy(), known.numpy()
-    ordered = np.sort(trusted if among.all() else np.where(among, trusted, math.inf))
-    drops = int(float(noise_rate) * int(among.sum()) + _EXACT)
+    ordered = np.sort(probabilities if known.all() else np.where(known, probabilities, math.inf))
+    drops = int(noise_rate * np.count_nonzero(known) + _EXACT)
     quantile = float(ordered[drops - 1]) if drops else -math.inf
     if not quantile > -math.inf:
-        return SmoothTopR(torch.full((), quantile, dtype=torch.float64), quantiles, number)
-    older = quantiles.double().narrow(0, 1, len(quantiles) - 1)
-    number_now = min(int(number) + 1, len(quantiles))
-    threshold = (older.sum().item() + quantile) / number_now
+        return quantile, quantiles, number
+    number = min(number + 1, len(quantiles))
+    threshold = (float(quantiles[1:].sum()) + quantile) / number
     best = float(ordered[-1])
     if best <= threshold:
         threshold = min(quantile, math.nextafter(best, -math.inf))
-        older, number_now = torch.zeros_like(older), 1
-    return SmoothTopR(
-        older.new_full((), threshold),
-        torch.cat([older, older.new_full((1,), quantile)]),
-        torch.full_like(number, number_now),
-    )
+        quantiles, number = np.zeros_like(quantiles), 1
+    return threshold, np.concatenate([quantiles[1:], [quantile]]), number

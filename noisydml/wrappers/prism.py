@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
@@ -18,21 +17,15 @@ from noisydml.functional import (
     class_similarity,
     class_similarity_pairs,
     own_similarity,
-    softmax_probability,
 )
 from noisydml.functional.checks import require_count, require_number, require_positive
-from noisydml.functional.low_ranks import smooth_noise_rate
-from noisydml.functional.top_r import smooth_top_r
+from noisydml.functional.selection import Candidates, Window, select
 from noisydml.memory import FeatureMemory
 from noisydml.validation import ValueCheck, in_range
 from noisydml.wrappers.base import Decision, Judgement, LossWrapper, call_loss
 
 Score = Literal["centers", "pairs", "batch_positive", "memory_positive"]
 _SCORES = ("centers", "pairs", "batch_positive", "memory_positive")
-
-# An estimate of this or more says that the features tell too little yet, not that most labels are
-# wrong: to drop the lowest would be to drop nearly at random, too many for anything to be learned.
-_NOTHING_LEARNED = 0.7
 
 
 class PRISMFilter(LossWrapper):
@@ -113,7 +106,7 @@ class PRISMFilter(LossWrapper):
     step: Tensor
     quantiles: Tensor
     num_quantiles: Tensor
-    low_ranks: Tensor
+    low_ranks: Tensor | None
 
     def __init__(
         self,
@@ -154,31 +147,25 @@ class PRISMFilter(LossWrapper):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("quantiles", torch.zeros(window, dtype=torch.float64))
         self.register_buffer("num_quantiles", torch.zeros((), dtype=torch.int64))
-        if noise_rate is None:
-            # Of the last batches: how many labels ranked low, and how many wrong ones would.
-            self.register_buffer("low_ranks", torch.zeros(window, 2, dtype=torch.float64))
+        # Of the last batches: how many labels ranked low, and how many wrong ones would.
+        ranks = torch.zeros(window, 2, dtype=torch.float64) if noise_rate is None else None
+        self.register_buffer("low_ranks", ranks)
 
     def judge(self, batch: Batch) -> Judgement:
         everyone = gather_batch(batch.judged())
         if len(everyone) == 0:
             return Judgement(Decision.trusting(batch))
-        scores, known, rate, low_ranks = self._score(everyone)
-        counted = _samples_among(everyone, known)
-        threshold, quantiles, num_quantiles = smooth_top_r(
-            scores, self._share_to_drop(rate), counted, self.quantiles, self.num_quantiles
-        )
-        threshold = threshold.masked_fill(self._warming_up(), -math.inf)
-        keep = (scores > threshold) | known.logical_not()
-        own_keep = batch.own_rows(everyone, keep)
+        window = Window(self.quantiles, self.num_quantiles, self.low_ranks)
+        chosen = select(self._candidates(everyone), window)
+        keep = batch.own_rows(everyone, chosen.keep)
         decision = Decision(
-            keep=own_keep,
-            weight=own_keep.float(),
-            score=batch.own_rows(everyone, scores),
-            threshold=threshold,
-            noise_rate=rate,
+            keep=keep,
+            weight=keep.float(),
+            score=batch.own_rows(everyone, chosen.scores),
+            threshold=chosen.threshold,
+            noise_rate=chosen.noise_rate,
         )
-        evidence = _Evidence(everyone, keep, quantiles, num_quantiles, low_ranks)
-        return Judgement(decision, evidence=evidence)
+        return Judgement(decision, evidence=_Evidence(everyone, chosen.keep, chosen.window))
 
     def wrapped_value(self, batch: Batch) -> Tensor:
         value = call_loss(self.loss, batch)
@@ -199,11 +186,11 @@ class PRISMFilter(LossWrapper):
     def commit(self, batch: Batch, judgement: Judgement) -> None:
         if judgement.evidence is None:  # no sample on any rank
             return
-        everyone, keep, self.quantiles, self.num_quantiles, low_ranks = judgement.evidence
-        if low_ranks is not None:
-            self.low_ranks = low_ranks
+        everyone, keep, window = judgement.evidence
+        self.quantiles, self.num_quantiles, self.low_ranks = window
         self.step.add_(1)
-        keep = _samples_among(everyone, keep)
+        samples = _samples(everyone)
+        keep = keep if samples is None else keep & samples
         self.memory.enqueue(everyone.embeddings, everyone.labels, everyone.sample_ids, keep)
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
@@ -228,8 +215,8 @@ class PRISMFilter(LossWrapper):
             f"score={self.score!r}, memory_loss={self.memory_loss}, warmup={self.warmup}"
         )
 
-    def _score(self, everyone: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """(N,) scores, (N,) whose class the memory holds, the noise rate, the low ranks for it."""
+    def _candidates(self, everyone: Batch) -> Candidates:
+        """The rows of all ranks."""
         memory, embeddings, labels = self.memory, everyone.embeddings, everyone.labels
         temperature = self.temperature if self.score in ("centers", "pairs") else 1.0
         if self.score == "pairs":
@@ -238,46 +225,27 @@ class PRISMFilter(LossWrapper):
             )
         else:
             similarities = class_similarity(embeddings, memory.centers, memory.counts, temperature)
-        own = own_similarity(similarities, labels)
-        known = own != -math.inf  # so is NaN, which is above no threshold and never remembered
+        scores = None
         if self.score == "batch_positive":
             scores = batch_positive(embeddings, labels)
-            known = torch.ones_like(known)
         elif self.score == "memory_positive":
-            scores = torch.where(known, own, 1.0)
-        else:
-            scores = softmax_probability(similarities, own)
-        scores = scores.double()
-        if self.noise_rate is not None:
-            return scores, known, scores.new_full((), self.noise_rate), None
-        samples = None if everyone.synthetic is None else everyone.synthetic.logical_not()
-        smooth = smooth_noise_rate(similarities, own, samples, self.low_ranks)
-        return scores, known, *smooth
-
-    def _share_to_drop(self, rate: Tensor) -> Tensor:
-        if self.noise_rate is not None:
-            return rate
-        return rate.masked_fill(rate >= _NOTHING_LEARNED, 0)
-
-    def _warming_up(self) -> Tensor:
-        if self.warmup is None:
-            return self.memory.total < len(self.memory)
-        return self.step < self.warmup
+            scores = own_similarity(similarities, labels)
+        filling = (memory.total, len(memory)) if self.warmup is None else (self.step, self.warmup)
+        samples = _samples(everyone)
+        return Candidates(similarities, labels, scores, samples, self.noise_rate, *filling)
 
 
 class _Evidence(NamedTuple):
-    """What follows from a batch: its rows of all ranks, and the window after it."""
+    """What follows from a batch: its rows of all ranks, whom of them to keep, the window after."""
 
     everyone: Batch
-    keep: Tensor  # (N,) bool, of all ranks' rows
-    quantiles: Tensor
-    num_quantiles: Tensor
-    low_ranks: Tensor | None
+    keep: Tensor  # (N,) bool
+    window: Window
 
 
-def _samples_among(everyone: Batch, rows: Tensor) -> Tensor:
-    """Of the rows that a mask (N,) marks, those that are samples of the data set.
+def _samples(everyone: Batch) -> Tensor | None:
+    """(N,) bool, the rows that are samples of the data set; None for all.
 
     The others are judged like all rows, but neither counted nor remembered.
     """
-    return rows if everyone.synthetic is None else rows & everyone.synthetic.logical_not()
+    return None if everyone.synthetic is None else everyone.synthetic.logical_not()

@@ -165,7 +165,7 @@ def test_no_host_is_asked() -> None:
         x = torch.randn(8, 5, device=device)
         y = torch.zeros(8, dtype=torch.int64, device=device)
         similarities = class_similarity(x, x, y)
-        p = softmax_probability(similarities, own_similarity(similarities, y))
+        p = softmax_probability(similarities, y)
         pairs = clean_probability_pairs(x, y, x, y, 6)
         assert p.shape == pairs.shape == batch_positive(x, y).shape == (8,)
         assert p.device.type == pairs.device.type == "cuda"

@@ -10,10 +10,10 @@ import torch
 from noisydml.functional import products
 from noisydml.functional.products import affine
 
-LARGE = (2100, 64)  # more entries than oneDNN is asked for
+LARGE = (2100, 64)  # with 40 rows more than oneDNN is asked for
 
 
-@pytest.mark.parametrize("rows", [0, 1, 3, 64])
+@pytest.mark.parametrize("rows", [0, 1, 3, 40])
 @pytest.mark.parametrize("shape", [(30, 64), LARGE])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_against_the_plain_product(rows: int, shape: tuple[int, int], dtype: torch.dtype) -> None:
@@ -31,17 +31,17 @@ def test_against_the_plain_product(rows: int, shape: tuple[int, int], dtype: tor
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=2e-5)
 
 
-def test_onednn_is_asked_where_the_matrix_is_large_and_there_is_no_graph(
+def test_onednn_is_asked_where_the_product_is_large_and_there_is_no_graph(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = []
 
-    def spy(*arguments: torch.Tensor) -> torch.Tensor:
-        asked.append(arguments)
-        return torch.nn.functional.linear(*arguments)
+    def spy(rows: torch.Tensor, matrix: torch.Tensor, *others: object) -> torch.Tensor:
+        asked.append(others)
+        return rows @ matrix.T
 
-    monkeypatch.setattr(products, "linear", spy)
-    x, matrix = torch.randn(4, 64), torch.randn(LARGE)
+    monkeypatch.setattr(products, "_onednn", lambda: spy)
+    x, matrix = torch.randn(40, 64), torch.randn(LARGE)
     affine(x.requires_grad_(), matrix)
     affine(x.detach(), matrix[:10])
     affine(x.detach().double(), matrix.double())
@@ -49,7 +49,30 @@ def test_onednn_is_asked_where_the_matrix_is_large_and_there_is_no_graph(
     with torch.no_grad():
         affine(x, matrix)
     affine(x.detach(), matrix)
-    assert len(asked) == 2 * torch.backends.mkldnn.is_available()
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("fault", [AttributeError, RuntimeError, TypeError, None])
+def test_without_onednn_the_product_is_torchs(
+    fault: type[Exception] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where torch has it no longer, or it does something else."""
+
+    def other(*arguments: object) -> torch.Tensor:
+        if fault is not None:
+            raise fault
+        return torch.zeros(1, 1)
+
+    monkeypatch.setattr(products, "_linear_of_the_compiler", lambda: other)
+    products._onednn.cache_clear()
+    assert products._onednn() is None
+    x, matrix = torch.randn(64, 64), torch.randn(LARGE)
+    assert torch.equal(affine(x, matrix), x @ matrix.T)
+    products._onednn.cache_clear()
+
+
+def test_this_build_has_onednn() -> None:
+    assert (products._onednn() is not None) == torch.backends.mkldnn.is_available()
 
 
 def test_gradients_and_second_derivatives() -> None:

@@ -1,4 +1,4 @@
-"""The top-R threshold in exact arithmetic, smoothed on the host as on a device."""
+"""The top-R threshold in exact arithmetic."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from fake_cuda import fake_cuda
 
 from noisydml.functional import top_r_threshold
-from noisydml.functional.top_r import _smooth_on_device, _smooth_on_host, smooth_top_r
 
 
 def literal_threshold(values: list[float], rate: Fraction) -> float:
@@ -73,38 +72,3 @@ def test_no_host_is_asked() -> None:
         rate = torch.rand((), device=device)
         assert top_r_threshold(p, rate, known).shape == ()
         assert top_r_threshold(p, 0.5).device.type == "cuda"
-
-
-@pytest.mark.parametrize("window", [1, 2, 30])
-@pytest.mark.parametrize("rate", [0.0, 0.3, 0.5, 0.9])
-def test_smoothing_on_the_host_is_that_on_a_device(window: int, rate: float) -> None:
-    """What the CPU does against what CUDA does: bit by bit, with NaN, ties and restarts."""
-    g = torch.Generator().manual_seed(window)
-    state = (torch.zeros(window, dtype=torch.float64), torch.zeros((), dtype=torch.int64))
-    restarts = 0
-    for step in range(200):
-        size = int(torch.randint(1, 12, (), generator=g))
-        p = torch.rand(size, generator=g).mul(0.2 if step % 7 == 0 else 1).double()
-        if step % 5 == 0:
-            p = p.mul(3).round().div(3)
-        if step % 11 == 0:
-            p[0] = math.nan
-        known = torch.rand(size, generator=g) < (0 if step % 13 == 0 else 0.8)
-        share = torch.full((), rate, dtype=torch.float64)
-        host = _smooth_on_host(p, share, known, *state)
-        device = _smooth_on_device(p, share, known, *state)
-        for mine, other in zip(host, device, strict=True):
-            assert mine.dtype == other.dtype
-            assert torch.equal(mine.nan_to_num(nan=7.0), other.nan_to_num(nan=7.0))
-        restarts += int(host.number < state[1])
-        state = host.quantiles, host.number
-    assert restarts > 0 or rate == 0 or window == 1
-
-
-def test_smoothing_asks_no_host() -> None:
-    with fake_cuda() as device:
-        p, known = torch.rand(8, device=device), torch.ones(8, device=device).bool()
-        window = torch.zeros(30, dtype=torch.float64, device=device)
-        number = torch.zeros((), dtype=torch.int64, device=device)
-        for part in smooth_top_r(p, torch.rand((), device=device), known, window, number):
-            assert part.device.type == "cuda"
