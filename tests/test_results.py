@@ -200,3 +200,12 @@ def test_the_tables_of_the_page_are_those_of_its_runs() -> None:
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert page.count("<!-- table ") >= 5
     assert script("report").rewritten(page, script("report").load(runs)) == page
+
+
+@pytest.mark.parametrize("recipe", ["omniglot", "mnist", "cifar100"])
+def test_what_was_run_is_the_grid(recipe: str) -> None:
+    """So that ``--grid`` makes the page's runs, no fewer and no others."""
+    path = ROOT / "examples" / "benchmarks" / "results" / f"{recipe}.jsonl"
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    cells = {(r["loss"], r["method"], r["noise"], r["rate"]) for r in found}
+    assert cells == set(script("grids").GRIDS[recipe])

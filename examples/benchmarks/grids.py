@@ -19,9 +19,14 @@ def omniglot() -> list[Cell]:
         cells += [(MS, method, *noise) for method in ["plain", *ceiling, *FILTERS]]
     others = ["MemoryRelabeler (KNN, 0.25)", "the same, nobody relabelled",
               "KNNDenoiser (0.25), no ids", "SmallLossFilter (rate given)",
-              "ConfidenceWeightedLoss", "SelectedInteractions (KNN)", "PRISMFilter (rate given)",
-              "KNNDenoiser", "KNNDenoiser (0.25, refreshed)"]  # fmt: skip
+              "ConfidenceWeightedLoss", "SuperLoss", "SelectedInteractions (KNN)",
+              "PRISMFilter (rate given)", "PRISMFilter (rate given, T = 1)",
+              "KNNDenoiser", "KNNDenoiser (0.25, refreshed)", "KNNDenoiser (refreshed)",
+              "KNNDenoiser (counts)"]  # fmt: skip
     cells += [(MS, method, *HALF) for method in others]
+    cells += [(MS, "MemoryRelabeler (KNN, 0.25)", *noise) for noise in NOISES[1:4]]
+    cells += [(MS, "PRISMFilter (rate given)", noise, 0.5) for noise in ("semantic", "pair_flip")]
+    cells.append((MS, "KNNDenoiser (0.25, refreshed)", "none", 0.0))
     for loss in ("SoftTriple", "SupCon", "contrastive + memory"):
         cells += [(loss, method, *HALF) for method in ("plain", "GroundTruthFilter", *FILTERS)]
     cells.append(("SoftTriple", "PRISMFilter (rate given)", *HALF))
@@ -33,7 +38,8 @@ def titan() -> list[Cell]:
     """TITAN's Table 4."""
     parts = ["TITAN", *(f"TITAN without {part}" for part in PARTS), "plain"]
     alone = [f"{part} alone" for part in ("refinement", "mixing", "clustering")]
-    cells = [("SupCon (0.5)", method, *HALF) for method in parts]
+    read_literally = ["TITAN (weights: density)", "TITAN (normalize=False)"]
+    cells = [("SupCon (0.5)", method, *HALF) for method in parts + read_literally]
     return cells + [("SupCon (0.5)", method, "pair_flip", 0.5) for method in parts + alone]
 
 

@@ -76,7 +76,7 @@ class Selection(NamedTuple):
 
 
 def select(batch: Candidates, window: Window) -> Selection:
-    """PRISM's Alg. 1, lines 2 to 6, given the window of the batches before."""
+    """PRISM's Alg. 1, lines 1 to 14, given the window of the batches before."""
     choose = _select_on_host if on_host(batch.similarities) else _select_on_device
     return choose(batch, window)
 
