@@ -25,11 +25,11 @@ def omniglot() -> list[Cell]:
               "KNNDenoiser (counts)"]  # fmt: skip
     cells += [(MS, method, *HALF) for method in others]
     cells += [(MS, "MemoryRelabeler (KNN, 0.25)", *noise) for noise in NOISES[1:4]]
-    cells += [(MS, "PRISMFilter (rate given)", noise, 0.5) for noise in ("semantic", "pair_flip")]
+    cells += [(MS, "PRISMFilter (rate given)", *noise) for noise in NOISES[2:]]
     cells.append((MS, "KNNDenoiser (0.25, refreshed)", "none", 0.0))
     for loss in ("SoftTriple", "SupCon", "contrastive + memory"):
         cells += [(loss, method, *HALF) for method in ("plain", "GroundTruthFilter", *FILTERS)]
-    cells.append(("SoftTriple", "PRISMFilter (rate given)", *HALF))
+    cells += [(loss, "PRISMFilter (rate given)", *HALF) for loss in ("SoftTriple", "SupCon")]
     cells.append(("contrastive + memory", "PRISMFilter (rate given, no warm-up)", *HALF))
     return cells + titan()
 
