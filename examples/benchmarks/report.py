@@ -55,7 +55,8 @@ PUBLISHED = {
 for _loss in ("MS", "SCAF", "ST"):  # the same by an index that is quicker
     PUBLISHED[_loss, "KNNDenoiser (counts, IVF)"] = PUBLISHED[_loss, "KNNDenoiser (counts)"]
 RATES = (0.1, 0.2, 0.5)
-FIGURE = ("plain", "PRISMFilter", "KNNDenoiser (0.25)", "GroundTruthFilter")
+FIGURE = ("plain", "PRISMFilter", "PRISMFilter (rate given)", "KNNDenoiser (0.25)",
+          "GroundTruthFilter")  # fmt: skip
 
 
 def field(record: Record, name: str) -> str:
@@ -185,20 +186,20 @@ def figure(records: list[Record], path: Path) -> None:
     chosen = [r for r in records if (r["recipe"], r["loss"]) == ("omniglot", "multi-similarity")]
     ordered = sorted(chosen, key=lambda r: order("noise", r))
     noises = list(dict.fromkeys(field(r, "noise") for r in ordered))
-    fig, ax = plt.subplots(figsize=(8, 3.4), layout="constrained")
+    fig, ax = plt.subplots(figsize=(8, 3.7), layout="constrained")
     for i, method in enumerate(FIGURE):
         own = [r for r in chosen if r["method"] == method]
-        places = [noises.index(field(r, "noise")) + 0.2 * (i - 1.5) for r in own]
+        places = [noises.index(field(r, "noise")) + 0.16 * (i - 2) for r in own]
         values = [r["map_at_r"] for r in own]
         means = {x: np.mean([v for p, v in zip(places, values, strict=True) if p == x])
                  for x in places}  # fmt: skip
-        ax.bar(list(means), list(means.values()), 0.2, color=f"C{i}", label=method)
+        ax.bar(list(means), list(means.values()), 0.16, color=f"C{i}", label=method)
         ax.plot(places, values, ".", color="black", markersize=3)
     ax.set_xticks(range(len(noises)), noises)
     ax.set_xlim(-0.5, len(noises) - 0.5)
     ax.set_ylabel("MAP@R, unseen characters (%)")
     ax.spines[["top", "right"]].set_visible(False)
-    fig.legend(loc="outside upper center", ncols=len(FIGURE), frameon=False)
+    fig.legend(loc="outside upper center", ncols=3, frameon=False)
     fig.savefig(path, dpi=110)
     plt.close(fig)
 
