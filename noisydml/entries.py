@@ -34,16 +34,20 @@ class Entries(NamedTuple):
 def unit_features(features: Tensor) -> Tensor:
     """(B, D) of length 1, of numbers whose sums are exact; zeros stay zeros."""
     features = features.to(torch.promote_types(features.dtype, torch.float32))
-    length = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min_(_TINY)
-    return features.div(length.mul_(1 / _GRAIN)).round_().mul_(1 / _GRAIN)
+    return features.mul(_grains(features)).round_().mul_(1 / _GRAIN)
 
 
 def make_unit_on_host(features: npt.NDArray[Any]) -> None:
-    """The same by NumPy and in place."""
-    length = np.sqrt(np.einsum("ij,ij->i", features, features))
-    features *= (_GRAIN / np.maximum(length, _TINY))[:, np.newaxis]
+    """The same to the bit, by NumPy and in place."""
+    features *= _grains(torch.from_numpy(features)).numpy()
     np.rint(features, out=features)
     features *= 1 / _GRAIN
+
+
+def _grains(features: Tensor) -> Tensor:
+    """(B, 1) what takes each row to a length of ``_GRAIN``."""
+    length: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    return length.clamp_min_(_TINY).reciprocal_().mul_(_GRAIN)
 
 
 def class_means(sums: Tensor, counts: Tensor) -> Tensor:
