@@ -1,25 +1,27 @@
-"""Metric-learning losses that withstand wrong labels: wrap the loss, change nothing else."""
+"""Metric-learning losses that withstand wrong labels, by wrapping the loss that is there."""
 
 from noisydml import distributed, functional, noise
-from noisydml.audit import LabelIssues, find_label_issues
-from noisydml.composition import robust
-from noisydml.distributed import GatheredLoss
-from noisydml.label_audit import LabelAudit
-from noisydml.per_sample import per_sample_loss
-from noisydml.regularizers import LanguageGuidance, Regularizer
-from noisydml.report import decision_stats, decision_summary
-from noisydml.version import __version__
+from noisydml.audit import plot
+from noisydml.audit.issues import LabelIssues, find_label_issues
+from noisydml.audit.training import LabelAudit
 from noisydml.wrappers.base import Decision, LossWrapper
 from noisydml.wrappers.confidence import ConfidenceWeightedLoss
+from noisydml.wrappers.gathered import GatheredLoss
 from noisydml.wrappers.ground_truth import GroundTruthFilter
 from noisydml.wrappers.interactions import SelectedInteractions
 from noisydml.wrappers.knn import KNNDenoiser
+from noisydml.wrappers.per_sample import per_sample_loss
 from noisydml.wrappers.prism import PRISMFilter
 from noisydml.wrappers.regularized import RegularizedLoss
+from noisydml.wrappers.regularizers import LanguageGuidance, Regularizer
 from noisydml.wrappers.relabeler import MemoryRelabeler
+from noisydml.wrappers.report import decision_stats, decision_summary
+from noisydml.wrappers.robust import robust
 from noisydml.wrappers.small_loss import SmallLossFilter
 from noisydml.wrappers.super_loss import SuperLoss
 from noisydml.wrappers.titan import PrototypicalMixer
+
+__version__ = "0.1.0"  # the one place that says it; the build backend reads it
 
 __all__ = [
     "ConfidenceWeightedLoss",
@@ -47,5 +49,6 @@ __all__ = [
     "functional",
     "noise",
     "per_sample_loss",
+    "plot",
     "robust",
 ]

@@ -1,73 +1,91 @@
-"""Pair losses that see the rows of all ranks."""
+"""What crosses ranks: collectives for batches of uneven sizes, and the batch of all ranks."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from noisydml import collectives
-from noisydml.batch import Batch, batch_columns, index_groups
-from noisydml.wrappers.base import Decision, Judgement, LossWrapper
+from noisydml.pml.batch import Batch, batch_columns, index_groups
 
 
-class GatheredLoss(LossWrapper):
-    """Computes a loss on the rows of all ranks, kept rows of uneven number included.
+def world_size() -> int:
+    """Number of ranks; 1 outside torch.distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
-    Every rank gathers all rows and computes the same value. Averaging the gradients over the
-    ranks, as ``DistributedDataParallel`` does, gives those of one process that saw the
-    concatenated batch; a parameter of the loss has that gradient on every rank already.
 
-    Put it around the leaf loss, inside the filters: ``Filter(GatheredLoss(loss))``. Outside
-    ``torch.distributed``, and in eval mode, it is the wrapped loss.
+def rank() -> int:
+    """This process's rank; 0 outside torch.distributed."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def exchange(numbers: list[int]) -> list[list[int]]:
+    """The integers of every rank, in rank order. Eight bytes each, one host synchronisation."""
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    mine = torch.tensor(numbers, dtype=torch.int64, device=device)
+    everyone = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(everyone, mine)
+    return [[int(number) for number in numbers] for numbers in torch.stack(everyone).tolist()]
+
+
+def gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
+    """Rows of all ranks, in rank order, on every rank.
+
+    Gradients flow back into this rank's own rows, times the number of ranks: where every rank
+    computes the same loss from the gathered rows, averaging the parameters' gradients over the
+    ranks (as DistributedDataParallel does) then gives those of one process with the whole batch.
 
     Args:
-        loss: as for every wrapper.
-        validate_args: as for every wrapper.
+        rows: (B_r, ...) tensor; only the first dimension may differ between ranks.
+        sizes: every rank's ``B_r``.
 
-    Notes:
-        On the wire per step: from each rank the rows of the largest rank, 4 D bytes each in
-        float32, 8 bytes for the label, and the optional arguments that are given. A loss that
-        draws random numbers must draw the same on all ranks.
-
-    Example:
-        >>> import torch
-        >>> from pytorch_metric_learning.losses import MultiSimilarityLoss
-        >>> from noisydml.distributed import GatheredLoss
-        >>> loss_fn = GatheredLoss(MultiSimilarityLoss())
-        >>> loss_fn(torch.eye(4), torch.tensor([0, 0, 1, 1]))
-        tensor(0.6566)
+    Returns:
+        (sum of sizes, ...) tensor. On the wire: ``max(sizes)`` rows from every rank.
     """
+    gathered: Tensor = _GatherRows.apply(rows, sizes)  # type: ignore[no-untyped-call]
+    return gathered
 
-    def judge(self, batch: Batch) -> Judgement:
-        return Judgement(Decision.trusting(batch))
 
-    def shared_state(self) -> list[Tensor]:
-        # Every rank computes the same loss, so that its parameters must be the same, too.
-        return [*self.parameters(), *super().shared_state()]
+def broadcast_from_first(tensors: list[Tensor]) -> None:
+    """Overwrite the tensors, in place, with those of rank 0."""
+    for tensor in tensors:
+        dist.broadcast(tensor, src=0)
 
-    def narrowed(self, batch: Batch, decision: Decision) -> Batch:
-        return gather_batch(batch)
 
-    def whole(self, batch: Batch) -> Batch:
-        return gather_batch(batch)
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sizes: list[int]) -> Tensor:
+        start = sum(sizes[: rank()])
+        ctx.own = slice(start, start + len(rows))
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        everyone = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(everyone, padded)
+        return torch.cat([part[:size] for part, size in zip(everyone, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        return grad_output[ctx.own] * world_size(), None
 
 
 def gather_batch(batch: Batch) -> Batch:
     """The batch of all ranks' rows, in rank order, on every rank."""
-    if batch.first_own is not None or collectives.world_size() == 1:
+    if batch.first_own is not None or world_size() == 1:
         return batch
-    reports = collectives.exchange(_row_counts(batch))
+    reports = exchange(_row_counts(batch))
     sizes, ref_sizes, *column_sizes = (list(counts) for counts in zip(*reports, strict=True))
-    start = sum(sizes[: collectives.rank()])
+    start = sum(sizes[: rank()])
 
     def gather(rows: Tensor | None, counts: list[int]) -> Tensor | None:
-        return None if rows is None else collectives.gather_rows(rows, counts)
+        return None if rows is None else gather_rows(rows, counts)
 
     return replace(
         batch,
-        embeddings=collectives.gather_rows(batch.embeddings, sizes),
-        labels=collectives.gather_rows(batch.labels, sizes),
+        embeddings=gather_rows(batch.embeddings, sizes),
+        labels=gather_rows(batch.labels, sizes),
         indices_tuple=_gather_indices(batch, sizes, ref_sizes, column_sizes),
         ref_emb=gather(batch.ref_emb, ref_sizes),
         ref_labels=gather(batch.ref_labels, ref_sizes),
@@ -90,12 +108,12 @@ def _gather_indices(
     """Pairs and triplets of all ranks, pointing into the gathered rows."""
     if batch.indices_tuple is None:
         return None
-    me = collectives.rank()
+    me = rank()
     columns: list[Tensor] = []
     for group in index_groups(batch.indices_tuple):
         in_batch = batch_columns(group, batch.ref_emb is not None)
         for i, column in enumerate(group):
             shift = sum((sizes if i < in_batch else ref_sizes)[:me])
             counts = column_sizes[len(columns)]
-            columns.append(collectives.gather_rows(column + shift, counts))
+            columns.append(gather_rows(column + shift, counts))
     return tuple(columns)

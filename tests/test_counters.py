@@ -8,7 +8,7 @@ import pytest
 import torch
 from fake_cuda import fake_cuda
 
-from noisydml.counters import Counters
+from noisydml.memory.counters import Counters
 
 
 def test_what_is_set_is_known_and_saved() -> None:

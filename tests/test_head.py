@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from noisydml.batch import Batch
-from noisydml.head import embed, embed_batch, output_width
+from noisydml.pml.batch import Batch
+from noisydml.wrappers.head import embed, embed_batch, output_width
 
 
 def head() -> nn.Module:

@@ -11,7 +11,7 @@ import torch
 from fake_cuda import fake_cuda
 from torch import Tensor
 
-from noisydml.index import FaissIndex, Metric, NeighborIndex, TorchIndex
+from noisydml.memory.index import FaissIndex, Metric, NeighborIndex, TorchIndex
 
 Make = Callable[..., NeighborIndex]
 EXACT: dict[str, Make] = {

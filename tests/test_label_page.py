@@ -18,7 +18,7 @@ from browser import CHROMIUM, DRIVER, Browser, wait_for
 
 import noisydml
 from noisydml import KNNDenoiser, LabelAudit, LabelIssues
-from noisydml.pictures import data_uri
+from noisydml.audit.pictures import data_uri
 
 SIZE, CLASSES = 12, 3
 HOSTILE = [

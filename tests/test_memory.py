@@ -13,9 +13,9 @@ import torch
 from fake_cuda import fake_cuda
 from torch import Tensor
 
-from noisydml.entries import EMPTY
 from noisydml.functional.repeats import last_of_equals
 from noisydml.memory import FeatureMemory
+from noisydml.memory.entries import EMPTY
 
 CLASSES, WIDTH = 7, 5
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from fake_cuda import fake_cuda
 
-from noisydml.index import TorchIndex
-from noisydml.neighbors import Neighborhood
+from noisydml.memory.index import TorchIndex
+from noisydml.memory.neighbors import Neighborhood
 
 
 def test_entries_without_a_label_are_nobodys_neighbours() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from noisydml.pictures import as_pixels, data_uri, item_getter, png, shrink
+from noisydml.audit.pictures import as_pixels, data_uri, item_getter, png, shrink
 
 RNG = np.random.default_rng(0)
 

@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 
 import noisydml
 from noisydml import Decision, LabelIssues, plot
-from noisydml.pictures import png
+from noisydml.audit.pictures import png
 
 mpl.use("Agg")
 

@@ -8,9 +8,10 @@ from pytorch_metric_learning import losses, reducers
 from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
 from torch import nn
 
-from noisydml import pml, pml_kinds
-from noisydml.batch import Batch
-from noisydml.pml_state import UnsavedState
+from noisydml import pml
+from noisydml.pml import kinds
+from noisydml.pml.batch import Batch
+from noisydml.pml.state import UnsavedState
 
 CLASSES, WIDTH = 4, 8
 
@@ -76,7 +77,7 @@ def test_weights_multiply_terms_and_leave_regularizers_alone() -> None:
     ],
 )
 def test_embedding_shape(make, expected) -> None:  # type: ignore[no-untyped-def]
-    assert pml_kinds.embedding_shape(make()) == expected
+    assert kinds.embedding_shape(make()) == expected
 
 
 def test_unsaved_state_of_nested_losses() -> None:
@@ -162,6 +163,6 @@ def test_a_batch_compared_with_itself_stays_itself() -> None:
 def test_refusals_look_inside_containers() -> None:
     anchors = losses.MultipleLosses([losses.ProxyAnchorLoss(CLASSES, WIDTH)])
     with pytest.raises(TypeError, match="ProxyAnchorLoss cannot be weighted"):
-        pml_kinds.refuse_unweightable(anchors)
+        kinds.refuse_unweightable(anchors)
     with pytest.raises(TypeError, match="VICRegLoss takes no labels"):
-        pml_kinds.refuse_unlabelled(losses.MultipleLosses({"a": losses.VICRegLoss()}))
+        kinds.refuse_unlabelled(losses.MultipleLosses({"a": losses.VICRegLoss()}))

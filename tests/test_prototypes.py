@@ -7,7 +7,7 @@ import io
 import torch
 
 from noisydml.functional import class_gaussians, floor_variances, gaussian_log_density
-from noisydml.prototypes import Prototypes
+from noisydml.memory.prototypes import Prototypes
 
 IDS = torch.arange(12)
 LABELS = IDS % 3

@@ -32,8 +32,8 @@ from torch import Tensor
 
 import noisydml
 from noisydml import pml
-from noisydml.batch import Batch
 from noisydml.functional import confidence, gaussian_mixture_threshold, otsu_threshold, proxy_nca
+from noisydml.pml.batch import Batch
 
 WIDTH = 512
 SAMPLES_PER_CLASS = 4

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import quickstart
 
 from noisydml import GroundTruthFilter
-from noisydml.batch import Batch
+from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import Decision
 
 

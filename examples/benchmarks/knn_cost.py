@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import noisydml
-from noisydml.validation import make_batch
+from noisydml.wrappers.checks import make_batch
 
 # Samples, width, batch size and classes of MNIST, Cars196 and Stanford Online Products.
 SHAPES = [(60_000, 64, 256, 10), (8_054, 512, 64, 98), (59_551, 128, 64, 11_318)]

@@ -20,9 +20,9 @@ import faiss
 import torch
 from torch import Tensor
 
-from noisydml.index import FaissIndex, NeighborIndex, TorchIndex
 from noisydml.memory import FeatureMemory
-from noisydml.neighbors import Neighborhood
+from noisydml.memory.index import FaissIndex, NeighborIndex, TorchIndex
+from noisydml.memory.neighbors import Neighborhood
 
 WIDTH, PER_CLASS, NOISE, K, SHARPNESS, THRESHOLD = 64, 20, 0.3, 50, 2.0, 0.5
 

@@ -22,7 +22,7 @@ from noisydml import (
     SmallLossFilter,
     SuperLoss,
 )
-from noisydml.index import FaissIndex
+from noisydml.memory.index import FaissIndex
 
 
 @dataclass

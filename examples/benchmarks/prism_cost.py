@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from noisydml import PRISMFilter
-from noisydml.batch import Batch
+from noisydml.pml.batch import Batch
 
 # Classes, width, memory, batch: the first two data sets of the paper, once more with a wider
 # embedding, and digits.

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import noisydml
-from noisydml import collectives
+from noisydml import distributed
 
 CLASSES, WIDTH, SAMPLES, BATCH, SEED = 5, 32, 180, 60, 5
 
@@ -189,7 +189,7 @@ class Counter:
             self.sent += mine.numel() * mine.element_size()
             return gather(everyone, mine)
 
-        collectives.dist.all_gather = counting
+        distributed.dist.all_gather = counting
 
 
 def train(wrapper: Wrapper, rank: int, world: int, steps: int, counter: Counter | None) -> Any:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from noisydml import PrototypicalMixer
-from noisydml.batch import Batch
 from noisydml.functional import clustering_loss, gaussian_log_density
+from noisydml.pml.batch import Batch
 
 
 def no_loss(embeddings: Tensor, labels: Tensor) -> Tensor:

@@ -26,8 +26,8 @@ from torch.nn.functional import normalize
 
 import noisydml
 from noisydml.distributed import gather_batch
-from noisydml.validation import in_range
 from noisydml.wrappers.base import Decision, Judgement, LossWrapper
+from noisydml.wrappers.checks import in_range
 
 torch.set_num_threads(1)
 

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from noisydml import collectives, pml, pml_kinds
-from noisydml.batch import Batch
+from noisydml import distributed, pml
 from noisydml.functional.checks import require_loss
-from noisydml.pml_state import UnsavedState
-from noisydml.validation import (
+from noisydml.pml import kinds
+from noisydml.pml.batch import Batch
+from noisydml.pml.state import UnsavedState
+from noisydml.wrappers.checks import (
     ValueCheck,
     agree_across_ranks,
     in_range,
@@ -96,7 +97,7 @@ class LossWrapper(nn.Module, ABC):
     def __init__(self, loss: Callable[..., Any], *, validate_args: bool = True) -> None:
         super().__init__()
         require_loss("loss", loss)
-        pml_kinds.refuse_unlabelled(loss)
+        kinds.refuse_unlabelled(loss)
         self.loss = loss
         self.validate_args = validate_args
         self.decision: Decision | None = None
@@ -275,7 +276,7 @@ class LossWrapper(nn.Module, ABC):
                 raise_first([*value_checks(batch), *checks, *self._leaf_checks(batch)])
         except (TypeError, ValueError) as refusal:
             error = refusal
-        if judging and collectives.world_size() > 1:
+        if judging and distributed.world_size() > 1:
             agree_across_ranks(error, batch)
         if error is not None:
             raise error
@@ -297,7 +298,7 @@ class LossWrapper(nn.Module, ABC):
     def _leaf_checks(self, batch: Batch) -> list[ValueCheck]:
         """The range of labels that the innermost loss has proxies for."""
         *_, innermost = self._chain()
-        num_classes, _ = pml_kinds.embedding_shape(innermost.loss)
+        num_classes, _ = kinds.embedding_shape(innermost.loss)
         if num_classes is None:
             return []
         return [in_range("labels", batch.labels, num_classes, "the classes of the wrapped loss")]
@@ -307,9 +308,9 @@ class LossWrapper(nn.Module, ABC):
         state = (*self.parameters(), *self.buffers())
         if any(tensor.device != device for tensor in state):
             self.to(device)
-        if self.training and not self._ranks_agree and collectives.world_size() > 1:
+        if self.training and not self._ranks_agree and distributed.world_size() > 1:
             shared = [tensor for wrapper in self._chain() for tensor in wrapper.shared_state()]
-            collectives.broadcast_from_first([tensor.data for tensor in shared])
+            distributed.broadcast_from_first([tensor.data for tensor in shared])
             for wrapper in self._chain():
                 wrapper.state_replaced()
             self._ranks_agree = True

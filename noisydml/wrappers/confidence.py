@@ -11,8 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from noisydml import pml, pml_kinds
-from noisydml.batch import Batch
+from noisydml import pml
 from noisydml.distributed import gather_batch
 from noisydml.functional import (
     confidence,
@@ -21,7 +20,8 @@ from noisydml.functional import (
     running_mean,
 )
 from noisydml.functional.checks import require_count, require_decay, require_loss, require_positive
-from noisydml.validation import ValueCheck, proxy_checks
+from noisydml.pml import kinds
+from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import (
     Decision,
     Judgement,
@@ -29,6 +29,7 @@ from noisydml.wrappers.base import (
     parameters_besides,
     zero_with_graph,
 )
+from noisydml.wrappers.checks import ValueCheck, proxy_checks
 
 Named = Literal["otsu", "running_mean", "gaussian_mixture"]
 Threshold = Named | float | Callable[[Tensor], Tensor | float]
@@ -118,9 +119,9 @@ class ConfidenceWeightedLoss(LossWrapper):
                 "confidence_loss must be a loss that gives one value per sample, such as "
                 f"ProxyNCALoss, got {type(confidence_loss).__name__}"
             )
-        pml_kinds.refuse_unweightable(loss)
-        pml_kinds.refuse_unweightable(confidence_loss)
-        pml_kinds.refuse_memory("confidence_loss", confidence_loss)
+        kinds.refuse_unweightable(loss)
+        kinds.refuse_unweightable(confidence_loss)
+        kinds.refuse_memory("confidence_loss", confidence_loss)
         require_positive("lam", lam)
         is_nan = threshold != threshold
         fixed = isinstance(threshold, Real) and not isinstance(threshold, bool) and not is_nan

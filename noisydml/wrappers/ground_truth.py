@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisydml.batch import Batch
-from noisydml.validation import ValueCheck, in_range
+from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import Decision, Judgement, LossWrapper
+from noisydml.wrappers.checks import ValueCheck, in_range
 
 
 class GroundTruthFilter(LossWrapper):

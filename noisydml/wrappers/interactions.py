@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from noisydml.batch import Batch
 from noisydml.functional.checks import require_loss
-from noisydml.pml_pairs import refuse_without_pairs
+from noisydml.pml.batch import Batch
+from noisydml.pml.pairs import refuse_without_pairs
 from noisydml.wrappers.base import Decision, Judgement, LossWrapper
 
 

@@ -8,8 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from noisydml import collectives
-from noisydml.batch import Batch
+from noisydml import distributed
 from noisydml.distributed import gather_batch
 from noisydml.functional.checks import (
     require_count,
@@ -18,11 +17,12 @@ from noisydml.functional.checks import (
     require_number,
     require_positive,
 )
-from noisydml.index import Metric, NeighborIndex
 from noisydml.memory import FeatureMemory
-from noisydml.neighbors import Neighborhood
-from noisydml.validation import ValueCheck, in_range, raise_first
+from noisydml.memory.index import Metric, NeighborIndex
+from noisydml.memory.neighbors import Neighborhood
+from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import Decision, Judgement, LossWrapper
+from noisydml.wrappers.checks import ValueCheck, in_range, raise_first
 
 _LEAST_K, _MOST_K = 5, 200  # of k="auto"; 200 is the paper's k
 _SHARE = 20  # one in so many of the reference are neighbours, with weighted votes
@@ -59,7 +59,7 @@ class KNNDenoiser(LossWrapper):
             a reference by then.
         index: how neighbours are searched: None (exactly: FAISS on the CPU, blocked matrix
             products on the device elsewhere), a FAISS factory string such as ``"IVF1024,Flat"``,
-            ``"torch"``, or a :class:`~noisydml.index.NeighborIndex`.
+            ``"torch"``, or a :class:`~noisydml.memory.index.NeighborIndex`.
         metric: ``"cosine"`` or ``"euclidean"``.
         validate_args: whether values are checked; see :class:`LossWrapper`.
 
@@ -249,8 +249,8 @@ class KNNDenoiser(LossWrapper):
         return [*checks, in_range("sample_ids", batch.sample_ids, size, what)]
 
     def shared_state(self) -> list[Tensor]:
-        if collectives.world_size() > 1:  # a width that only rank 0 knows, of a state it loaded
-            width = collectives.exchange([self.memory.embedding_size or 0])[0][0] or None
+        if distributed.world_size() > 1:  # a width that only rank 0 knows, of a state it loaded
+            width = distributed.exchange([self.memory.embedding_size or 0])[0][0] or None
             for memory in (self.memory, self.reference):
                 if memory.embedding_size != width:
                     memory.allocate(width)

@@ -9,8 +9,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from noisydml import pml_kinds
-from noisydml.batch import Batch
 from noisydml.distributed import gather_batch
 from noisydml.functional import (
     batch_positive,
@@ -19,10 +17,12 @@ from noisydml.functional import (
     own_similarity,
 )
 from noisydml.functional.checks import require_count, require_number, require_positive
-from noisydml.functional.selection import Candidates, Window, select
+from noisydml.functional.prism import Candidates, Window, select
 from noisydml.memory import FeatureMemory
-from noisydml.validation import ValueCheck, in_range
+from noisydml.pml import kinds
+from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import Decision, Judgement, LossWrapper, call_loss
+from noisydml.wrappers.checks import ValueCheck, in_range
 
 Score = Literal["centers", "pairs", "batch_positive", "memory_positive"]
 _SCORES = ("centers", "pairs", "batch_positive", "memory_positive")
@@ -135,7 +135,7 @@ class PRISMFilter(LossWrapper):
         if warmup is not None:
             require_count("warmup", warmup, least=0)
         if memory_loss:
-            pml_kinds.refuse_without_reference("memory_loss", loss)
+            kinds.refuse_without_reference("memory_loss", loss)
         self.memory = FeatureMemory(memory_size, embedding_size, num_classes)
         self.num_classes = num_classes
         self.noise_rate = noise_rate

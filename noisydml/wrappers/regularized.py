@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisydml.batch import Batch
 from noisydml.functional.checks import require_loss, require_not_negative
-from noisydml.regularizers import Regularizer
-from noisydml.validation import ValueCheck
+from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import Decision, Judgement, LossWrapper, zero_with_graph
+from noisydml.wrappers.checks import ValueCheck
+from noisydml.wrappers.regularizers import Regularizer
 
 
 class RegularizedLoss(LossWrapper):

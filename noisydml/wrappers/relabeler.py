@@ -8,13 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from noisydml import pml_kinds
-from noisydml.batch import Batch
 from noisydml.distributed import gather_batch
 from noisydml.functional.checks import require_loss, require_number, require_positive
 from noisydml.memory import FeatureMemory
-from noisydml.validation import ValueCheck
+from noisydml.pml import kinds
+from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import Decision, Judgement, LossWrapper, call_loss
+from noisydml.wrappers.checks import ValueCheck
 
 
 class MemoryRelabeler(LossWrapper):
@@ -91,7 +91,7 @@ class MemoryRelabeler(LossWrapper):
                 f"got {type(loss).__name__}"
             )
         super().__init__(loss, validate_args=validate_args)
-        pml_kinds.refuse_without_reference("MemoryRelabeler", loss.loss)
+        kinds.refuse_without_reference("MemoryRelabeler", loss.loss)
         require_number("lead", lead)
         if not lead >= 1:
             raise ValueError(f"lead must be at least 1, got {lead}")

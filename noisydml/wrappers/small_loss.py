@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisydml import pml, pml_kinds
-from noisydml.batch import Batch
+from noisydml import pml
 from noisydml.distributed import gather_batch
 from noisydml.functional import forget_rate, small_loss_threshold
 from noisydml.functional.checks import require_count, require_loss, require_noise_rate
-from noisydml.validation import ValueCheck, proxy_checks
+from noisydml.pml import kinds
+from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import (
     Decision,
     Judgement,
@@ -22,6 +22,7 @@ from noisydml.wrappers.base import (
     parameters_besides,
     zero_with_graph,
 )
+from noisydml.wrappers.checks import ValueCheck, proxy_checks
 
 
 class SmallLossFilter(LossWrapper):
@@ -99,8 +100,8 @@ class SmallLossFilter(LossWrapper):
                 "score_loss must be a loss that gives one value per sample, such as ProxyNCALoss, "
                 f"got {type(self._judge).__name__}; by default it is loss itself"
             )
-        pml_kinds.refuse_unweightable(self._judge)
-        pml_kinds.refuse_memory("score_loss, by default loss itself,", self._judge)
+        kinds.refuse_unweightable(self._judge)
+        kinds.refuse_memory("score_loss, by default loss itself,", self._judge)
         self.noise_rate = float(noise_rate)
         self.ramp = ramp
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))

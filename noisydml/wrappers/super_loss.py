@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from noisydml import pml, pml_kinds
-from noisydml.batch import Batch
+from noisydml import pml
 from noisydml.distributed import gather_batch
 from noisydml.functional import confidence, running_mean
 from noisydml.functional.checks import require_count, require_decay, require_positive
+from noisydml.pml import kinds
+from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import Decision, Judgement, LossWrapper
 
 _LOWEST = -2 / math.e  # Eq. 2 clamps here, at the branch point of Lambert's W
@@ -111,7 +112,7 @@ class SuperLoss(LossWrapper):
                 "loss must not be a wrapper, because SuperLoss judges by the loss that it trains; "
                 f"put it inside, around the loss itself, got {type(loss).__name__}"
             )
-        pml_kinds.refuse_unweightable(loss)
+        kinds.refuse_unweightable(loss)
         require_positive("lam", lam)
         if level not in ("sample", "pair"):
             raise ValueError(f"level must be 'sample' or 'pair', got {level!r}")

@@ -9,9 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from noisydml import pml, pml_kinds
-from noisydml.batch import Batch
-from noisydml.counters import Counters
+from noisydml import pml
 from noisydml.distributed import gather_batch
 from noisydml.functional import density_weights, mix, retrieval_number
 from noisydml.functional.checks import (
@@ -20,10 +18,13 @@ from noisydml.functional.checks import (
     require_not_negative,
     require_positive,
 )
-from noisydml.head import embed_batch, output_width
-from noisydml.prototypes import Prototypes, RefinedLabels
-from noisydml.validation import ValueCheck, in_range
+from noisydml.memory.counters import Counters
+from noisydml.memory.prototypes import Prototypes, RefinedLabels
+from noisydml.pml import kinds
+from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import Decision, Judgement, LossWrapper, zero_with_graph
+from noisydml.wrappers.checks import ValueCheck, in_range
+from noisydml.wrappers.head import embed_batch, output_width
 
 Weights = Literal["tempered", "density"]
 
@@ -80,7 +81,7 @@ class PrototypicalMixer(LossWrapper):
         validate_args: whether values are checked; see :class:`LossWrapper`.
 
     Attributes:
-        prototypes: the :class:`~noisydml.prototypes.Prototypes`, with the ``memory``, and the
+        prototypes: the :class:`~noisydml.memory.Prototypes`, with the ``memory``, and the
             ``means``, ``variances`` and ``counts`` of this cycle.
 
     Forward:
@@ -150,7 +151,7 @@ class PrototypicalMixer(LossWrapper):
             raise TypeError("loss must not be or contain another PrototypicalMixer")
         require_choice("weights", weights, ("tempered", "density", None))
         if weights is not None:
-            pml_kinds.refuse_unweightable(self.loss)
+            kinds.refuse_unweightable(self.loss)
         if head is not None and not isinstance(head, nn.Module):
             raise TypeError(f"head must be a torch.nn.Module or None, got {type(head).__name__}")
         require_count("warmup", warmup)

@@ -24,7 +24,7 @@ from contract.cases import (
 from fake_cuda import fake_cuda
 from torch import nn
 
-from noisydml.validation import make_batch as pack
+from noisydml.wrappers.checks import make_batch as pack
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 

@@ -98,7 +98,7 @@ def test_pairs_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     without = torch.cat([features[:5], features[6:]])
     labels = torch.cat([feature_labels[:5], feature_labels[6:]])
     torch.testing.assert_close(class_similarity_pairs(embeddings, without, labels, 6), whole)
-    module = sys.modules["noisydml.functional.clean_probability"]  # not the function of that name
+    module = sys.modules["noisydml.functional.prism"]  # not the function of that name
     for block in (1, 7, 50):
         monkeypatch.setattr(module, "_BLOCK", block)
         blocks = class_similarity_pairs(embeddings, features, feature_labels, 6)

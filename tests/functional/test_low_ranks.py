@@ -12,7 +12,7 @@ from fake_cuda import fake_cuda
 from torch import Tensor
 
 from noisydml.functional import low_rank_counts, own_similarity
-from noisydml.functional.low_ranks import smooth_noise_rate
+from noisydml.functional.prism import smooth_noise_rate
 
 
 def literal_counts(similarities: Tensor, labels: list[int]) -> tuple[float, float]:

@@ -17,9 +17,9 @@ from noisydml.functional import (
     density_weights,
     floor_variances,
     gaussian_log_density,
-    prototypes,
+    titan,
 )
-from noisydml.functional.prototypes import prepare_gaussians, prepared_log_density
+from noisydml.functional.titan import prepare_gaussians, prepared_log_density
 
 
 def literal_gaussians(features, labels, num_classes):
@@ -53,7 +53,7 @@ def problem(size=60, width=5, classes=7, seed=0, offset=0.0, scale=1.0):
 @pytest.mark.parametrize("block", [1, 17, 10**6])
 @pytest.mark.parametrize(("offset", "scale"), [(0, 1), (1e3, 1), (1e6, 1), (0, 1e-6), (-1e4, 1e2)])
 def test_means_and_variances(offset, scale, block, monkeypatch):
-    monkeypatch.setattr(prototypes, "_BLOCK", block)
+    monkeypatch.setattr(titan, "_BLOCK", block)
     features, labels = problem(offset=offset, scale=scale)
     got = class_gaussians(features, labels, 7)
     means, variances, counts = literal_gaussians(features, labels, 7)

@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from noisydml.functional import refine_labels, refinement, retrieval_number
+from noisydml.functional import refine_labels, retrieval_number, titan
 
 
 def literal(features, labels, means, k, counts):
@@ -31,7 +31,7 @@ def literal(features, labels, means, k, counts):
 @pytest.mark.parametrize("k", [0, 1, 3, 10, 40, 100])
 @pytest.mark.parametrize("seed", range(4))
 def test_agrees_with_sorting_and_claiming(seed, k, block, monkeypatch):
-    monkeypatch.setattr(refinement, "_BLOCK", block)
+    monkeypatch.setattr(titan, "_DISTANCES", block)
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(40, 3, generator=generator, dtype=torch.float64)
     labels = torch.randint(-1, 6, (40,), generator=generator)

@@ -9,7 +9,7 @@ import torch
 from fake_cuda import fake_cuda
 
 from noisydml.functional import own_similarity
-from noisydml.functional.selection import (
+from noisydml.functional.prism import (
     Candidates,
     Selection,
     Window,

@@ -13,7 +13,7 @@ from pytorch_metric_learning import losses
 from torch import Tensor
 
 from noisydml import KNNDenoiser
-from noisydml.index import FaissIndex, TorchIndex
+from noisydml.memory.index import FaissIndex, TorchIndex
 
 SAMPLES, WIDTH, CLASSES = 90, 6, 6
 

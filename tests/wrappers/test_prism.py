@@ -15,7 +15,7 @@ from pytorch_metric_learning import distances, losses
 from torch import Tensor
 
 from noisydml import GatheredLoss, PRISMFilter
-from noisydml.pml_kinds import refuse_without_reference
+from noisydml.pml.kinds import refuse_without_reference
 
 CLASSES, WIDTH = 6, 4
 

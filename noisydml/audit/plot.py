@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noisydml.audit import LabelIssues
+from noisydml.audit.issues import LabelIssues
+from noisydml.audit.page import ClassNames, unique_names
+from noisydml.audit.pictures import as_pixels, item_getter
 from noisydml.functional.checks import require_count
-from noisydml.label_page import ClassNames, unique_names
 from noisydml.noise import ClassHierarchy
-from noisydml.pictures import as_pixels, item_getter
 from noisydml.wrappers.base import Decision
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """A page to fix labels on: one HTML file that needs no server, no network and no other file.
 
-The page with its style and script is ``label_page.html``. What is put into it here is JSON, so that
+The page with its style and script is ``page.html``. What is put into it here is JSON, so that
 nothing in a label or a text is ever read as HTML.
 """
 
@@ -15,8 +15,8 @@ from importlib import resources
 from os import PathLike
 from typing import Any
 
+from noisydml.audit.pictures import data_uri, item_getter
 from noisydml.functional.checks import require_count
-from noisydml.pictures import data_uri, item_getter
 
 _PER_BLOCK = 200  # samples whose pictures and texts the page parses at once
 
@@ -151,7 +151,7 @@ def _block(name: str, value: Any) -> bytes:
 
 def _template() -> tuple[bytes, bytes]:
     """What stands before and after the data; the only script that may run is the template's."""
-    page = resources.files("noisydml").joinpath("label_page.html").read_text(encoding="utf-8")
+    page = resources.files("noisydml.audit").joinpath("page.html").read_text(encoding="utf-8")
     script = page.rsplit("<script>", 1)[1].split("</script>", 1)[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     head, tail = page.replace("SCRIPT_HASH", digest).split("<!-- data -->\n")

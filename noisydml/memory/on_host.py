@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from noisydml.entries import EMPTY, make_unit_on_host, update_centers
+from noisydml.memory.entries import EMPTY, make_unit_on_host, update_centers
 
 Array = npt.NDArray[Any]
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisydml import collectives
-from noisydml.audit import LabelIssues
+from noisydml import distributed
+from noisydml.audit.issues import LabelIssues
 from noisydml.functional.checks import require_count, require_decay, require_number
 from noisydml.functional.repeats import last_of_equals
-from noisydml.validation import in_range, raise_first
 from noisydml.wrappers.base import Decision, LossWrapper
+from noisydml.wrappers.checks import in_range, raise_first
 
 _TRUSTED = 0.5  # labels that are trusted less than this are issues
 
@@ -139,9 +139,9 @@ class LabelAudit(nn.Module):
             nothing if decision.support is None else decision.support,
         ]
         rows = torch.stack([column.double() for column in columns], dim=1)
-        if collectives.world_size() > 1:
-            sizes = [size for (size,) in collectives.exchange([len(rows)])]
-            rows = collectives.gather_rows(rows, sizes)
+        if distributed.world_size() > 1:
+            sizes = [size for (size,) in distributed.exchange([len(rows)])]
+            rows = distributed.gather_rows(rows, sizes)
         return rows
 
     def _update(self, rows: Tensor) -> None:

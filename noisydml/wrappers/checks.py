@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisydml import collectives
-from noisydml.batch import Batch, batch_columns, index_groups
+from noisydml import distributed
 from noisydml.functional.checks import require_floating, require_integer, require_vector
-from noisydml.pml_kinds import embedding_shape
+from noisydml.pml.batch import Batch, batch_columns, index_groups
+from noisydml.pml.kinds import embedding_shape
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def agree_across_ranks(error: Exception | None, batch: Batch | None) -> None:
     A rank that raised alone would leave the others waiting in the next collective for ever. The
     one with the ``error`` tells the others and has it back, to raise it.
     """
-    reports = collectives.exchange([error is not None, _signature(batch)])
+    reports = distributed.exchange([error is not None, _signature(batch)])
     if error is not None:
         return
     failed = [rank for rank, (refused, _) in enumerate(reports) if refused]

@@ -1,4 +1,4 @@
-"""Classes as Gaussians: their statistics, densities under all of them, and clustering (TITAN)."""
+"""TITAN: classes as Gaussians, features mixed with draws from them, labels that they retrieve."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from noisydml.functional.checks import (
     require_count,
@@ -342,3 +343,288 @@ def _mean_of_present(rows: Tensor, present: Tensor) -> Tensor:
     for block, share in zip(torch.split(rows, size), torch.split(weight, size), strict=True):
         total = total + share @ block.double()
     return total
+
+
+class Mixture(NamedTuple):
+    r"""What a mixed sample is made of besides its own feature.
+
+    Attributes:
+        draws: (B, D), :math:`z'_i`, a draw from a class's Gaussian.
+        share: (B,) in [0, 1], :math:`\lambda_i`, the share of the sample's own feature.
+    """
+
+    draws: Tensor
+    share: Tensor
+
+
+def draw_mixture(
+    nearest: Tensor,
+    means: Tensor,
+    variances: Tensor,
+    *,
+    alpha: float = 2.0,
+    beta: float = 2.0,
+    generator: torch.Generator | None = None,
+) -> Mixture:
+    r"""Draw :math:`z'_i \sim N(\mu_{\hat y_i}, \sigma_{\hat y_i}^2)` and :math:`\lambda_i` (Eq. 5).
+
+    Every sample has a draw and a :math:`\lambda \sim Beta(\alpha, \beta)` of its own.
+
+    Args:
+        nearest: (B,) integers in ``[0, C)``, the class to draw from for each sample.
+        means: (C, D) floating point.
+        variances: (C, D) floating point, not negative.
+        alpha: above 0.
+        beta: above 0.
+        generator: of the random numbers; they are drawn on its device and moved to that of the
+            means. None for torch's own on the device of the means.
+
+    Returns:
+        :class:`Mixture` in the dtype of the means, float32 at least.
+
+    Raises:
+        TypeError, ValueError: for a bad argument.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import draw_mixture
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> means, variances = torch.tensor([[0.0, 0.0], [5.0, 5.0]]), torch.full((2, 2), 0.01)
+        >>> draws, share = draw_mixture(
+        ...     torch.tensor([1, 0, 1]), means, variances, generator=generator
+        ... )
+        >>> draws.round()
+        tensor([[5., 5.],
+                [-0., 0.],
+                [5., 5.]])
+        >>> share.shape
+        torch.Size([3])
+    """
+    require_integer("nearest", nearest, per="sample")
+    require_floating("means", means, ndim=2)
+    require_floating("variances", variances, ndim=2)
+    if variances.shape != means.shape:
+        raise ValueError(
+            f"variances must have the shape of means, {tuple(means.shape)}, "
+            f"got {tuple(variances.shape)}"
+        )
+    require_positive("alpha", alpha)
+    require_positive("beta", beta)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator must be a torch.Generator or None, got {type(generator).__name__}"
+        )
+    dtype = torch.promote_types(means.dtype, torch.float32)
+    source = means.device if generator is None else generator.device
+    shape = (len(nearest), means.shape[1])
+    noise = torch.randn(shape, generator=generator, device=source, dtype=dtype)
+    share = _draw_beta(len(nearest), float(alpha), float(beta), generator, source)
+    rows = nearest.long()
+    center, variance = (x.detach().index_select(0, rows).to(dtype) for x in (means, variances))
+    noise = noise.to(means.device, non_blocking=True)
+    share = share.to(means.device, dtype, non_blocking=True)
+    return Mixture(torch.addcmul(center, variance.sqrt(), noise), share)
+
+
+def mix(features: Tensor, draws: Tensor, share: Tensor, *, keep_length: bool = False) -> Tensor:
+    r"""(B, D) :math:`\lambda_i z_i + (1 - \lambda_i) z'_i` (TITAN, Eq. 4).
+
+    Args:
+        features: (B, D) floating point; the result has its dtype and its graph.
+        draws: (B, D), constants.
+        share: (B,), constants.
+        keep_length: whether each mixture gets the length of its feature, for embeddings that are
+            compared as unit vectors: a mixture of such is shorter. Not part of Eq. 4.
+
+    Raises:
+        TypeError, ValueError: for a bad argument.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import mix
+        >>> mix(torch.ones(2, 2), torch.zeros(2, 2), torch.tensor([0.25, 1.0]))
+        tensor([[0.2500, 0.2500],
+                [1.0000, 1.0000]])
+    """
+    require_floating("features", features, ndim=2)
+    require_floating("draws", draws, ndim=2)
+    if draws.shape != features.shape:
+        raise ValueError(
+            f"draws must have the shape of features, {tuple(features.shape)}, "
+            f"got {tuple(draws.shape)}"
+        )
+    require_vector("share", share, len(features), "feature")
+    dtype = torch.promote_types(features.dtype, draws.dtype)
+    own = share.detach().to(dtype).unsqueeze(1)
+    mixed = own * features.to(dtype) + (1 - own) * draws.detach().to(dtype)
+    if keep_length:
+        mixed = normalize(mixed) * features.detach().to(dtype).norm(dim=1, keepdim=True)
+    return mixed.to(features.dtype)
+
+
+def mix_with_prototypes(
+    features: Tensor,
+    nearest: Tensor,
+    means: Tensor,
+    variances: Tensor,
+    *,
+    alpha: float = 2.0,
+    beta: float = 2.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Virtual samples :math:`z_i^+` between each feature and a prototype (TITAN, Eq. 4-5).
+
+    :func:`draw_mixture` and :func:`mix` in one call. The label of :math:`z_i^+` is that of
+    :math:`z_i`; no labels are mixed.
+
+    Args:
+        features: (B, D) floating point; gradients pass to it, times :math:`\lambda_i`.
+        nearest: (B,) integers in ``[0, C)``, for instance
+            ``gaussian_log_density(features, means, variances).argmax(dim=1)`` (Eq. 3).
+        means: (C, D) floating point.
+        variances: (C, D) floating point, not negative.
+        alpha: of the Beta distribution, above 0.
+        beta: likewise.
+        generator: as in :func:`draw_mixture`.
+
+    Returns:
+        (B, D) in the dtype of the features.
+
+    Raises:
+        TypeError, ValueError: for a bad argument.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import mix_with_prototypes
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> means, variances = torch.tensor([[1.0, 1.0]]), torch.zeros(1, 2)
+        >>> mixed = mix_with_prototypes(
+        ...     torch.zeros(2, 2), torch.tensor([0, 0]), means, variances, generator=generator
+        ... )
+        >>> ((0 < mixed) & (mixed < 1)).all()  # between the feature and the mean
+        tensor(True)
+    """
+    require_floating("features", features, ndim=2)
+    require_integer("nearest", nearest, len(features), "feature")
+    draws, share = draw_mixture(
+        nearest, means, variances, alpha=alpha, beta=beta, generator=generator
+    )
+    return mix(features, draws, share)
+
+
+def _draw_beta(
+    size: int, alpha: float, beta: float, generator: torch.Generator | None, device: torch.device
+) -> Tensor:
+    """(size,) float64: X / (X + Y) for X and Y of Gamma distributions.
+
+    torch.distributions takes no generator; the function under it does.
+    """
+    shape = torch.full((size,), alpha, dtype=torch.float64, device=device)
+    first = torch._standard_gamma(shape, generator=generator)
+    second = torch._standard_gamma(torch.full_like(shape, beta), generator=generator)
+    return first / (first + second)
+
+
+_DISTANCES = 16_000_000  # that are held at once
+
+
+def retrieval_number(cycle: int, cycles: int, most: int) -> int:
+    r"""The whole part of :math:`K_t = \frac{t}{T} K_{max}` (TITAN, Eq. 10).
+
+    Args:
+        cycle: t, 0 or more; from T on the number stays :math:`K_{max}`.
+        cycles: T, 1 or more.
+        most: :math:`K_{max}`, 0 or more.
+
+    Raises:
+        TypeError, ValueError: for a bad argument.
+
+    Example:
+        >>> from noisydml.functional import retrieval_number
+        >>> [retrieval_number(t, cycles=8, most=20) for t in range(10)]
+        [0, 2, 5, 7, 10, 12, 15, 17, 20, 20]
+    """
+    require_count("cycle", cycle, least=0)
+    require_count("cycles", cycles)
+    require_count("most", most, least=0)
+    return min(cycle, cycles) * most // cycles
+
+
+def refine_labels(
+    features: Tensor, labels: Tensor, means: Tensor, k: int, counts: Tensor | None = None
+) -> Tensor:
+    r"""Labels after every class's mean has claimed its ``k`` nearest samples (TITAN, Eq. 9).
+
+    A claimed sample gets the label of the class that claims it, the nearest of them if several
+    do; the others keep theirs. Distances are Euclidean.
+
+    Args:
+        features: (N, D) floating point, of all samples.
+        labels: (N,) integers; rows with a negative one are nobody's, such as the empty entries
+            of a memory.
+        means: (C, D) floating point.
+        k: 0 or more.
+        counts: (C,) integers, 0 for classes without samples, which claim none; None if all have
+            some.
+
+    Returns:
+        (N,) int64. Of samples at the same distance from a mean any may be claimed. O(N C D) time,
+        in blocks of classes: no (N, C) tensor for a large data set. No transfer to the host.
+
+    Raises:
+        TypeError, ValueError: for a bad argument.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import refine_labels
+        >>> features = torch.tensor([[0.0], [0.1], [1.0], [0.9], [0.6]])
+        >>> means = torch.tensor([[0.0], [1.0]])
+        >>> refine_labels(features, torch.tensor([0, 1, 1, 0, 0]), means, k=2)
+        tensor([0, 0, 1, 1, 0])
+    """
+    require_floating("features", features, ndim=2)
+    require_integer("labels", labels, len(features), "feature")
+    require_floating("means", means, ndim=2)
+    require_count("k", k, least=0)
+    if means.shape[1] != features.shape[1]:
+        raise ValueError(
+            f"means must be as wide as the features, {features.shape[1]}, got {means.shape[1]}"
+        )
+    if counts is not None:
+        require_integer("counts", counts, len(means), "class")
+    labels = labels.long()
+    k = min(k, len(features))
+    if k == 0 or len(means) == 0:
+        return labels.clone()
+    distance, claimed = _nearest(features.detach(), labels >= 0, means.detach(), k)  # (C, k)
+    if counts is not None:
+        distance = torch.where((counts > 0).unsqueeze(1), distance, math.inf)
+    return _resolve(distance, claimed, labels)
+
+
+def _nearest(features: Tensor, present: Tensor, means: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(C, k) squared distances and rows of the features that are nearest to each mean."""
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    means = means.to(dtype)
+    center = means.mean(dim=0)  # a common offset would cost digits
+    features, means = features.to(dtype) - center, means - center
+    own = torch.where(present, features.square().sum(dim=1), math.inf)
+    found = []
+    for block in torch.split(means, max(1, _DISTANCES // len(features))):
+        distance = torch.addmm(own, block, features.T, alpha=-2)
+        distance = distance + block.square().sum(dim=1, keepdim=True)
+        found.append(distance.topk(k, dim=1, largest=False))
+    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+
+
+def _resolve(distance: Tensor, claimed: Tensor, labels: Tensor) -> Tensor:
+    """The labels, where several classes claim a sample that of the nearest, then of the lowest."""
+    num_classes = len(distance)
+    classes = torch.arange(num_classes, device=labels.device).unsqueeze(1).expand_as(claimed)
+    rows, distance = claimed.reshape(-1), distance.reshape(-1)
+    unclaimed = torch.full(labels.shape, math.inf, dtype=distance.dtype, device=labels.device)
+    least = unclaimed.scatter_reduce(0, rows, distance, "amin")
+    wins = (distance == least.gather(0, rows)) & (distance < math.inf)
+    winner = torch.where(wins, classes.reshape(-1), num_classes)
+    new = torch.full_like(labels, num_classes).scatter_reduce(0, rows, winner, "amin")
+    return torch.where(new < num_classes, new, labels)

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from noisydml import pml
-from noisydml.validation import make_batch
 from noisydml.wrappers.base import LossWrapper
+from noisydml.wrappers.checks import make_batch
 
 
 def per_sample_loss(

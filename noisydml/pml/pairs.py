@@ -14,9 +14,9 @@ from pytorch_metric_learning.losses import (
 )
 from torch import Tensor
 
-from noisydml.batch import Batch, IndicesTuple, index_groups
 from noisydml.functional import selected_interactions
-from noisydml.pml_kinds import Loss, name_of
+from noisydml.pml.batch import Batch, IndicesTuple, index_groups
+from noisydml.pml.kinds import Loss, name_of
 
 _PAIRS = (AngularLoss, GenericPairLoss)
 _TRIPLETS = (DynamicSoftMarginLoss, HistogramLoss, MarginLoss, TripletMarginLoss)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from noisydml.entries import EMPTY
 from noisydml.functional import (
     class_gaussians,
     clustering_loss,
@@ -17,13 +16,14 @@ from noisydml.functional import (
     refine_labels,
 )
 from noisydml.functional.checks import require_count, require_positive
-from noisydml.functional.mixing import Mixture
-from noisydml.functional.prototypes import (
+from noisydml.functional.titan import (
+    Mixture,
     PreparedGaussians,
     prepare_gaussians,
     prepared_log_density,
 )
 from noisydml.memory import FeatureMemory
+from noisydml.memory.entries import EMPTY
 
 
 class RefinedLabels(NamedTuple):
@@ -65,7 +65,7 @@ class Prototypes(nn.Module):
 
     Example:
         >>> import torch
-        >>> from noisydml.prototypes import Prototypes
+        >>> from noisydml.memory.prototypes import Prototypes
         >>> prototypes = Prototypes(2, feature_size=1, memory_size=5)
         >>> features = torch.tensor([[0.0], [0.1], [0.8], [1.0], [0.9]])
         >>> prototypes.remember(features, torch.tensor([0, 0, 0, 1, 1]), torch.arange(5))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from noisydml.batch import Batch
+from noisydml.pml.batch import Batch
 
 
 def embed(head: nn.Module, features: Tensor) -> Tensor:

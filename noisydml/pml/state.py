@@ -10,7 +10,7 @@ import torch
 from pytorch_metric_learning.losses import CrossBatchMemory, DynamicSoftMarginLoss
 from torch import Tensor, nn
 
-from noisydml.batch import Batch
+from noisydml.pml.batch import Batch
 
 _UNSAVED: dict[type, tuple[str, ...]] = {
     CrossBatchMemory: ("queue_idx", "has_been_filled"),

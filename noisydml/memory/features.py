@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisydml import memory_on_host
-from noisydml.entries import EMPTY, Entries, class_means, unit_features, update_centers
 from noisydml.functional.checks import on_host, require_count, require_floating, require_integer
 from noisydml.functional.repeats import last_of_equals
+from noisydml.memory import on_host as memory_on_host
+from noisydml.memory.entries import EMPTY, Entries, class_means, unit_features, update_centers
 
 
 class FeatureMemory(nn.Module):

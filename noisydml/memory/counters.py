@@ -19,7 +19,7 @@ class Counters(nn.Module):
         values: the counters' names and what they begin with.
 
     Example:
-        >>> from noisydml.counters import Counters
+        >>> from noisydml.memory.counters import Counters
         >>> counters = Counters(step=0, cycle=0)
         >>> counters.set(step=counters["step"] + 1)
         >>> counters["step"], counters.state_dict()["step"]

@@ -1,6 +1,6 @@
 """The inside of pytorch-metric-learning (PML): per-sample terms, and the dtype it computes in.
 
-What PML's classes can take is in pml_kinds.py, what they hand to their reducers in pml_terms.py,
+What PML's classes can take is in kinds.py, what they hand to their reducers in pml_terms.py,
 what they forget to save in pml_state.py; nothing else knows PML's inside.
 """
 
@@ -22,12 +22,12 @@ from pytorch_metric_learning.losses import (
 from pytorch_metric_learning.reducers import DoNothingReducer, MeanReducer
 from torch import Tensor, nn
 
-from noisydml.batch import Batch
 from noisydml.functional import proxy_nca
-from noisydml.pml_kinds import Loss, name_of, parts, refuse_unweightable, unweightable
-from noisydml.pml_pairs import with_selected_pairs
-from noisydml.pml_state import only_samples_remembered
-from noisydml.pml_terms import Part, is_reduced, observed, shared_out
+from noisydml.pml.batch import Batch
+from noisydml.pml.kinds import Loss, name_of, parts, refuse_unweightable, unweightable
+from noisydml.pml.pairs import with_selected_pairs
+from noisydml.pml.state import only_samples_remembered
+from noisydml.pml.terms import Part, is_reduced, observed, shared_out
 
 _PML = (BaseMetricLossFunction, CrossBatchMemory, MultipleLosses)
 

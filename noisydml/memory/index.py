@@ -124,7 +124,7 @@ class FaissIndex(NeighborIndex):
 
     Example:
         >>> import torch
-        >>> from noisydml.index import FaissIndex
+        >>> from noisydml.memory.index import FaissIndex
         >>> index = FaissIndex()
         >>> index.build(torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]))
         >>> index.search(torch.tensor([[2.0, 0.0]]), k=2)

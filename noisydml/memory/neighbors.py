@@ -10,7 +10,7 @@ from torch import Tensor
 
 from noisydml.functional import neighbor_label_score, neighbor_weights
 from noisydml.functional.neighbors import NeighborVote
-from noisydml.index import (
+from noisydml.memory.index import (
     METRICS,
     FaissIndex,
     Metric,
@@ -28,7 +28,7 @@ class Neighborhood:
 
     Args:
         index: ``"torch"``, a FAISS factory string, an index, or None: exact, by FAISS on the CPU
-            and :class:`~noisydml.index.TorchIndex` on any other device.
+            and :class:`~noisydml.memory.index.TorchIndex` on any other device.
         metric: ``"cosine"`` or ``"euclidean"``.
 
     Attributes:

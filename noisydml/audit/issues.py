@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisydml import label_page
+from noisydml.audit import page
+from noisydml.audit.page import ClassNames
 from noisydml.functional import neighbor_label_score, neighbor_weights
 from noisydml.functional.checks import require_count, require_floating, require_integer
-from noisydml.index import Metric, NeighborIndex
-from noisydml.label_page import ClassNames
-from noisydml.neighbors import Neighborhood
+from noisydml.memory.index import Metric, NeighborIndex
+from noisydml.memory.neighbors import Neighborhood
 
 _BLOCK = 4096  # queries searched, and votes counted, at once
 _SHARPNESS = 8.0  # of the weights of the votes; figures for this and the next in docs/audit.md
@@ -138,7 +138,7 @@ class LabelIssues:
             require_count("top", top, least=0)
         rows = self.rows()[:top]
         near = [] if self.neighbors is None else self.neighbors[:top].tolist()
-        label_page.write(
+        page.write(
             path,
             rows,
             near or [[] for _ in rows],

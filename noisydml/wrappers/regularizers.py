@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from noisydml.batch import Batch
 from noisydml.functional import language_guidance
 from noisydml.functional.checks import require_floating
 from noisydml.functional.language_guidance import Direction, SameClass, check_settings
-from noisydml.validation import ValueCheck, in_range
+from noisydml.pml.batch import Batch
+from noisydml.wrappers.checks import ValueCheck, in_range
 
 
 class Regularizer(nn.Module, ABC):

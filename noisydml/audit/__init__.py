@@ -1,0 +1,1 @@
+"""The labels that are wrong, as a table, a page to fix them on, and figures."""
