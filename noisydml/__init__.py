@@ -4,16 +4,17 @@ from noisydml import distributed, functional, noise
 from noisydml.audit import plot
 from noisydml.audit.issues import LabelIssues, find_label_issues
 from noisydml.audit.training import LabelAudit
-from noisydml.wrappers.base import Decision, LossWrapper
+from noisydml.wrappers.base import LossWrapper
 from noisydml.wrappers.confidence import ConfidenceWeightedLoss
+from noisydml.wrappers.decision import Decision
 from noisydml.wrappers.gathered import GatheredLoss
 from noisydml.wrappers.ground_truth import GroundTruthFilter
 from noisydml.wrappers.interactions import SelectedInteractions
 from noisydml.wrappers.knn import KNNDenoiser
+from noisydml.wrappers.language_guidance import LanguageGuidance
 from noisydml.wrappers.per_sample import per_sample_loss
 from noisydml.wrappers.prism import PRISMFilter
-from noisydml.wrappers.regularized import RegularizedLoss
-from noisydml.wrappers.regularizers import LanguageGuidance, Regularizer
+from noisydml.wrappers.regularized import RegularizedLoss, Regularizer
 from noisydml.wrappers.relabeler import MemoryRelabeler
 from noisydml.wrappers.report import decision_stats, decision_summary
 from noisydml.wrappers.robust import robust

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from noisydml.pml.batch import Batch, batch_columns, index_groups
 
@@ -52,7 +52,22 @@ def gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
 def broadcast_from_first(tensors: list[Tensor]) -> None:
     """Overwrite the tensors, in place, with those of rank 0."""
     for tensor in tensors:
-        dist.broadcast(tensor, src=0)
+        dist.broadcast(tensor.data, src=0)
+
+
+def take_over_from_first(module: nn.Module) -> None:
+    """Give a module the state of rank 0's, as by loading its ``state_dict``."""
+    state = module.state_dict()
+    names = [name for name, value in state.items() if isinstance(value, Tensor)]
+    if not names:
+        return
+    sizes = exchange([state[name].numel() for name in names])[0]
+    for name, size in zip(names, sizes, strict=True):
+        mine = state[name]
+        if mine.numel() != size:  # features of a width that only rank 0 knows yet
+            state[name] = mine.new_empty(len(mine), size // len(mine))
+    broadcast_from_first([state[name] for name in names])
+    module.load_state_dict(state)
 
 
 class _GatherRows(torch.autograd.Function):

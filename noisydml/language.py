@@ -10,7 +10,8 @@ import hashlib
 import importlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +33,8 @@ class TextEncoder:
 
     Args:
         name: what tells it from other models; part of the key under which embeddings are cached.
-        load: returns a function from a list of n texts to their (n, E) embeddings.
+        load: returns a function from a list of n texts to their (n, E) embeddings. Those of this
+            module raise ImportError if their package is missing, OSError if its weights are.
 
     Example:
         >>> import torch
@@ -57,11 +59,10 @@ def embed_names(
 
     Args:
         names: N names, or N sequences of k names each (the pseudo-classes of a sample or class).
-        encoder: the model, see :func:`sentence_transformers_encoder`,
-            :func:`open_clip_encoder` and :func:`transformers_encoder`.
+        encoder: the model.
         prompt: text with ``{}`` for the name; ProcSim's is the default.
-        cache: folder in which embeddings are kept, one file for each set of prompts and model.
-            None keeps nothing. A model changed under the same name is not noticed.
+        cache: folder in which embeddings are kept, one file for each set of prompts and model;
+            None keeps nothing. A model changed under an unchanged name is not noticed.
 
     Returns:
         (N, E) or (N, k, E) float32, on the CPU, not normalised. Equal names are encoded once.
@@ -76,13 +77,11 @@ def embed_names(
         >>> import torch
         >>> from noisydml.language import TextEncoder, embed_names
         >>> def encode(texts):
-        ...     return torch.tensor([[float(len(text)), 1.0] for text in texts])
+        ...     return torch.tensor([[float(len(text))] for text in texts])
         >>> encoder = TextEncoder("lengths", lambda: encode)
-        >>> embed_names(["robin", "crow"], encoder)
-        tensor([[18.,  1.],
-                [17.,  1.]])
-        >>> embed_names([["robin", "crow"], ["crow", "jay"]], encoder).shape
-        torch.Size([2, 2, 2])
+        >>> embed_names([["robin", "crow"], ["crow", "jay"]], encoder).squeeze(2)
+        tensor([[18., 17.],
+                [17., 16.]])
     """
     flat, shape = _flattened(names)
     if not isinstance(prompt, str) or "{}" not in prompt:
@@ -107,7 +106,7 @@ def top_classes(
         k: how many, from 1 to C; 5 as published.
         labels: (N,) integers, not negative; with them the classes of the mean logits of each
             label, as in the published code. A label without samples gets those of logits 0.
-        num_classes: number of labels; by default the largest label plus 1.
+        num_classes: number of labels; default: the largest label plus 1.
 
     Returns:
         (N, k) integers, or (num_classes, k) with ``labels``; the likeliest first.
@@ -147,10 +146,6 @@ def sentence_transformers_encoder(model: str, *, device: str = "cpu") -> TextEnc
         model: its name on the Hugging Face hub, or a folder that holds it.
         device: where it runs.
 
-    Returns:
-        The encoder. Loading it raises ``ImportError`` where the package is missing, ``OSError``
-        where the weights cannot be had.
-
     Example:
         >>> from noisydml.language import sentence_transformers_encoder
         >>> sentence_transformers_encoder("all-MiniLM-L6-v2").name
@@ -159,13 +154,9 @@ def sentence_transformers_encoder(model: str, *, device: str = "cpu") -> TextEnc
 
     def load() -> Encode:
         package = _imported("sentence_transformers", "sentence-transformers")
-        loaded = _loaded(model, lambda: package.SentenceTransformer(model, device=device))
-
-        def encode(texts: list[str]) -> Tensor:
-            embedded: Tensor = loaded.encode(texts, convert_to_tensor=True, show_progress_bar=False)
-            return embedded
-
-        return encode
+        with _weights(model):
+            loaded = package.SentenceTransformer(model, device=device)
+        return lambda texts: loaded.encode(texts, convert_to_tensor=True, show_progress_bar=False)
 
     return TextEncoder(f"sentence-transformers {model}", load)
 
@@ -178,8 +169,8 @@ def open_clip_encoder(model: str, pretrained: str, *, device: str = "cpu") -> Te
         pretrained: name of the weights, such as ``"openai"``, or a file that holds them.
         device: where it runs.
 
-    Returns:
-        The encoder; for what loading it raises see :func:`sentence_transformers_encoder`.
+    Raises:
+        ValueError: if ``pretrained`` is empty.
 
     Example:
         >>> from noisydml.language import open_clip_encoder
@@ -191,17 +182,11 @@ def open_clip_encoder(model: str, pretrained: str, *, device: str = "cpu") -> Te
 
     def load() -> Encode:
         package = _imported("open_clip", "open_clip_torch")
-        loaded = _loaded(
-            f"{model} {pretrained}",
-            lambda: package.create_model(model, pretrained=pretrained, device=device),
-        ).eval()
+        with _weights(f"{model} {pretrained}"):
+            loaded = package.create_model(model, pretrained=pretrained, device=device)
+        loaded.eval()
         tokenize = package.get_tokenizer(model)
-
-        def encode(texts: list[str]) -> Tensor:
-            embedded: Tensor = loaded.encode_text(tokenize(texts).to(device))
-            return embedded
-
-        return encode
+        return lambda texts: loaded.encode_text(tokenize(texts).to(device))
 
     return TextEncoder(f"open_clip {model} {pretrained}", load)
 
@@ -217,8 +202,8 @@ def transformers_encoder(
             the last hidden states of its tokens.
         device: where it runs.
 
-    Returns:
-        The encoder; for what loading it raises see :func:`sentence_transformers_encoder`.
+    Raises:
+        ValueError: if ``pooling`` is neither; when texts are encoded, if the model has no pooler.
 
     Example:
         >>> from noisydml.language import transformers_encoder
@@ -230,18 +215,18 @@ def transformers_encoder(
 
     def load() -> Encode:
         package = _imported("transformers", "transformers")
-        tokenize = _loaded(model, lambda: package.AutoTokenizer.from_pretrained(model))
-        loaded = _loaded(model, lambda: package.AutoModel.from_pretrained(model))
-        loaded = loaded.to(device).eval()
+        with _weights(model):
+            tokenize = package.AutoTokenizer.from_pretrained(model)
+            loaded = package.AutoModel.from_pretrained(model)
+        loaded.to(device).eval()
 
         def encode(texts: list[str]) -> Tensor:
             tokens = tokenize(texts, return_tensors="pt", padding=True, truncation=True).to(device)
             output = loaded(**tokens)
+            pooled: Tensor | None = getattr(output, "pooler_output", None)
             if pooling == "mean":
-                mask = tokens["attention_mask"].unsqueeze(2)
-                mean: Tensor = (output.last_hidden_state * mask).sum(dim=1) / mask.sum(dim=1)
-                return mean
-            pooled: Tensor | None = output.pooler_output
+                mask = tokens["attention_mask"].unsqueeze(2)  # (n, tokens, 1)
+                pooled = (output.last_hidden_state * mask).sum(dim=1) / mask.sum(dim=1)
             if pooled is None:
                 raise ValueError(f"{model} has no pooler; take pooling='mean'")
             return pooled
@@ -255,39 +240,34 @@ def _flattened(names: Sequence[Any]) -> tuple[list[str], tuple[int, ...]]:
     """All names in a row, and the shape that they had."""
     if isinstance(names, str) or len(names) == 0:
         raise ValueError(f"names must be a sequence of one name or more, got {names!r}")
-    shape: tuple[int, ...] = (len(names),)
-    flat = list(names)
-    if not isinstance(flat[0], str):
-        if any(isinstance(row, str) for row in flat):
-            raise TypeError("names must be strings, or sequences of strings, not both")
-        counts = {len(row) for row in flat}
-        if len(counts) > 1 or counts == {0}:
-            raise ValueError(
-                f"names must have as many pseudo-classes in every row, got {sorted(counts)}"
-            )
-        shape = (len(flat), counts.pop())
-        flat = [name for row in flat for name in row]
-    wrong = [name for name in flat if not isinstance(name, str)]
-    if wrong:
-        raise TypeError(f"names must be strings, got {type(wrong[0]).__name__}")
-    return flat, shape
+    single = isinstance(names[0], str)
+    if not single and any(isinstance(row, str) for row in names):
+        raise TypeError("names must be strings, or sequences of strings, not both")
+    rows = [[name] for name in names] if single else [list(row) for row in names]
+    counts = {len(row) for row in rows}
+    if len(counts) > 1 or counts == {0}:
+        raise ValueError(
+            f"names must have as many pseudo-classes in every row, got {sorted(counts)}"
+        )
+    flat = [name for row in rows for name in row]
+    for name in flat:
+        if not isinstance(name, str):
+            raise TypeError(f"names must be strings, got {type(name).__name__}")
+    return flat, (len(rows),) if single else (len(rows), *counts)
 
 
 def _embed(texts: list[str], encoder: TextEncoder) -> Tensor:
     encode = encoder.load()
     parts = []
-    with torch.no_grad():
-        for start in range(0, len(texts), _CHUNK):
-            chunk = texts[start : start + _CHUNK]
+    for start in range(0, len(texts), _CHUNK):
+        chunk = texts[start : start + _CHUNK]
+        with torch.no_grad():
             part = encode(chunk)
-            if not isinstance(part, Tensor) or part.ndim != 2 or len(part) != len(chunk):
-                got = (
-                    f"shape {tuple(part.shape)}"
-                    if isinstance(part, Tensor)
-                    else type(part).__name__
-                )
-                raise ValueError(f"{encoder.name} must return ({len(chunk)}, E), got {got}")
-            parts.append(part.detach().float().cpu())
+        is_tensor = isinstance(part, Tensor)
+        if not is_tensor or part.ndim != 2 or len(part) != len(chunk):
+            got = f"shape {tuple(part.shape)}" if is_tensor else type(part).__name__
+            raise ValueError(f"{encoder.name} must return ({len(chunk)}, E), got {got}")
+        parts.append(part.detach().float().cpu())
     return torch.cat(parts)
 
 
@@ -315,9 +295,10 @@ def _imported(module: str, package: str) -> Any:
         ) from error
 
 
-def _loaded(what: str, load: Callable[[], Any]) -> Any:
+@contextmanager
+def _weights(what: str) -> Iterator[None]:
     try:
-        return load()
+        yield
     except Exception as error:  # each package and hub has errors of its own
         raise OSError(
             f"the weights of {what} cannot be had ({type(error).__name__}: {error}). Without "

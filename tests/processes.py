@@ -1,8 +1,10 @@
-"""The ranks of a process group, a process each, for tests; ranks are spawned and import this."""
+"""The ranks of a process group, a process each, for tests."""
 
 from __future__ import annotations
 
+import inspect
 import os
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,20 @@ import torch.multiprocessing as mp
 
 
 def run_ranks(train: Callable[..., Any], world: int, folder: Path, *arguments: Any) -> list[Any]:
-    """What ``train(rank, world, *arguments)`` returned on each rank; gloo, one thread a rank."""
-    mp.spawn(_rank, args=(world, str(folder), train, arguments), nprocs=world)
+    """What ``train(rank, world, *arguments)`` returned on each rank; gloo, one thread a rank.
+
+    It may stand in the test's own file: each rank runs that file for itself, to have it.
+    """
+    file, name = inspect.getfile(train), train.__name__
+    mp.spawn(_rank, args=(world, str(folder), file, name, arguments), nprocs=world)
     return [torch.load(_result(folder, rank), weights_only=False) for rank in range(world)]
 
 
 def _rank(
-    rank: int, world: int, folder: str, train: Callable[..., Any], arguments: tuple[Any, ...]
+    rank: int, world: int, folder: str, file: str, name: str, arguments: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)
+    train = runpy.run_path(file)[name]
     store = f"file://{Path(folder) / 'store'}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     torch.save(train(rank, world, *arguments), _result(Path(folder), rank))

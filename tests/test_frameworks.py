@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from framework_ranks import FOLDER, train_ddp
 from processes import run_ranks
 
+FOLDER = Path(__file__).resolve().parents[1] / "examples" / "frameworks"
 EPOCHS = 2  # of the second one half of the labels are dropped
 
 
@@ -27,6 +28,7 @@ def map_at_r(output: str, name: str) -> float:
     return float(line.split()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["plain_pytorch.py", "pml_trainer.py"])
 def test_the_one_line_helps(script: str) -> None:
     output = output_of(script, "--epochs", "4")
@@ -34,6 +36,20 @@ def test_the_one_line_helps(script: str) -> None:
     assert "KNNDenoiser: kept" in output
 
 
+def example(name: str) -> Any:
+    """A script of the folder as a module; they import one another by name."""
+    if str(FOLDER) not in sys.path:
+        sys.path.append(str(FOLDER))
+    return importlib.import_module(name)
+
+
+def train_ddp(rank: int, world: int, epochs: int) -> dict[str, Any]:
+    ddp = example("ddp")
+    loss_fn = ddp.wrapped()
+    return {"model": ddp.train(loss_fn, epochs).state_dict(), "loss": loss_fn.state_dict()}
+
+
+@pytest.mark.slow
 @pytest.mark.xdist_group("ranks")
 def test_ddp_trains_the_model_of_one_process(tmp_path: Path) -> None:
     one: dict[str, Any] = train_ddp(0, 1, EPOCHS)
@@ -46,6 +62,7 @@ def test_ddp_trains_the_model_of_one_process(tmp_path: Path) -> None:
                 )
 
 
+@pytest.mark.slow
 def test_lightning_resumes_exactly(tmp_path: Path) -> None:
     pytest.importorskip("lightning")
     arguments = ["--epochs", "4", "--stop-after", "2", "--output", str(tmp_path)]

@@ -1,10 +1,11 @@
-"""What one scoring step of KNNDenoiser costs beside the bare search for neighbours.
+"""What a call of KNNDenoiser costs beside the bare search for neighbours.
 
     python examples/benchmarks/knn_cost.py --threads 1 2
 
 On the CPU the bare search is FAISS' own (``IndexFlatIP.search``); on CUDA it is ``topk`` of a
-matrix product. The step is all that KNNDenoiser does to judge a batch and to remember it. Prints a
-Markdown table with the median ratio of interleaved runs, and both in milliseconds.
+matrix product. The call is around a loss that costs nothing and has no gradients: checks, search,
+votes, and the memory of the batch. Prints a Markdown table with the median ratio of interleaved
+runs, and both in milliseconds. What share of a training step that is: step_share.py.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 import noisydml
-from noisydml.wrappers.checks import make_batch
 
 # Samples, width, batch size and classes of MNIST, Cars196 and Stanford Online Products.
 SHAPES = [(60_000, 64, 256, 10), (8_054, 512, 64, 98), (59_551, 128, 64, 11_318)]
@@ -60,14 +60,10 @@ def measure(shape: tuple[int, int, int, int], device: torch.device, repeats: int
     loss_fn.refresh(features, labels)
     search = bare_search(features)
     ids = torch.randperm(samples, device=device)[:size]
-    batch = make_batch(features[ids], labels[ids], sample_ids=ids)
 
     def step() -> None:
         with torch.no_grad():
-            loss_fn.commit(batch, loss_fn.judge(batch))
-        if int(loss_fn.seen) + size >= samples:  # an epoch's end is not part of a step
-            loss_fn.refresh(features, labels)
-            loss_fn.judge(batch)
+            loss_fn(features[ids], labels[ids], sample_ids=ids)
 
     queries = nn.functional.normalize(features[ids])
     for _ in range(3):
@@ -86,7 +82,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="the smallest shape, three repeats")
     options = parser.parse_args()
     print(
-        "| device | memory | batch | step, ms | bare search, ms | ratio |\n"
+        "| device | memory | batch | call, ms | bare search, ms | ratio |\n"
         "|---|---|---|---|---|---|"
     )
     shapes = SHAPES[1:2] if options.short else SHAPES

@@ -20,6 +20,7 @@ import faiss
 import torch
 from torch import Tensor
 
+from noisydml.functional import neighbor_label_score, neighbor_weights
 from noisydml.memory import FeatureMemory
 from noisydml.memory.index import FaissIndex, NeighborIndex, TorchIndex
 from noisydml.memory.neighbors import Neighborhood
@@ -73,7 +74,9 @@ def measure(samples: int, queries: int) -> None:
         start = time.process_time()
         position = torch.cat([index.search(features[i], K, i).position for i in ids.split(64)])
         searched = 1e3 * (time.process_time() - start) / queries
-        vote, known = hood.ask(features[ids], given[ids], K, SHARPNESS, ids)
+        distance, near, known = hood.neighbors(features[ids], given[ids], K, ids)
+        weights = neighbor_weights(distance, SHARPNESS)
+        vote = neighbor_label_score(hood.labels_at(near), given[ids], weights)
         keep = torch.where(known, vote.score, 1.0) >= THRESHOLD
         if exact is None:
             exact = position, keep

@@ -1,14 +1,12 @@
-"""What PRISM's filter costs: score, threshold, enqueueing and the exact class centers.
-
-Timed is the whole step of a PRISMFilter without the wrapped loss, beside the bare expression that
-any filter by class centers has to compute, ``torch.logsumexp(embeddings @ centers.T, 1)``, in the
-same repeat. The memory is full and half of the labels are wrong. The table, in Markdown, has the
-medians over the repeats in milliseconds and, in brackets, their range; ratios are taken repeat by
-repeat. On a machine that is busy ``--cpu-time`` counts the time on the processor instead of the
-clock's, which several threads waiting for each other inflate.
+"""What a call of PRISMFilter costs beside the bare product of embeddings and class centers.
 
     python examples/benchmarks/prism_cost.py --threads 1 2
-    python examples/benchmarks/prism_cost.py --short
+
+Timed without gradients is a call around a loss that costs nothing: checks, score, threshold,
+enqueueing and the exact class centers; beside it, in the same repeat, the expression that any
+filter by class centers has to compute, ``torch.logsumexp(embeddings @ centers.T, 1)``. The memory
+is full and half of the labels are wrong. Medians over the repeats in milliseconds with their range;
+ratios are taken repeat by repeat. What share of a training step that is: step_share.py.
 """
 
 import argparse
@@ -22,7 +20,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from noisydml import PRISMFilter
-from noisydml.pml.batch import Batch
 
 # Classes, width, memory, batch: the first two data sets of the paper, once more with a wider
 # embedding, and digits.
@@ -34,92 +31,57 @@ SHAPES = [
 ]
 SHORT = [(98, 512, 8054, 64), (10, 64, 6000, 256)]
 LEAST_SECONDS = 0.1  # a shorter measurement is repeated within the repeat
-UNTIMED = 8  # steps before each measurement: the task before has had the caches
-BATCHES = 8
+UNTIMED = 8  # calls before each measurement: the task before has had the caches
 
 
 def unused(embeddings: Tensor, labels: Tensor) -> Tensor:
     return embeddings.sum(dim=1)
 
 
-class Data:
-    """Batches around one point for each class, and filters whose memory is full of their like."""
+def batch(points: Tensor, size: int, wrong: float) -> tuple[Tensor, Tensor]:
+    """Embeddings around one point for each class, and labels of which a share is drawn anew."""
+    true, other = torch.randint(len(points), (2, size), device=points.device)
+    labels = torch.where(torch.rand(size, device=points.device) < wrong, other, true)
+    return points[true] + torch.randn_like(points[true]), labels
 
-    def __init__(self, shape: tuple[int, int, int, int], device: torch.device) -> None:
-        self.shape, self.device = shape, device
-        self.generator = torch.Generator().manual_seed(0)
-        self.points = torch.randn(shape[0], shape[1], generator=self.generator)
-        self.batches = [self.batch(shape[3]) for _ in range(BATCHES)]
 
-    def batch(self, size: int, wrong: float = 0.5) -> Batch:
-        classes, width, *_ = self.shape
-        true = torch.randint(classes, (size,), generator=self.generator)
-        others = torch.randint(classes, (size,), generator=self.generator)
-        labels = torch.where(torch.rand(size, generator=self.generator) < wrong, others, true)
-        noise = torch.randn(size, width, generator=self.generator)
-        return Batch((self.points[true] + noise).to(self.device), labels.to(self.device))
+def tasks(
+    shape: tuple[int, int, int, int], device: torch.device
+) -> dict[str, Callable[[], object]]:
+    classes, width, memory_size, size = shape
+    torch.manual_seed(0)
+    points = torch.randn(classes, width, device=device)
+    embeddings, labels = batch(points, size, wrong=0.5)
 
-    def filter(self, noise_rate: float | None) -> PRISMFilter:
-        classes, width, memory_size, _ = self.shape
+    def full(noise_rate: float | None) -> PRISMFilter:
         wrapper = PRISMFilter(
             unused, classes, width, memory_size=memory_size, noise_rate=noise_rate
-        ).to(self.device)
-        for start in range(0, memory_size, 4096):
-            clean = self.batch(min(4096, memory_size - start), wrong=0.0)
-            wrapper.memory.enqueue(clean.embeddings, clean.labels)
+        ).to(device)
+        for _ in range(-(-memory_size // 4096)):
+            wrapper(*batch(points, 4096, wrong=0.0))
         return wrapper
 
-
-def tasks(data: Data) -> dict[str, Callable[[int], object]]:
-    """What is timed, given the number of a batch."""
-
-    def step(wrapper: PRISMFilter) -> Callable[[int], object]:
-        def run(i: int) -> None:
-            batch = data.batches[i % BATCHES]
-            wrapper.commit(batch, wrapper.judge(batch))
-
-        return run
-
-    given, estimated = data.filter(0.5), data.filter(None)
+    given, estimated = full(0.5), full(None)
     return {
-        "bare": lambda i: torch.logsumexp(
-            data.batches[i % BATCHES].embeddings @ given.memory.centers.T, 1
-        ),
-        "given": step(given),
-        "estimated": step(estimated),
+        "bare": lambda: torch.logsumexp(embeddings @ given.memory.centers.T, 1),
+        "given": lambda: given(embeddings, labels),
+        "estimated": lambda: estimated(embeddings, labels),
     }
 
 
-def seconds(
-    task: Callable[[int], object], times: int, device: torch.device, clock: Callable[[], float]
-) -> float:
+def seconds(task: Callable[[], object], times: int, device: torch.device) -> float:
     def wait() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    for i in range(UNTIMED):
-        task(i)
+    for _ in range(UNTIMED):
+        task()
     wait()
-    start = clock()
-    for i in range(times):
-        task(i)
+    start = time.perf_counter()
+    for _ in range(times):
+        task()
     wait()
-    return (clock() - start) / times
-
-
-def measure(
-    shape: tuple[int, int, int, int], repeats: int, device: torch.device, clock: Callable[[], float]
-) -> dict[str, list[float]]:
-    """Milliseconds of every task, once per repeat."""
-    todo, times = tasks(Data(shape, device)), {}
-    for name, task in todo.items():
-        once = seconds(task, 5, device, time.perf_counter)
-        times[name] = max(1, math.ceil(LEAST_SECONDS / once))
-    spent: dict[str, list[float]] = {name: [] for name in todo}
-    for _ in range(repeats):
-        for name, task in todo.items():
-            spent[name].append(1000 * seconds(task, times[name], device, clock))
-    return spent
+    return (time.perf_counter() - start) / times
 
 
 def spread(values: list[float]) -> str:
@@ -131,11 +93,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--repeats", type=int, default=31)
-    parser.add_argument("--cpu-time", action="store_true", help="time on the processor")
     parser.add_argument("--short", action="store_true", help="two shapes, 3 repeats: seconds")
     options = parser.parse_args()
     shapes, repeats = (SHORT, 3) if options.short else (SHAPES, options.repeats)
-    clock = time.process_time if options.cpu_time else time.perf_counter
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(f"{where}, torch {torch.__version__}, float32, {repeats} repeats, milliseconds\n")
@@ -144,11 +104,16 @@ def main() -> None:
     runs = [(shape, threads) for shape in shapes for threads in options.threads]
     for shape, threads in tqdm(runs, unit="shape", leave=False, disable=None):
         torch.set_num_threads(threads)
-        spent = measure(shape, repeats, device, clock)
-        cells = [spread(spent["bare"])]
+        todo = tasks(shape, device)
+        times = {n: math.ceil(LEAST_SECONDS / seconds(t, 5, device)) for n, t in todo.items()}
+        spent = [
+            {name: 1000 * seconds(task, times[name], device) for name, task in todo.items()}
+            for _ in range(repeats)
+        ]
+        cells = [spread([each["bare"] for each in spent])]
         for name in ("given", "estimated"):
-            ratios = [a / b for a, b in zip(spent[name], spent["bare"], strict=True)]
-            cells += [spread(spent[name]), spread(ratios)]
+            cells.append(spread([each[name] for each in spent]))
+            cells.append(spread([each[name] / each["bare"] for each in spent]))
         print("| " + " | ".join([*map(str, shape), str(threads), *cells]) + " |", flush=True)
 
 

@@ -25,20 +25,19 @@ _SHOWN = 8  # neighbours of an issue that are kept, to be looked at
 
 @dataclass(frozen=True, eq=False)
 class LabelIssues:
-    """Labels that are most likely wrong, with the evidence.
+    """Labels that are most likely wrong, with the evidence; all tensors are on the CPU.
 
     Attributes:
         issues: (n,) int64, indices of the samples whose label is distrusted, the most suspicious
             first.
         score: (N,) float64 in [0, 1], higher is cleaner; NaN for samples never judged.
-        given_labels: (N,) int64.
-        suggested_labels: (N,) int64, what the evidence speaks for; None where there is none.
-        support: (N,) float64 in [0, 1], the share of the evidence that does; None likewise.
+        given_labels: (N,) int64; -1 for samples never judged.
+        suggested_labels: (N,) int64, what the evidence speaks for; None without suggestions.
+        support: (N,) float64 in [0, 1], the share of the evidence for the suggested label; None
+            without suggestions.
         noise_rate: the estimated share of wrong labels: that of distrusted ones.
         neighbors: (n, m) int64, for each issue the samples most like it, the nearest first; -1
             where there are fewer. None where they are not known: see :meth:`with_neighbors`.
-
-    All tensors are on the CPU.
     """
 
     issues: Tensor
@@ -51,27 +50,15 @@ class LabelIssues:
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict for each issue, the most suspicious first."""
-        columns: dict[str, Tensor | None] = {
-            "sample_id": self.issues,
-            "given_label": self._of_issues(self.given_labels),
-            "suggested_label": self._of_issues(self.suggested_labels),
-            "score": self._of_issues(self.score),
-            "support": self._of_issues(self.support),
-        }
-        lists = {name: column.tolist() for name, column in columns.items() if column is not None}
-        return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+        columns = self._columns()
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write :meth:`rows` as a table with a header, RFC 4180, numbers to four digits."""
-        names = ["sample_id", "given_label", "suggested_label", "score", "support"]
-        if self.suggested_labels is None:
-            names = ["sample_id", "given_label", "score"]
         with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            for row in self.rows():
-                numbers = {n: f"{v:.4f}" for n, v in row.items() if isinstance(v, float)}
-                writer.writerow(row | numbers)
+            writer = csv.writer(file)
+            writer.writerow(self._columns())
+            writer.writerows(map(_words, self.rows()))
 
     def summary(self, top: int = 10) -> str:
         """The figures in words, and a table of the most suspicious labels.
@@ -80,18 +67,13 @@ class LabelIssues:
             top: how many rows the table has at most, at least 0.
         """
         require_count("top", top, least=0)
-        judged = int(self.score.isfinite().sum())
-        lines = [
-            f"{len(self.issues)} of {judged} labels are most likely wrong "
-            f"({100 * self.noise_rate:.1f} %)."
-        ]
         rows = self.rows()[:top]
-        if rows:
-            lines.append("  ".join(f"{name:>15s}" for name in rows[0]))
-        for row in rows:
-            cells = (f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values())
-            lines.append("  ".join(f"{cell:>15s}" for cell in cells))
-        return "\n".join(lines)
+        first = (
+            f"{len(self.issues)} of {int(self.score.isfinite().sum())} labels are most likely "
+            f"wrong ({100 * self.noise_rate:.1f} %)."
+        )
+        table = [*map(list, rows[:1]), *map(_words, rows)]
+        return "\n".join([first, *("  ".join(f"{cell:>15s}" for cell in row) for row in table)])
 
     def to_html(
         self,
@@ -114,16 +96,17 @@ class LabelIssues:
             images: a picture for each of the N samples: an array or tensor (N, H, W) or
                 (N, H, W, 3) of uint8, a sequence of such pictures or of paths of files, or a
                 callable from a sample's index to one of these. Only those shown are asked for.
-            texts: likewise a text for each sample.
-            class_names: from labels to names, a mapping or a sequence; each label that occurs
-                must have one.
+            texts: a text for each of the N samples: a sequence, or a callable from the index.
+            class_names: a mapping or a sequence that names each label that occurs.
             top: how many issues are shown at most, the most suspicious; all by default.
             image_size: larger pictures are shrunk until their larger side has as many pixels.
                 Files are taken as they are.
             title: of the page.
 
         Raises:
-            TypeError, ValueError: for a bad argument, or a file that is no picture.
+            TypeError: for pictures that are not uint8, or an argument of another type.
+            ValueError: for another number of images or texts than N, pictures of another shape,
+                files that are no pictures, a label without a name, or a bad number.
 
         Example:
             >>> import tempfile, torch
@@ -137,51 +120,49 @@ class LabelIssues:
         if top is not None:
             require_count("top", top, least=0)
         rows = self.rows()[:top]
-        near = [] if self.neighbors is None else self.neighbors[:top].tolist()
-        page.write(
-            path,
-            rows,
-            near or [[] for _ in rows],
-            self.given_labels.tolist(),
-            images=images,
-            texts=texts,
-            class_names=class_names,
-            title=title,
-            image_size=image_size,
-        )
+        near = [[]] * len(rows) if self.neighbors is None else self.neighbors[:top].tolist()
+        labels = self.given_labels.tolist()
+        page.write(path, rows, near, labels, images, texts, class_names, image_size, title)
 
     def with_neighbors(
         self, embeddings: Any, k: int = 8, *, metric: Metric = "cosine"
     ) -> LabelIssues:
-        """The same issues, each with the k samples that are nearest to it.
+        """These issues, each with the k samples that are nearest to it.
 
-        :func:`find_label_issues` has given them already; this is for a :class:`LabelAudit`, or
-        for more of them.
+        Those of :func:`find_label_issues` have 8 already, those of a :class:`LabelAudit` none.
 
         Args:
             embeddings: (N, D) floating point, of all samples.
-            k: number of neighbours.
+            k: number of neighbours, at least 1.
             metric: ``"cosine"`` or ``"euclidean"``.
-        """
-        embeddings = torch.as_tensor(embeddings)
-        if len(embeddings) != len(self.given_labels):
-            raise ValueError(
-                f"embeddings must have {len(self.given_labels)} rows, one per sample, "
-                f"got {len(embeddings)}"
-            )
-        nothing = torch.zeros_like(self.given_labels)  # nobody is left out for its label
-        embeddings, nothing = _checked(embeddings, nothing)
-        require_count("k", k)
-        neighborhood = Neighborhood(None, metric)
-        neighborhood.build(embeddings, nothing)
-        near = [
-            neighborhood.neighbors(embeddings[block], nothing[block], k, block)[1]
-            for block in torch.split(self.issues.to(embeddings.device), _BLOCK)
-        ]
-        return replace(self, neighbors=torch.cat(near).cpu())
 
-    def _of_issues(self, values: Tensor | None) -> Tensor | None:
-        return None if values is None else values.index_select(0, self.issues)
+        Raises:
+            TypeError, ValueError: unless ``embeddings`` are N rows of finite floats.
+        """
+        size, got = len(self.given_labels), len(embeddings)
+        if got != size:
+            raise ValueError(f"embeddings must have {size} rows, one per sample, got {got}")
+        one_class = torch.zeros_like(self.given_labels)  # nobody is left out for its label
+        embeddings, one_class = _checked(embeddings, one_class)
+        require_count("k", k)
+        rows = self.issues.to(embeddings.device)
+        found = _search(Neighborhood(None, metric), embeddings, one_class, k, rows)
+        return replace(self, neighbors=torch.cat([position for _, _, position, _ in found]).cpu())
+
+    def _columns(self) -> dict[str, list[Any]]:
+        """The columns of the table; those that there are."""
+        columns = {
+            "sample_id": torch.arange(len(self.score)),
+            "given_label": self.given_labels,
+            "suggested_label": self.suggested_labels,
+            "score": self.score,
+            "support": self.support,
+        }
+        return {
+            name: column.index_select(0, self.issues).tolist()
+            for name, column in columns.items()
+            if column is not None
+        }
 
 
 def find_label_issues(
@@ -197,27 +178,27 @@ def find_label_issues(
 
     One call on any embeddings, of any network, in any order; no noise rate is asked for. Each
     label is judged by the votes of its sample's k nearest neighbours, weighted by their distance
-    (:func:`~noisydml.functional.neighbor_weights`), for it against those for the strongest label,
-    as in :class:`~noisydml.KNNDenoiser`. Then the vote is held five times again, with each
-    neighbour's vote multiplied by the score that its own label has just got, so that labels found
-    wrong no longer speak for others.
+    (:func:`~noisydml.functional.neighbor_weights`), for it against those for the strongest label
+    (:func:`~noisydml.functional.neighbor_label_score`). Five more votes follow, in which each
+    neighbour's is multiplied by the score that its own label has just got.
 
     Args:
         embeddings: (N, D) floating point, a tensor or anything ``torch.as_tensor`` takes.
         labels: (N,) integers that are not negative, the given labels.
-        k: number of neighbours. Too many do no harm, as the weight of those from other classes
-            vanishes: 200 serve classes of 5 as well as of thousands.
+        k: number of neighbours, at least 1. Too many do no harm, as the weight of those from
+            other classes vanishes: 200 serve classes of 5 as well as of thousands.
         threshold: labels of a lower score are issues; in ``[0, 1]``. Stricter than the 0.5 of
-            training, where a right label dropped costs little: see the figures in the
-            documentation.
+            training, where a right label dropped costs little.
         metric: ``"cosine"`` or ``"euclidean"``.
-        index: as in :class:`~noisydml.KNNDenoiser`; exact by default.
+        index: what finds the neighbours: ``"torch"``, a FAISS factory string such as
+            ``"IVF256,Flat"``, or a :class:`~noisydml.memory.index.NeighborIndex`; exact by default.
 
     Returns:
         :class:`LabelIssues`. The only sample of its class cannot be judged and has score 1.
 
     Raises:
-        TypeError, ValueError: for a bad argument, such as embeddings with a NaN.
+        TypeError: for embeddings that are not floating point, or labels that are not integers.
+        ValueError: for a NaN or infinity, a negative label, a wrong shape, or a bad setting.
 
     Memory: 12 k bytes a sample beside the embeddings and the index.
 
@@ -238,39 +219,48 @@ def find_label_issues(
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")
     neighborhood = Neighborhood(index, metric)
-    neighborhood.build(embeddings, labels)
     everyone = torch.arange(len(labels), device=labels.device)
-    blocks = torch.split(everyone, _BLOCK)
-    found = [neighborhood.neighbors(embeddings[b], labels[b], k, b) for b in blocks]
-    known = torch.cat([others for _, _, others in found]) if found else everyone.bool()
+    found = _search(neighborhood, embeddings, labels, k, everyone)
+    known = torch.cat([others for *_, others in found])  # (N,), who can be judged
 
     trust = torch.ones(len(labels), dtype=torch.float64, device=labels.device)
-    majority, support = labels, trust - 1
     for _ in range(_ROUNDS):
         votes = [
             neighbor_label_score(
                 neighborhood.labels_at(position),
-                labels[block],
+                labels[rows],
                 neighbor_weights(distance, _SHARPNESS) * trust.take(position.clamp_min(0)),
             )
-            for block, (distance, position, _) in zip(blocks, found, strict=True)
+            for rows, distance, position, _ in found
         ]
-        if votes:
-            score, majority, support, _ = (torch.cat(parts) for parts in zip(*votes, strict=True))
-            trust = torch.where(known, score, 1.0)
-    flagged = trust < threshold
-    order = trust.argsort(stable=True)
-    issues = order[flagged[order]]
-    near = [position[:, :_SHOWN] for _, position, _ in found]
+        score, majority, support, _ = (torch.cat(parts) for parts in zip(*votes, strict=True))
+        trust = torch.where(known, score, 1.0)
+    issues = trust.argsort(stable=True)[: int((trust < threshold).sum())]
+    near = torch.cat([position[:, :_SHOWN] for _, _, position, _ in found])
     return LabelIssues(
         issues=issues.cpu(),
         score=trust.cpu(),
         given_labels=labels.cpu(),
         suggested_labels=torch.where(known, majority, labels).cpu(),
         support=torch.where(known, support, 0.0).cpu(),
-        noise_rate=flagged.double().mean().item() if len(labels) > 0 else 0.0,
-        neighbors=torch.cat(near).index_select(0, issues).cpu() if near else None,
+        noise_rate=len(issues) / max(len(labels), 1),
+        neighbors=near.index_select(0, issues).cpu(),
     )
+
+
+def _search(
+    neighborhood: Neighborhood, embeddings: Tensor, labels: Tensor, k: int, rows: Tensor
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Blocks of ``rows``, each with what :meth:`Neighborhood.neighbors` says of it."""
+    neighborhood.build(embeddings, labels)
+    return [
+        (block, *neighborhood.neighbors(embeddings[block], labels[block], k, block))
+        for block in torch.split(rows, _BLOCK)
+    ]
+
+
+def _words(row: dict[str, Any]) -> list[str]:
+    return [f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()]
 
 
 def _checked(embeddings: Any, labels: Any) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from os import PathLike
 from typing import Any
@@ -21,107 +21,61 @@ from noisydml.functional.checks import require_count
 _PER_BLOCK = 200  # samples whose pictures and texts the page parses at once
 
 ClassNames = Mapping[int, str] | Iterable[str]
-Item = tuple[str | None, str | None]  # a picture as data URI, a text
 
 
 def write(
     path: str | PathLike[str],
     rows: Sequence[dict[str, Any]],
-    neighbors: Sequence[Sequence[int]],
+    near: Sequence[Sequence[int]],
     labels: Sequence[int],
-    *,
-    images: Any = None,
-    texts: Any = None,
-    class_names: ClassNames | None = None,
-    title: str = "Labels to check",
-    image_size: int = 128,
+    images: Any,
+    texts: Any,
+    class_names: ClassNames | None,
+    image_size: int,
+    title: str,
 ) -> None:
-    """Write the page; see :meth:`noisydml.LabelIssues.to_html`.
+    """Write the page of :meth:`noisydml.LabelIssues.to_html`, which tells the other arguments.
 
-    Args:
-        path: of the file.
-        rows: of :meth:`noisydml.LabelIssues.rows`, for the suspects to be shown.
-        neighbors: the samples nearest to each of them; -1 for none.
-        labels: the given labels of all N samples; -1 for unknown ones.
-        images: a picture for each sample.
-        texts: a text for each sample.
-        class_names: of the labels.
-        title: of the page.
-        image_size: the largest side of a picture made from an array.
+    ``rows`` are the suspects that are shown, ``near`` the samples nearest to each, -1 for none,
+    and ``labels`` the given labels of all N samples, -1 for unknown ones.
     """
     require_count("image_size", image_size)
-    item = _item_maker(images, texts, len(labels), image_size)
-    near = [[i for i in ids if i >= 0] for ids in neighbors]
+    picture = None if images is None else item_getter("images", images, len(labels))
+    text = None if texts is None else item_getter("texts", texts, len(labels))
+
+    def item(i: int) -> tuple[str | None, str | None]:
+        return (
+            None if picture is None else data_uri(picture(i), image_size),
+            None if text is None else str(text(i)),
+        )
+
+    suspects = [_suspect(row, ids) for row, ids in zip(rows, near, strict=True)]
+    key = [[row["id"], row["given"], row["suggested"], row["score"]] for row in suspects]
     # Each sample once, in the order in which the page first shows it.
-    samples = list(dict.fromkeys(i for row, ids in _pairs(rows, near) for i in (_id(row), *ids)))
+    samples = list(dict.fromkeys(i for row in suspects for i in (row["id"], *row["near"])))
     classes = {*labels, *(row.get("suggested_label", -1) for row in rows)} - {-1}
-    shown = [_row(row, ids) for row, ids in _pairs(rows, near)]
     data = {
         "title": title,
-        "key": _key(shown),
-        "rows": shown,
+        # Under this the browser keeps the decisions: another audit has another.
+        "key": "noisydml:" + hashlib.sha256(_json(key)).hexdigest(),
+        "rows": suspects,
         "samples": [[i, labels[i]] for i in samples],
         "names": list(unique_names(class_names, classes).items()),
         "perBlock": _PER_BLOCK,
     }
     head, tail = _template()
     with open(path, "wb") as file:
-        file.write(head)
-        file.write(_block("data", data))
+        file.write(head + _block("data", data))
         for start in range(0, len(samples), _PER_BLOCK):
             items = [item(i) for i in samples[start : start + _PER_BLOCK]]
             file.write(_block(f"items-{start // _PER_BLOCK}", items))
         file.write(tail)
 
 
-def _id(row: dict[str, Any]) -> int:
-    return int(row["sample_id"])
-
-
-def _pairs(
-    rows: Sequence[dict[str, Any]], near: list[list[int]]
-) -> Iterator[tuple[dict[str, Any], list[int]]]:
-    return zip(rows, near, strict=True)
-
-
-def _item_maker(images: Any, texts: Any, count: int, image_size: int) -> Callable[[int], Item]:
-    picture = None if images is None else item_getter("images", images, count)
-    text = None if texts is None else item_getter("texts", texts, count)
-
-    def item(i: int) -> Item:
-        return (
-            None if picture is None else data_uri(picture(i), image_size),
-            None if text is None else str(text(i)),
-        )
-
-    return item
-
-
-def _row(row: dict[str, Any], near: list[int]) -> dict[str, Any]:
-    suggested = row.get("suggested_label", -1)
-    known = suggested >= 0 and suggested != row["given_label"]
-    return {
-        "id": _id(row),
-        "given": row["given_label"],
-        "suggested": suggested if known else None,
-        "score": round(row["score"], 4),
-        "support": round(row["support"], 4) if known else None,
-        "near": near,
-    }
-
-
-def _key(rows: list[dict[str, Any]]) -> str:
-    """Under which the browser keeps the decisions: another audit has another."""
-    suspects = [[row["id"], row["given"], row["suggested"], row["score"]] for row in rows]
-    return "noisydml:" + hashlib.sha256(_json(suspects)).hexdigest()
-
-
 def unique_names(class_names: ClassNames | None, classes: set[int]) -> dict[int, str]:
-    """Every class with a name of its own, in the order of the labels.
+    """Every class with a name of its own, in the order of the labels; a label unless named.
 
-    Args:
-        class_names: of the labels, or None, where a label is its name.
-        classes: the labels that must have one.
+    ``classes`` are the labels that must have a name.
     """
     if class_names is None:
         return {label: str(label) for label in sorted(classes)}
@@ -136,6 +90,19 @@ def unique_names(class_names: ClassNames | None, classes: set[int]) -> dict[int,
     return {
         label: name if count[name] == 1 else f"{name} ({label})"
         for label, name in sorted(names.items())
+    }
+
+
+def _suspect(row: dict[str, Any], near: Sequence[int]) -> dict[str, Any]:
+    suggested = row.get("suggested_label", -1)
+    known = suggested >= 0 and suggested != row["given_label"]
+    return {
+        "id": row["sample_id"],
+        "given": row["given_label"],
+        "suggested": suggested if known else None,
+        "score": round(row["score"], 4),
+        "support": round(row["support"], 4) if known else None,
+        "near": [i for i in near if i >= 0],
     }
 
 

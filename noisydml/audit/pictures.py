@@ -16,24 +16,16 @@ from torch import Tensor
 
 Pixels = NDArray[np.uint8]
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 # What a file that browsers show begins with.
-_TYPES = {
-    b"\x89PNG\r\n\x1a\n": "png",
-    b"\xff\xd8\xff": "jpeg",
-    b"GIF8": "gif",
-    b"RIFF": "webp",
-    b"BM": "bmp",
-}
+_TYPES = {_PNG: "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
 
 
 def item_getter(name: str, source: Any, count: int) -> Callable[[int], Any]:
-    """From a sample's index to its picture or text.
+    """From a sample's index to its picture or text; ``source`` is the argument of that name.
 
-    Args:
-        name: of the argument, for messages.
-        source: a callable that does it, or one entry for each sample: an array or tensor of two
-            dimensions or more, which is read where it is asked for, or any iterable.
-        count: number of samples, N.
+    It is a callable, or has ``count`` entries: any iterable, of which arrays and tensors of two
+    dimensions or more are read only where they are asked for.
     """
     if callable(source):
         return lambda i: source(i)
@@ -68,8 +60,8 @@ def shrink(pixels: Pixels, side: int) -> Pixels:
     for axis in (0, 1):
         old = pixels.shape[axis]
         edges = np.linspace(0, old, max(1, round(old * side / largest)) + 1).astype(int)
-        sums = np.moveaxis(np.add.reduceat(means, edges[:-1], axis=axis), axis, -1)
-        means = np.moveaxis(sums / np.diff(edges), -1, axis)
+        sums = np.add.reduceat(means, edges[:-1], axis=axis)
+        means = sums / np.diff(edges).reshape(-1, *[1] * (means.ndim - axis - 1))
     shrunk: Pixels = means.round().astype(np.uint8)
     return shrunk
 
@@ -84,20 +76,15 @@ def png(pixels: Pixels) -> bytes:
         for kind, values in ((0, rows), (2, rows - above))  # modulo 256, as the format has it
     ]
     header = struct.pack(">IIBBBBB", width, height, 8, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", min(filtered, key=len)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
+    chunks = [b"IHDR" + header, b"IDAT" + min(filtered, key=len), b"IEND"]
+    return _PNG + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        for chunk in chunks
     )
 
 
 def data_uri(picture: Any, side: int) -> str:
-    """A picture as the address that holds it: an array as PNG, a file as it is.
-
-    Args:
-        picture: what :func:`as_pixels` takes, or the path of a file.
-        side: to which arrays are shrunk.
-    """
+    """A picture as the address that holds it: pixels shrunk to ``side``, as PNG; files as are."""
     if isinstance(picture, (str, PathLike)):
         data = Path(picture).read_bytes()
         kind = next((kind for start, kind in _TYPES.items() if data.startswith(start)), None)

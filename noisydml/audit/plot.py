@@ -19,7 +19,7 @@ from noisydml.audit.page import ClassNames, unique_names
 from noisydml.audit.pictures import as_pixels, item_getter
 from noisydml.functional.checks import require_count
 from noisydml.noise import ClassHierarchy
-from noisydml.wrappers.base import Decision
+from noisydml.wrappers.decision import Decision
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,10 +42,7 @@ def score_histogram(
         threshold: a number, in place of the decision's; not drawn if it is infinite.
         is_noisy: (N,) bool, where it is known which labels are wrong: a histogram for each kind.
         bins: number of bars between the least and the largest score.
-        ax: axes to draw on; by default those of a new figure.
-
-    Returns:
-        The axes.
+        ax: axes to draw on and return; by default those of a new figure.
 
     Raises:
         ImportError: without matplotlib.
@@ -66,8 +63,10 @@ def score_histogram(
         threshold = scores.threshold if threshold is None else threshold
     if isinstance(scores, (Decision, LabelIssues)):
         scores = scores.score
-    values = _numbers("scores", scores)
-    wrong = np.zeros(len(values), dtype=bool) if is_noisy is None else _array(is_noisy).astype(bool)
+    values = _array(scores, float)
+    if values.ndim != 1:
+        raise ValueError(f"scores must have 1 dimension, got shape {values.shape}")
+    wrong = np.zeros(len(values), bool) if is_noisy is None else _array(is_noisy, bool)
     if wrong.shape != values.shape:
         raise ValueError(f"is_noisy must have shape {values.shape}, got {wrong.shape}")
     ax = _axes(ax)
@@ -101,10 +100,7 @@ def noise_rate(
             and decisions without a rate leave a gap.
         true_rate: drawn as a line, where it is known.
         label: of the curve in the legend.
-        ax: axes to draw on; by default those of a new figure.
-
-    Returns:
-        The axes.
+        ax: axes to draw on and return; by default those of a new figure.
 
     Raises:
         ImportError: without matplotlib.
@@ -136,23 +132,20 @@ def contact_sheet(
     columns: int = 8,
     title: str = "The most suspicious labels: given → suggested",
 ) -> Figure:
-    """The pictures of the most suspicious samples, each with its given and suggested label.
+    """A new figure with the most suspicious samples, their given and their suggested labels.
 
     Args:
         issues: of :func:`~noisydml.find_label_issues` or :class:`~noisydml.LabelAudit`.
-        images: as in :meth:`noisydml.LabelIssues.to_html`: pictures of all samples, their paths,
-            or a callable from a sample's index to one.
+        images: as :meth:`noisydml.LabelIssues.to_html` takes them: pictures of all samples, their
+            paths, or a callable from a sample's index to one.
         class_names: from labels to names, a mapping or a sequence.
-        rows: of pictures.
-        columns: of pictures.
+        rows: of pictures, at least 1.
+        columns: of pictures, at least 1.
         title: above the sheet.
-
-    Returns:
-        A new figure.
 
     Raises:
         ImportError: without matplotlib.
-        TypeError, ValueError: for a picture that is none, or a bad number.
+        TypeError, ValueError: for images that :meth:`noisydml.LabelIssues.to_html` refuses.
 
     Example:
         >>> import numpy as np, torch
@@ -194,10 +187,7 @@ def hierarchy(
         tree: the hierarchy.
         fold: leave out nodes that have one child.
         classes: whether the classes are drawn, or only counted.
-        ax: axes to draw on; by default those of a new figure.
-
-    Returns:
-        The axes.
+        ax: axes to draw on and return; by default those of a new figure.
 
     Raises:
         ImportError: without matplotlib.
@@ -224,14 +214,7 @@ def _axes(ax: Axes | None) -> Axes:
     return _pyplot().subplots()[1] if ax is None else ax
 
 
-def _array(values: Any) -> NDArray[Any]:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-
-
-def _numbers(name: str, values: Any) -> NDArray[np.float64]:
+def _array(values: Any, dtype: type) -> NDArray[Any]:
     if isinstance(values, Tensor):
-        values = values.double()  # numpy has no bfloat16
-    numbers = _array(values).astype(np.float64)
-    if numbers.ndim != 1:
-        raise ValueError(f"{name} must have 1 dimension, got shape {numbers.shape}")
-    return numbers
+        values = values.detach().cpu().double().numpy()  # NumPy has no bfloat16
+    return np.asarray(values).astype(dtype)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from noisydml import distributed
 from noisydml.audit.issues import LabelIssues
 from noisydml.functional.checks import require_count, require_decay, require_number
-from noisydml.functional.repeats import last_of_equals
-from noisydml.wrappers.base import Decision, LossWrapper
+from noisydml.memory.features import last_of_equals
+from noisydml.wrappers.base import LossWrapper
 from noisydml.wrappers.checks import in_range, raise_first
 
 _TRUSTED = 0.5  # labels that are trusted less than this are issues
@@ -24,12 +24,11 @@ class LabelAudit(nn.Module):
     It hooks itself onto the wrapper: the training loop stays as it is, but must pass
     ``sample_ids``. Whenever a sample has been judged, its trust
     :math:`t \leftarrow d\, t + (1 - d)\, w` moves towards the weight w that the wrapper gave it
-    (0 if it was dropped); the first judgement sets it. Decisions of early epochs are forgotten at
-    that rate, and those of eval mode not collected. Of nested wrappers the one that is called,
-    the outermost, is audited.
+    (0 if it was dropped); the first judgement sets it. Judgements of eval mode do not count.
 
     Args:
-        wrapper: the :class:`~noisydml.LossWrapper` that the training loop calls.
+        wrapper: the :class:`~noisydml.LossWrapper` that the training loop calls; of nested ones
+            the outermost.
         dataset_size: number of samples, N; ids lie in ``[0, N)``.
         decay: d in ``[0, 1)``, the weight of the past; 0 for the last decision alone.
 
@@ -42,9 +41,9 @@ class LabelAudit(nn.Module):
     costs 48 bytes a sample on the wire.
 
     Raises:
-        TypeError: if ``wrapper`` is not a wrapper.
-        ValueError: for an impossible setting; from the wrapper's call, after its loss has been
-            computed, if ``sample_ids`` is missing or out of range.
+        TypeError: if ``wrapper`` is not a wrapper, or a setting not a number.
+        ValueError: for a setting out of its range; from the wrapper's call, after its loss has
+            been computed, if ``sample_ids`` is missing or out of range.
 
     Example:
         >>> import torch
@@ -79,10 +78,8 @@ class LabelAudit(nn.Module):
         self.dataset_size = dataset_size
         for name in ("trust", "evidence", "support"):
             self.register_buffer(name, torch.zeros(dataset_size, dtype=torch.float64))
-        for name in ("judged", "given", "suggested"):
-            self.register_buffer(name, torch.zeros(dataset_size, dtype=torch.int64))
-        self.given.fill_(-1)
-        self.suggested.fill_(-1)
+        for name, start in (("judged", 0), ("given", -1), ("suggested", -1)):
+            self.register_buffer(name, torch.full((dataset_size,), start))
         self._hook = wrapper.register_forward_hook(self._collect, with_kwargs=True)
 
     def detach(self) -> None:
@@ -101,14 +98,13 @@ class LabelAudit(nn.Module):
         order = self.evidence.argsort(stable=True)
         order = order[self.trust[order].argsort(stable=True)]
         suggests = bool((self.suggested >= 0).any())
-        judged = int(seen.sum())
         return LabelIssues(
             issues=order[flagged[order]].cpu(),
             score=torch.where(seen, self.trust, math.nan).cpu(),
             given_labels=self.given.cpu(),
             suggested_labels=self.suggested.cpu() if suggests else None,
             support=self.support.cpu() if suggests else None,
-            noise_rate=int(flagged.sum()) / judged if judged > 0 else 0.0,
+            noise_rate=int(flagged.sum()) / max(int(seen.sum()), 1),
         )
 
     def extra_repr(self) -> str:
@@ -118,44 +114,30 @@ class LabelAudit(nn.Module):
     def _collect(
         self, wrapper: LossWrapper, args: tuple[Any, ...], kwargs: dict[str, Any], _: Tensor
     ) -> None:
-        if not wrapper.training or wrapper.decision is None:
+        decision = wrapper.decision
+        if not wrapper.training or decision is None:
             return
         ids = kwargs.get("sample_ids")
         if ids is None:
             raise ValueError("LabelAudit needs sample_ids in every call of the wrapper it audits")
         labels = args[1] if len(args) > 1 else kwargs["labels"]
-        self._update(self._columns(wrapper.decision, ids, labels))
-
-    def _columns(self, decision: Decision, ids: Tensor, labels: Tensor) -> Tensor:
-        """(N, 6) of all ranks: id, label, weight, score, suggestion and its support."""
-        device = decision.keep.device
-        nothing = torch.full(decision.keep.shape, -1.0, dtype=torch.float64, device=device)
-        columns = [
-            ids.to(device),
-            labels.to(device),
-            decision.weight.clamp(0, 1),
-            nothing if decision.score is None else decision.score,
-            nothing if decision.suggested_labels is None else decision.suggested_labels,
-            nothing if decision.support is None else decision.support,
-        ]
-        rows = torch.stack([column.double() for column in columns], dim=1)
+        weight, device = decision.weight.clamp(0, 1), decision.keep.device
+        nothing = torch.full(weight.shape, -1.0, dtype=torch.float64, device=device)
+        columns = (ids, labels, weight, decision.score, decision.suggested_labels, decision.support)
+        rows = torch.stack([nothing if c is None else c.to(nothing) for c in columns], dim=1)
         if distributed.world_size() > 1:
             sizes = [size for (size,) in distributed.exchange([len(rows)])]
-            rows = distributed.gather_rows(rows, sizes)
-        return rows
-
-    def _update(self, rows: Tensor) -> None:
-        if self.trust.device != rows.device:
-            self.to(rows.device)
-        ids = rows.select(1, 0).long()
+            rows = distributed.gather_rows(rows, sizes)  # (N, 6) of all ranks
+        if self.trust.device != device:
+            self.to(device)
+        ids = rows[:, 0].long()
         raise_first([in_range("sample_ids", ids, self.dataset_size, "dataset_size of LabelAudit")])
-        last = last_of_equals(ids)
-        _, labels, weight, score, suggested, support = rows.index_select(0, last).unbind(dim=1)
-        past = torch.where(self.judged.index_select(0, ids) > 0, self.decay, 0.0)
-        trust = past * self.trust.index_select(0, ids) + (1 - past) * weight
-        self.trust.index_copy_(0, ids, trust)
-        self.evidence.index_copy_(0, ids, score)
-        self.given.index_copy_(0, ids, labels.long())
-        self.suggested.index_copy_(0, ids, suggested.long())
-        self.support.index_copy_(0, ids, support.clamp_min(0))
+        # Of rows with the same id the last counts, but each as a judgement.
+        _, labels, weight, score, suggested, support = rows[last_of_equals(ids)].unbind(dim=1)
+        past = torch.where(self.judged[ids] > 0, self.decay, 0.0)
+        self.trust[ids] = past * self.trust[ids] + (1 - past) * weight
+        self.evidence[ids] = score
+        self.given[ids] = labels.long()
+        self.suggested[ids] = suggested.long()
+        self.support[ids] = support.clamp_min(0)
         self.judged.index_add_(0, ids, torch.ones_like(ids))

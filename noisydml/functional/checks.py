@@ -4,15 +4,10 @@ Each refusal names the argument, what it got and what it wants.
 """
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
-
-
-def on_host(tensor: Tensor) -> bool:
-    """Whether its numbers can be read without a wait: not those of a device, nor of a fake."""
-    return type(tensor) is Tensor and tensor.device.type == "cpu"
 
 
 def require_floating(name: str, value: object, ndim: int | None = None) -> None:
@@ -100,8 +95,8 @@ def require_not_negative(name: str, value: float) -> None:
 
 
 def require_count(name: str, value: object, least: int = 1) -> None:
-    """Raise unless ``value`` is an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """Raise unless ``value`` is an integer, NumPy's included, of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -1,4 +1,4 @@
-"""The confidence of a sample, from how far its loss lies above a threshold (ProcSim, Eq. 3)."""
+"""The confidence in a label, by how far its loss lies above a threshold, and a running mean."""
 
 import math
 
@@ -13,8 +13,7 @@ from noisydml.functional.checks import (
 )
 from noisydml.functional.lambertw import lambertw
 
-# SuperLoss (Castells et al., 2020) clamps at -2/e, the argument of Lambert's branch point.
-_LOWEST = -2 / math.e
+_LOWEST = -2 / math.e  # where SuperLoss clamps: half of it is Lambert's branch point
 
 
 def confidence(losses: Tensor, threshold: Tensor | float, lam: float, lower: float = 0.0) -> Tensor:
@@ -23,26 +22,20 @@ def confidence(losses: Tensor, threshold: Tensor | float, lam: float, lower: flo
     .. math::
         \sigma_i = \exp\{-W(\tfrac12 \max\{\beta_0, (\ell_i - \tau)/\lambda\})\}
 
-    With ``lower`` :math:`\beta_0 = 0` this is ProcSim's Eq. 3: 1 up to the threshold, falling
-    towards 0 above it. With :math:`\beta_0 = -2/e` it is SuperLoss, which also raises the weight
-    of easy samples, up to e (ProcSim, Eq. 12).
+    It is 1 up to the threshold and falls towards 0 above it. :math:`\beta_0 = -2/e` makes it
+    SuperLoss, which also raises the weight of easy samples, up to e (ProcSim, Eq. 12).
 
     Args:
-        losses: floating-point tensor of any shape.
-        threshold: :math:`\tau`, a number, a 0-dim tensor, or one value per loss; ``inf`` trusts
-            every sample of finite loss.
-        lam: :math:`\lambda`, finite and above 0, in the unit of the losses. The larger, the more
-            equal the samples: as it goes to 0 the weights become 0 or 1, as it grows they
-            become 1. (The paper's appendix A.4 says in words that a larger one penalises more;
-            its Eq. 3, its limits and this function say the reverse.)
+        losses: floating point, of any shape.
+        threshold: :math:`\tau`, a number, a 0-dim tensor or one per loss; ``inf`` trusts everyone.
+        lam: :math:`\lambda`, finite and above 0, in the unit of the losses; the larger, the milder.
         lower: :math:`\beta_0`, from ``-2/e`` to 0.
 
     Returns:
-        Tensor of the shape and dtype of ``losses``, values in [0, 1] (in [0, e] with
-        ``lower=-2/e``). Differentiable; ProcSim takes it as a constant, so detach it.
+        Shape and dtype of ``losses``, in [0, 1], or in [0, e] with ``lower=-2/e``. Differentiable.
 
     Raises:
-        TypeError: if ``losses`` is not a floating-point tensor or ``lam`` not a number.
+        TypeError: if ``losses`` is not floating point, or ``lam`` or ``lower`` no number.
         ValueError: if ``lam`` or ``lower`` is out of its range, or ``threshold`` of another shape.
 
     Example:
@@ -66,27 +59,21 @@ def confidence(losses: Tensor, threshold: Tensor | float, lam: float, lower: flo
 
 
 def running_mean(mean: Tensor, count: Tensor, values: Tensor, decay: float | None = 0.9) -> Tensor:
-    r"""Running mean after one more batch.
-
-    With ``decay`` d it is the exponential moving average
-    :math:`m \leftarrow d\, m + (1 - d)\, \overline{values}`: **d is the weight of the past**, as
-    in ``torch.optim.swa_utils`` and unlike the momentum of batch norm. With ``None`` it is the
-    plain mean over the batches seen. The first batch sets it to its own mean; what counts as
-    first is ``count``, so a mean that happens to be 0 is a mean like any other.
+    r"""Running mean after one more batch, :math:`m \leftarrow d\, m + (1 - d)\, \overline{values}`.
 
     Args:
-        mean: 0-dim float tensor, the mean so far; any value while ``count`` is 0.
-        count: 0-dim integer tensor, the number of batches it has seen.
-        values: (B,) losses of this batch, B >= 1.
-        decay: weight of the past, in ``[0, 1)``, or None.
+        mean: 0-dim floating point, the mean so far; any value while ``count`` is 0.
+        count: 0-dim integer, the batches it has seen; at 0 the result is the mean of ``values``.
+        values: (B,) floating point, B >= 1, the losses of this batch.
+        decay: d in ``[0, 1)``, **the weight of the past**, as in ``torch.optim.swa_utils`` and
+            unlike the momentum of batch norm; None for the plain mean over the batches.
 
     Returns:
-        0-dim tensor of the dtype of ``mean``. Nothing is changed in place; there is no transfer
-        to the host.
+        0-dim tensor of the dtype of ``mean``. No transfer to the host.
 
     Raises:
-        TypeError: if ``mean`` or ``values`` is not a floating-point tensor.
-        ValueError: if ``values`` has no entries or not one dimension, or ``decay`` is out of range.
+        TypeError: if ``mean`` or ``values`` is not floating point, or ``decay`` no number.
+        ValueError: if ``values`` is empty, a shape is wrong, or ``decay`` is out of range.
 
     Example:
         >>> import torch

@@ -11,26 +11,20 @@ from noisydml.functional.checks import require_integer, require_vector
 def selected_interactions(
     labels: Tensor, trusted: Tensor, ref_labels: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    r"""The positive and the negative interactions, without positive ones of distrusted samples.
-
-    An interaction is an element of the distance matrix, as in T-SINT: positive where both labels
-    are the same, negative where they differ. A distrusted sample keeps its negative ones.
+    """The positive pairs of trusted samples, and all negative ones (Ibrahimi et al., T-SINT, 2022).
 
     Args:
         labels: (B,) integers.
         trusted: (B,) bool.
         ref_labels: (R,) integers, the labels of other samples, all trusted, to compare with; None
-            for the batch itself, where no sample interacts with itself.
+            for the batch itself, where no sample is its own positive.
 
     Returns:
-        Two (B, R) bool tensors, (B, B) without ``ref_labels``. No transfer to the host.
+        Two bool tensors (B, R), (B, B) without ``ref_labels``: which pairs are positive, of equal
+        label, and which negative. No transfer to the host.
 
     Raises:
         TypeError, ValueError: for a wrong dtype or shape.
-
-    References:
-        Ibrahimi et al., Learning with Label Noise for Image Retrieval by Selecting Interactions,
-        WACV 2022.
 
     Example:
         >>> import torch

@@ -33,37 +33,28 @@ def language_guidance(
     With :math:`S_{ij}` the cosine of embeddings i and j, :math:`L_{ij}` the mean over k of the
     cosines of their k-th language embeddings plus ``shift``, and :math:`p_i, q_i` the softmax of
     row i of :math:`S/T` and :math:`L/T`, the result is :math:`T^2\, KL(p_i \| q_i)`: the
-    :math:`\ell_i^{SSL}` of ProcSim's Eq. 4 (section 3.5). All defaults are those of the published
-    code of Roth et al., Integrating Language Guidance into Vision-based Deep Metric Learning,
-    CVPR 2022, with which ProcSim was trained.
+    :math:`\ell_i^{SSL}` of ProcSim's Eq. 4. The defaults are those of the published code of Roth
+    et al., Integrating Language Guidance into Vision-based Deep Metric Learning, CVPR 2022.
 
     Args:
-        embeddings: (B, D) floating-point tensor; normalised here.
-        language: (B, E), or (B, k, E) for k pseudo-classes per sample, floating point;
-            normalised here. CLIP's *image* embeddings guide in the same way (ProcSim, appendix
-            C). No gradient reaches it.
+        embeddings: (B, D) floating point; normalised here.
+        language: (B, E), or (B, k, E) for k pseudo-classes per sample, floating point; normalised
+            here. No gradient reaches it.
         labels: (B,) integers; needed for ``same_class="fill"``.
-        direction: ``"backward"`` (published) for :math:`KL(p_i \| q_i)`, visual from language;
-            ``"forward"`` for :math:`KL(q_i \| p_i)`. The names are those of the published code.
-        temperature: T, finite and above 0; 1 as published.
-        shift: added to the language similarities, finite; 1 as published.
-        same_class: ``"fill"`` (published): pairs of equal label, a sample with itself included,
-            count as ``1 + shift``, the most similar, in both matrices. ``"diagonal"``: only a
-            sample with itself, so that no label is read, right or wrong. ``"keep"``: nothing is
-            replaced.
+        direction: ``"backward"``, or ``"forward"`` for :math:`KL(q_i \| p_i)`.
+        temperature: T, finite and above 0.
+        shift: added to the language similarities, finite.
+        same_class: ``"fill"``: pairs of equal label, a sample with itself included, count as
+            ``1 + shift`` in both matrices. ``"diagonal"``: only a sample with itself, so that no
+            label is read. ``"keep"``: nothing is replaced.
 
     Returns:
-        (B,) divergences, not negative but for rounding, in the dtype of the embeddings and in
-        float32 at least; differentiable with respect to the embeddings. Their mean is the
-        published loss.
+        (B,) divergences, of which the published loss is the mean, in the dtype of the embeddings
+        and float32 at least; differentiable in the embeddings. No transfer to the host.
 
     Raises:
         TypeError: if an argument has the wrong type.
         ValueError: if shapes do not fit, a setting is out of range, or ``labels`` is missing.
-
-    Notes:
-        The mean of k matrices of cosines is one product: that of the k unit vectors of each
-        sample, put in a row. So the k matrices are never formed. No transfer to the host.
 
     Example:
         >>> import torch
@@ -73,49 +64,6 @@ def language_guidance(
         >>> language_guidance(embeddings, language, labels=torch.tensor([0, 1, 2]))
         tensor([0.3029, 0.2743, 0.0538])
     """
-    _check(embeddings, language, labels, direction, temperature, shift, same_class)
-    dtype = torch.promote_types(embeddings.dtype, torch.float32)
-    visual = F.normalize(embeddings.to(dtype))
-    visual = visual @ visual.T  # (B, B)
-    meaning = F.normalize(language.detach().to(dtype), dim=-1)
-    parts = meaning.shape[1] if meaning.ndim == 3 else 1
-    meaning = meaning.flatten(1) / math.sqrt(parts)  # (B, k E)
-    meaning = meaning @ meaning.T + shift
-
-    same = _same(labels, same_class, visual)
-    if same is not None:
-        visual = torch.where(same, 1 + shift, visual)
-        meaning = torch.where(same, 1 + shift, meaning)
-    log_p = F.log_softmax(visual / temperature, dim=1)
-    log_q = F.log_softmax(meaning / temperature, dim=1)
-    if direction == "backward":
-        divergence = (log_p.exp() * (log_p - log_q)).sum(dim=1)
-    else:
-        divergence = (log_q.exp() * (log_q - log_p)).sum(dim=1)
-    return temperature**2 * divergence
-
-
-def check_settings(direction: object, temperature: float, shift: float, same_class: object) -> None:
-    """Raise unless the settings of :func:`language_guidance` are possible ones."""
-    if direction not in ("backward", "forward"):
-        raise ValueError(f"direction must be 'backward' or 'forward', got {direction!r}")
-    require_positive("temperature", temperature)
-    require_number("shift", shift)
-    if not math.isfinite(shift):
-        raise ValueError(f"shift must be finite, got {shift}")
-    if same_class not in ("fill", "diagonal", "keep"):
-        raise ValueError(f"same_class must be 'fill', 'diagonal' or 'keep', got {same_class!r}")
-
-
-def _check(
-    embeddings: Tensor,
-    language: Tensor,
-    labels: Tensor | None,
-    direction: object,
-    temperature: float,
-    shift: float,
-    same_class: object,
-) -> None:
     require_floating("embeddings", embeddings, ndim=2)
     require_floating("language", language)
     if language.ndim not in (2, 3):
@@ -133,11 +81,35 @@ def _check(
     elif same_class == "fill":
         raise ValueError("same_class='fill' needs labels; without them, give 'diagonal' or 'keep'")
 
+    dtype = torch.promote_types(embeddings.dtype, torch.float32)
+    visual = F.normalize(embeddings.to(dtype))
+    visual = visual @ visual.T  # (B, B)
+    # The mean of k matrices of cosines is one product: of the k unit vectors of a sample in a row.
+    meaning = F.normalize(language.detach().to(dtype), dim=-1)
+    parts = meaning.shape[1] if meaning.ndim == 3 else 1
+    meaning = meaning.flatten(1) / math.sqrt(parts)  # (B, k E)
+    meaning = meaning @ meaning.T + shift
+    if same_class != "keep":
+        of_class = torch.arange(len(visual), device=visual.device)
+        if same_class == "fill" and labels is not None:
+            of_class = labels
+        same = of_class.unsqueeze(0) == of_class.unsqueeze(1)  # (B, B)
+        visual = torch.where(same, 1 + shift, visual)
+        meaning = torch.where(same, 1 + shift, meaning)
+    log_p = F.log_softmax(visual / temperature, dim=1)
+    log_q = F.log_softmax(meaning / temperature, dim=1)
+    if direction == "forward":
+        log_p, log_q = log_q, log_p
+    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
-def _same(labels: Tensor | None, same_class: SameClass, like: Tensor) -> Tensor | None:
-    """(B, B) which pairs are replaced."""
-    if same_class == "keep":
-        return None
-    rows = torch.arange(len(like), device=like.device)
-    of_class = rows if same_class == "diagonal" or labels is None else labels
-    return of_class.unsqueeze(0) == of_class.unsqueeze(1)
+
+def check_settings(direction: object, temperature: float, shift: float, same_class: object) -> None:
+    """Raise unless the settings of :func:`language_guidance` are possible ones."""
+    if direction not in ("backward", "forward"):
+        raise ValueError(f"direction must be 'backward' or 'forward', got {direction!r}")
+    require_positive("temperature", temperature)
+    require_number("shift", shift)
+    if not math.isfinite(shift):
+        raise ValueError(f"shift must be finite, got {shift}")
+    if same_class not in ("fill", "diagonal", "keep"):
+        raise ValueError(f"same_class must be 'fill', 'diagonal' or 'keep', got {same_class!r}")

@@ -22,26 +22,20 @@ class Mixture(NamedTuple):
 
 
 def gaussian_mixture(values: Tensor) -> Mixture:
-    r"""Mixture of two Gaussians fitted to ``values`` by expectation-maximisation.
+    r"""Mixture of two Gaussians fitted to ``values`` by 100 steps of expectation-maximisation.
 
-    It starts from Otsu's split, which is the best one-dimensional 2-means with two values or
-    more on each side, and takes 100 steps. What scikit-learn's ``GaussianMixture`` does from the
-    same start with ``tol=0`` on standardised values, it does as well.
+    It starts from Otsu's split. From there scikit-learn's ``GaussianMixture`` gives this mixture,
+    too, with ``tol=0`` and standardised values.
 
     Args:
-        values: (B,) floating-point tensor of finite values, B >= 4 and not all of them equal;
-            else the result is NaN.
+        values: (B,) floating point, finite; B >= 4 and not all equal, else the result is NaN.
 
     Returns:
-        Weights, means and variances, (2,) float64 each, on the device of ``values``.
+        Weights, means and variances, (2,) float64 each; a variance is at least a millionth of that
+        of all values. No transfer to the host.
 
     Raises:
-        TypeError: if ``values`` is not a floating-point tensor.
-        ValueError: if it has not exactly one dimension.
-
-    Notes:
-        A variance is at least a millionth of that of all values, so no component shrinks to a
-        point. No transfer to the host.
+        TypeError, ValueError: if ``values`` is not floating point, or not of one dimension.
 
     Example:
         >>> import torch
@@ -50,29 +44,24 @@ def gaussian_mixture(values: Tensor) -> Mixture:
         tensor([ 1.0000, 11.0000], dtype=torch.float64)
     """
     require_floating("values", values, ndim=1)
-    mixture, centre, scale = _fit(values.double())
-    weight, mean, variance = mixture
+    (weight, mean, variance), centre, scale = _fit(values.double())
     return Mixture(weight, centre + scale * mean, scale.square() * variance)
 
 
 def gaussian_mixture_threshold(values: Tensor) -> Tensor:
-    r"""Threshold between the two Gaussians of a mixture fitted to ``values``.
+    r"""Threshold between the two Gaussians of a mixture fitted to ``values`` (ProcSim, Table 1).
 
-    It is the point between the two means from which on the upper component is the likelier one.
-    Where one component is likelier all the way between them, it is the mean of the other.
-    ProcSim's Table 1 has it in place of Otsu's threshold and does not say how a mixture becomes
-    a threshold; DivideMix, whose idea it is, splits at equal probability, too.
+    It is the point between the means from which on the upper component is the likelier one; where
+    one is likelier all the way, the mean of the other. DivideMix splits at equal odds, too.
 
     Args:
-        values: (B,) floating-point tensor of finite values, for instance one loss per sample.
+        values: (B,) floating point, finite, for instance one loss per sample.
 
     Returns:
-        0-dim float64 tensor on the device of ``values``; ``inf``, which no value exceeds, for
-        fewer than 4 values or where all are equal.
+        0-dim float64, ``inf`` for fewer than 4 or all equal values. No transfer to the host.
 
     Raises:
-        TypeError: if ``values`` is not a floating-point tensor.
-        ValueError: if it has not exactly one dimension.
+        TypeError, ValueError: if ``values`` is not floating point, or not of one dimension.
 
     Example:
         >>> import torch
@@ -97,40 +86,32 @@ def _fit(values: Tensor) -> tuple[Mixture, Tensor, Tensor]:
     deviation = unit.std(correction=0)
     z = ((unit - unit.mean()) / deviation).unsqueeze(1)  # (B, 1)
     upper = (values >= otsu_threshold(values)).double()
-    share = torch.stack([1 - upper, upper], dim=1)  # (B, 2), of each value in each component
-    mixture = _maximise(z, share)
+    weight, mean, variance = _maximise(z, torch.stack([1 - upper, upper], dim=1))
     for _ in range(_STEPS):
-        share = torch.softmax(_log_joint(z, mixture), dim=1)
-        mixture = _maximise(z, share)
-    order = mixture.mean.argsort()
-    ordered = Mixture(*(part.gather(0, order) for part in mixture))
+        # (B, 2), the logarithm of weight times density, but for a constant
+        joint = weight.log() - variance.log() / 2 - (z - mean).square() / (2 * variance)
+        weight, mean, variance = _maximise(z, torch.softmax(joint, dim=1))
+    order = mean.argsort()
+    ordered = Mixture(*(part.gather(0, order) for part in (weight, mean, variance)))
     return ordered, lowest + span * unit.mean(), span * deviation
 
 
 def _maximise(z: Tensor, share: Tensor) -> Mixture:
-    """The M step: z (B, 1), share (B, 2)."""
+    """The M step: z (B, 1), and the share (B, 2) of each value in each component."""
     total = share.sum(dim=0).clamp(min=torch.finfo(torch.float64).tiny)
     mean = (share * z).sum(dim=0) / total
     variance = (share * (z - mean).square()).sum(dim=0) / total + _FLOOR
     return Mixture(total / len(z), mean, variance)
 
 
-def _log_joint(z: Tensor, mixture: Mixture) -> Tensor:
-    """(B, 2) logarithm of weight times density, but for a constant."""
-    weight, mean, variance = mixture
-    return weight.log() - variance.log() / 2 - (z - mean).square() / (2 * variance)
-
-
 def _crossing(mixture: Mixture) -> Tensor:
-    """Where the components are equally likely: 0 at the lower mean, 1 at the upper.
-
-    With t that position, the logarithm of the lower's odds is a t^2 + b t + c with b < 0, and its
-    root in (0, 1) is c / q in the stable form of the quadratic formula.
-    """
+    """Where the components are equally likely: 0 at the lower mean, 1 at the upper."""
     weight, mean, variance = mixture
     low, high = variance.select(0, 0), variance.select(0, 1)
     gap = (mean.select(0, 1) - mean.select(0, 0)).square()
     odds = weight.log() - variance.log() / 2
+    # At the position t, the logarithm of the lower's odds is a t^2 + b t + c with b < 0, and its
+    # root in (0, 1) is c / q in the stable form of the quadratic formula.
     a = gap / 2 * (1 / high - 1 / low)
     b = -gap / high
     c = odds.select(0, 0) - odds.select(0, 1) + gap / (2 * high)

@@ -9,14 +9,17 @@ from torch import Tensor
 
 from noisydml.functional.checks import require_floating, require_integer, require_positive
 
+_FAR = 80.0  # exp(-80) is no vote beside any other, and much less would be slow: subnormal
+_LARGEST = torch.iinfo(torch.int64).max
+
 
 class NeighborVote(NamedTuple):
     """The outcome of a vote, for each of B samples."""
 
-    score: Tensor  # (B,) in [0, 1], votes for the given label over those for the strongest one
-    majority: Tensor  # (B,) the strongest label
-    support: Tensor  # (B,) in [0, 1], the majority's share of all votes
-    runner_up: Tensor  # (B,) in [0, 1], the votes of the next label over the majority's
+    score: Tensor  # (B,) float64 in [0, 1], votes for the given label over the strongest one's
+    majority: Tensor  # (B,) int64, the strongest label
+    support: Tensor  # (B,) float64 in [0, 1], the majority's share of all votes
+    runner_up: Tensor  # (B,) float64 in [0, 1], the votes of the next label over the majority's
 
 
 def neighbor_label_score(
@@ -25,36 +28,29 @@ def neighbor_label_score(
     r"""How well the neighbours support each label: :math:`n_y / \max_j n_j` (N2D2, section 3.1).
 
     :math:`n_j` is the number of neighbours of class j, or the sum of their weights. With counts,
-    a score below :math:`\tfrac12` is :math:`2 n_y < \max_j n_j`, exactly: k cancels. Of classes
-    with equal votes the given one is the majority, else the one with the smallest label.
+    a score below :math:`\tfrac12` is :math:`2 n_y < \max_j n_j`, exactly. Of classes with equal
+    votes the given one is the majority, else the one with the smallest label.
 
     Args:
         neighbor_labels: (B, k) integers, the labels of each sample's neighbours, in any order.
         labels: (B,) integers, the given labels.
-        weights: (B, k) floating point, not negative, the weight of each neighbour's vote; None
-            for one vote each. A neighbour of weight 0 does not count.
+        weights: (B, k) floating point, not negative, the weight of each vote; None for one each.
 
     Returns:
-        :class:`NeighborVote`: float64 ``score``, int64 ``majority``, float64 ``support`` and
-        ``runner_up``. Without any votes the score is 1, the majority the given label, and the
-        support 0; without votes for a second label the runner-up is 0.
+        :class:`NeighborVote`; without any votes the score is 1, the majority the given label, the
+        rest 0. O(B k log k), whatever the number of classes. No transfer to the host.
 
     Raises:
-        TypeError: for a tensor of the wrong dtype.
-        ValueError: for a wrong shape.
-
-    Notes:
-        O(B k log k) by one sort along the neighbours; nothing is as wide as the number of classes.
-        No transfer to the host.
+        TypeError, ValueError: for a wrong dtype or shape.
 
     Example:
         >>> import torch
         >>> from noisydml.functional import neighbor_label_score
         >>> neighbor_labels = torch.tensor([[7, 7, 7, 2], [7, 3, 3, 3]])
         >>> vote = neighbor_label_score(neighbor_labels, torch.tensor([7, 7]))
-        >>> vote.score, vote.majority, vote.support
-        (tensor([1.0000, 0.3333], dtype=torch.float64), tensor([7, 3]), tensor([0.7500, 0.7500], dtype=torch.float64))
-    """  # noqa: E501
+        >>> vote.score.tolist(), vote.majority.tolist(), vote.support.tolist()
+        ([1.0, 0.3333333333333333], [7, 3], [0.75, 0.75])
+    """
     _check(neighbor_labels, labels, weights)
     neighbor_labels, labels = neighbor_labels.long(), labels.long()
     size, k = neighbor_labels.shape
@@ -67,12 +63,13 @@ def neighbor_label_score(
         votes = weights.double().gather(1, order)
     # Equal labels lie side by side: votes up to here, less those before the run of this label.
     until = votes.cumsum(dim=1)
-    total = until.narrow(1, k - 1, 1).squeeze(1)
-    before = torch.where(_starts_run(ordered), until - votes, 0.0).cummax(dim=1).values
-    run = until - before  # at the end of a run, the votes of its label
+    starts_run = torch.nn.functional.pad(ordered.diff(dim=1) != 0, (1, 0), value=True)
+    before = torch.where(starts_run, until - votes, 0.0).cummax(dim=1).values
+    run = until - before  # (B, k), at the end of a run the votes of its label
     most = run.amax(dim=1)
     own = torch.where(ordered == labels.unsqueeze(1), run, 0.0).amax(dim=1)
     strongest = torch.where(run == most.unsqueeze(1), ordered, _LARGEST).amin(dim=1)
+    total = until.select(1, -1)
     any_votes = total > 0
     majority = torch.where((own == most) | any_votes.logical_not(), labels, strongest)
     second = torch.where(ordered == majority.unsqueeze(1), 0.0, run).amax(dim=1)
@@ -89,9 +86,8 @@ def neighbor_weights(distance: Tensor, sharpness: float) -> Tensor:
 
     .. math:: w_j = \exp\left(-s\, \frac{d_j}{\frac{1}{k}\sum_{j'} d_{j'}}\right)
 
-    Measured by the sample's own neighbourhood, the weights do not depend on the scale of the
-    embeddings, nor on how dense they lie there. Not from the paper, in which every neighbour has
-    one vote.
+    They do not depend on the scale of the embeddings, nor on how dense they lie. The paper gives
+    one vote to every neighbour.
 
     Args:
         distance: (B, k) floating point, not negative: half of the squared distances. Infinite
@@ -102,7 +98,7 @@ def neighbor_weights(distance: Tensor, sharpness: float) -> Tensor:
         (B, k) of the dtype of ``distance``, in ``[0, 1]``. All 1 where every distance is 0.
 
     Raises:
-        TypeError, ValueError: for a bad argument.
+        TypeError, ValueError: for a wrong dtype, shape or ``sharpness``.
 
     Example:
         >>> import torch
@@ -121,32 +117,16 @@ def neighbor_weights(distance: Tensor, sharpness: float) -> Tensor:
     return (relative.clamp_max(_FAR / sharpness) * -sharpness).exp() * there
 
 
-_FAR = 80.0  # exp(-80) is no vote beside any other, and much less would be slow: subnormal
-_LARGEST = torch.iinfo(torch.int64).max
-
-
-def _starts_run(ordered: Tensor) -> Tensor:
-    """(B, k) bool, True where a row's sorted labels change, and in the first column."""
-    k = ordered.shape[1]
-    changes = ordered.narrow(1, 1, k - 1) != ordered.narrow(1, 0, k - 1)
-    return torch.nn.functional.pad(changes, (1, 0), value=True)
-
-
 def _check(neighbor_labels: Tensor, labels: Tensor, weights: Tensor | None) -> None:
     require_integer("labels", labels)
-    if not isinstance(neighbor_labels, Tensor) or neighbor_labels.ndim != 2:
-        got = (
-            tuple(neighbor_labels.shape)
-            if isinstance(neighbor_labels, Tensor)
-            else type(neighbor_labels).__name__
-        )
+    is_tensor = isinstance(neighbor_labels, Tensor)
+    if not is_tensor or neighbor_labels.ndim != 2:
+        got = tuple(neighbor_labels.shape) if is_tensor else type(neighbor_labels).__name__
         raise ValueError(f"neighbor_labels must be a (B, k) tensor, got {got}")
     require_integer("neighbor_labels", neighbor_labels.reshape(-1))
-    if len(neighbor_labels) != len(labels):
-        raise ValueError(
-            f"neighbor_labels must have {len(labels)} rows, one per label, "
-            f"got {len(neighbor_labels)}"
-        )
+    size = len(neighbor_labels)
+    if size != len(labels):
+        raise ValueError(f"neighbor_labels must have {len(labels)} rows, one per label, got {size}")
     if weights is not None:
         require_floating("weights", weights)
         if weights.shape != neighbor_labels.shape:

@@ -16,29 +16,20 @@ _TIE = 1e-12
 def otsu_threshold(values: Tensor) -> Tensor:
     r"""Threshold that splits ``values`` into two groups of least variance (ProcSim, Algorithm 1).
 
-    The candidates are the midpoints of consecutive sorted values that leave at least two
-    samples on each side; the one with the least
-    :math:`(|C_0| Var[C_0] + |C_1| Var[C_1]) / B` is taken, with
-    :math:`C_0 = \{v < \tau\}`, :math:`C_1 = \{v \ge \tau\}` and population variances, which makes
-    it one-dimensional 2-means. Equal values fall on the same side; of equal costs the lowest
-    threshold wins.
+    Of the midpoints :math:`\tau` of consecutive sorted values that leave two samples or more on
+    each side, the one of least :math:`(|C_0| Var[C_0] + |C_1| Var[C_1]) / B`, with
+    :math:`C_0 = \{v < \tau\}`, :math:`C_1 = \{v \ge \tau\}` and population variances:
+    one-dimensional 2-means. Of equal costs the lowest threshold wins.
 
     Args:
-        values: (B,) floating-point tensor of finite values, for instance one loss per sample.
+        values: (B,) floating point, finite, for instance one loss per sample.
 
     Returns:
-        0-dim float64 tensor (the midpoint of two floats needs more digits than they have), on the
-        device of ``values``. It is ``inf``, which no value exceeds, where there is nothing to
-        split: fewer than 4 values, or all of them equal. NaN or infinite values give no defined
-        threshold.
+        0-dim float64, as a midpoint needs more digits than the values; ``inf`` for fewer than 4 or
+        all equal values. O(B log B), no transfer to the host.
 
     Raises:
-        TypeError: if ``values`` is not a floating-point tensor.
-        ValueError: if it has not exactly one dimension.
-
-    Notes:
-        O(B log B) by a sort and prefix sums in float64, centred so that a large common offset
-        costs no digits. No transfer to the host.
+        TypeError, ValueError: if ``values`` is not floating point, or not of one dimension.
 
     Example:
         >>> import torch
@@ -50,27 +41,20 @@ def otsu_threshold(values: Tensor) -> Tensor:
     n = len(values)
     if n < 2 * _MIN_CLUSTER:
         return torch.full((), math.inf, dtype=torch.float64, device=values.device)
-
     ordered = values.double().sort().values
     n_candidates = n - 2 * _MIN_CLUSTER + 1
     low = ordered.narrow(0, _MIN_CLUSTER - 1, n_candidates)
     high = ordered.narrow(0, _MIN_CLUSTER, n_candidates)
     total = low + high
     candidates = torch.where(total.isinf(), low / 2 + high / 2, total / 2)
-    # A midpoint that equals some values has all of them above it, so the split is counted, not
-    # taken from the position.
+    # Counted, not taken from the position: values equal to a midpoint are all above it.
     n_below = torch.searchsorted(ordered, candidates)
-
     threshold = candidates.take(_best_split(ordered, n_below))
     return torch.where(ordered.select(0, 0) == ordered.select(0, -1), math.inf, threshold)
 
 
 def _best_split(ordered: Tensor, n_below: Tensor) -> Tensor:
-    """Index of the first entry of ``n_below`` whose split has the least cost.
-
-    The cost is the total variance less the variance between the groups, so the most of the
-    latter is looked for: it needs sums only, no squares, and loses no digits.
-    """
+    """Index of the first entry of ``n_below`` whose split has the least cost."""
     n = len(ordered)
     # To [0, 1] from the lowest value, so that neither a common offset nor an extreme scale costs
     # digits; halved first where even the span of the values would overflow.
@@ -78,11 +62,11 @@ def _best_split(ordered: Tensor, n_below: Tensor) -> Tensor:
     scale = torch.where((highest - lowest).isinf(), 0.5, 1.0).double()
     span = (highest * scale - lowest * scale).clamp(min=torch.finfo(torch.float64).tiny)
     unit = (ordered * scale - lowest * scale) / span
-    centred = unit - unit.mean()
-    sums = torch.cumsum(centred, dim=0)
+    sums = torch.cumsum(unit - unit.mean(), dim=0)
     total = sums.select(0, -1)
     below = sums.take((n_below - 1).clamp(min=0))
     n_above = n - n_below
+    # The total variance is the cost and the variance between the groups: most of it, least cost.
     gap = below / n_below.clamp(min=1) - (total - below) / n_above
     between = gap.square() * n_below * n_above / n  # 0 where nothing lies below
     best = between >= between.max() * (1 - _TIE)

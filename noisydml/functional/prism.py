@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from noisydml.functional.checks import (
-    on_host,
     require_count,
     require_floating,
     require_integer,
@@ -24,20 +20,23 @@ from noisydml.functional.products import affine
 
 _BLOCK = 4_000_000  # similarities that the pairwise form holds at once
 _TINY = 1e-12  # as in torch.nn.functional.normalize
+_EXACT = 1e-9  # a product that rounding keeps below a whole number is that number: 0.29 * 100
 
 
 def class_similarity(
     embeddings: Tensor, centers: Tensor, counts: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    r"""Mean cosine similarity of each embedding with each class in memory (PRISM, Eq. 5).
+    r"""Mean cosine similarity of each embedding with each class in memory (PRISM, Eq. 5-6).
+
+    .. math:: w_k^\top \frac{f(x_i)}{\lVert f(x_i) \rVert} / T
 
     Args:
         embeddings: (B, D) floating point; normalised here.
-        centers: (C, D) the **plain** mean of each class's normalised features, not normalised
-            again (Eq. 6); finite, also where ``counts`` is 0.
+        centers: (C, D) :math:`w_k`, the **plain** mean of each class's normalised features, not
+            normalised again (Eq. 6); finite, also where ``counts`` is 0.
         counts: (C,) integers, of how many features each mean is; 0 for a class that the memory
             does not hold.
-        temperature: the similarities are divided by it; above 0.
+        temperature: T, finite and above 0.
 
     Returns:
         (B, C) of at least float32, ``-inf`` for the classes that the memory does not hold.
@@ -59,7 +58,7 @@ def class_similarity(
     require_positive("temperature", temperature)
     _require_width("centers", centers, embeddings)
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
-    absent = counts.clamp_max(1).log().to(dtype)  # 0, or -inf
+    absent = counts.clamp_max(1).log().to(dtype)  # (C,) 0, or -inf
     rows = embeddings.to(dtype)
     return affine(rows, centers.to(dtype), absent).div_(_length(rows, temperature))
 
@@ -71,17 +70,17 @@ def class_similarity_pairs(
     num_classes: int,
     temperature: float = 1.0,
 ) -> Tensor:
-    r"""The same from all pairs with the memory, :math:`T(x_i, k)` of PRISM's Eq. 3.
+    r"""Mean cosine similarity with each class from all pairs, :math:`T(x_i, k)` of PRISM's Eq. 3.
 
-    O(B M D) time, in blocks: no (B, M, D), nor even a (B, M) tensor for a large memory. It
-    agrees with :func:`class_similarity` up to rounding, and is here to show that.
+    It agrees with :func:`class_similarity` up to rounding, and is here to show that. O(B M D)
+    time, in blocks: no (B, M, D), nor even a (B, M) tensor for a large memory.
 
     Args:
         embeddings: (B, D) floating point; normalised here.
         features: (M, D) floating point, the memory; normalised here.
         feature_labels: (M,) integers in ``[0, num_classes)``, or -1 for entries to be ignored.
         num_classes: C.
-        temperature: as in :func:`class_similarity`.
+        temperature: T, finite and above 0.
 
     Returns:
         (B, C) of at least float32, ``-inf`` for the classes that the memory does not hold.
@@ -105,8 +104,7 @@ def class_similarity_pairs(
     _require_width("features", features, embeddings)
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
     queries = embeddings.to(dtype)
-    # Column C takes what is to be ignored.
-    columns = torch.where(feature_labels < 0, num_classes, feature_labels)
+    columns = torch.where(feature_labels < 0, num_classes, feature_labels)  # C for the ignored
     sums = queries.new_zeros(len(queries), num_classes + 1)
     ones = torch.ones(len(features), dtype=torch.int64, device=columns.device)
     counts = ones.new_zeros(num_classes + 1).index_add_(0, columns, ones)
@@ -138,7 +136,12 @@ def own_similarity(similarities: Tensor, labels: Tensor) -> Tensor:
 
 
 def softmax_probability(similarities: Tensor, labels: Tensor) -> Tensor:
-    """(B,) Eq. 2 and 7 from the similarities: 1 for a class that the memory does not hold.
+    r"""(B,) probability that each label is right, from the similarities (PRISM, Eq. 2 and 7).
+
+    .. math:: P(i) = \exp(s_{i y_i}) / \textstyle\sum_k \exp(s_{ik})
+
+    The sum runs over the classes that the memory holds. A class that it does not hold has no
+    center to compare with: its samples have probability 1 (Alg. 1, line 3).
 
     Args:
         similarities: (B, C) from :func:`class_similarity`.
@@ -156,28 +159,19 @@ def softmax_probability(similarities: Tensor, labels: Tensor) -> Tensor:
 
 
 def clean_probability(
-    embeddings: Tensor,
-    labels: Tensor,
-    centers: Tensor,
-    counts: Tensor,
-    temperature: float = 1.0,
+    embeddings: Tensor, labels: Tensor, centers: Tensor, counts: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    r"""Probability that each label is right, by class centers (PRISM, Eq. 6-7).
+    """Probability that each label is right, by class centers (PRISM, Eq. 6-7).
 
-    .. math::
-        P(i) = \frac{\exp(w_{y_i}^\top x_i / T)}{\sum_{k : M_k > 0} \exp(w_k^\top x_i / T)},
-        \qquad x_i = \frac{f(x_i)}{\lVert f(x_i) \rVert}
-
-    The sum runs over the classes that the memory holds. A class that it does not hold has no
-    center to compare with: its samples have probability 1 (Alg. 1, line 3).
+    :func:`softmax_probability` of :func:`class_similarity`.
 
     Args:
         embeddings: (B, D) floating point; normalised here.
         labels: (B,) integers in ``[0, C)``.
-        centers: (C, D), as in :func:`class_similarity`.
-        counts: (C,) integers, as in :func:`class_similarity`.
-        temperature: :math:`T`, finite and above 0. The paper has 1, where the probabilities
-            differ little from ``1 / C``; their order, which is what PRISM uses, depends on it too.
+        centers: (C, D) plain means of each class's normalised features.
+        counts: (C,) integers, of how many features each mean is.
+        temperature: T, finite and above 0. The paper has 1, where the probabilities differ little
+            from ``1 / C``; their order, which is what PRISM uses, depends on it too.
 
     Returns:
         (B,) of at least float32, in ``[0, 1]``. No transfer to the host; the largest tensor is
@@ -207,18 +201,24 @@ def clean_probability_pairs(
     num_classes: int,
     temperature: float = 1.0,
 ) -> Tensor:
-    """The same from all pairs with the memory (PRISM, Eq. 2-3); see :func:`clean_probability`.
+    """Probability that each label is right, by all pairs with the memory (PRISM, Eq. 2-3).
+
+    :func:`softmax_probability` of :func:`class_similarity_pairs`.
 
     Args:
         embeddings: (B, D) floating point; normalised here.
         labels: (B,) integers in ``[0, C)``.
-        features: (M, D), the memory; normalised here.
-        feature_labels: (M,) integers in ``[0, num_classes)``, or -1 for entries to be ignored.
+        features: (M, D) floating point, the memory; normalised here.
+        feature_labels: (M,) integers in ``[0, C)``, or -1 for entries to be ignored.
         num_classes: C.
-        temperature: as in :func:`clean_probability`.
+        temperature: T, finite and above 0.
 
     Returns:
         (B,) of at least float32, in ``[0, 1]``.
+
+    Raises:
+        TypeError: for a tensor of the wrong dtype.
+        ValueError: for a wrong shape, number of classes or temperature.
 
     Example:
         >>> import torch
@@ -255,24 +255,8 @@ def batch_positive(embeddings: Tensor, labels: Tensor) -> Tensor:
     require_integer("labels", labels, len(embeddings))
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
     unit = normalize(embeddings.to(dtype))
-    same = (labels.unsqueeze(1) == labels.unsqueeze(0)).to(dtype)
+    same = (labels.unsqueeze(1) == labels.unsqueeze(0)).to(dtype)  # (B, B)
     return (affine(unit, unit) * same).sum(dim=1) / same.sum(dim=1)
-
-
-def _require_width(name: str, value: Tensor, embeddings: Tensor) -> None:
-    width = embeddings.shape[1]
-    if value.shape[1] != width:
-        raise ValueError(f"{name} must be as wide as the embeddings, {width}, got {value.shape[1]}")
-
-
-def _length(rows: Tensor, temperature: float) -> Tensor:
-    """(B, 1) what a product with each row is to be divided by; above 0 also for zeros."""
-    length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return length.clamp_min(_TINY).mul_(temperature)
-
-
-# A product that a rounding error keeps below a whole number is that number: 0.29 * 100.
-_EXACT = 1e-9
 
 
 def top_r_threshold(
@@ -292,7 +276,8 @@ def top_r_threshold(
         No transfer to the host.
 
     Raises:
-        TypeError, ValueError: for a bad argument.
+        TypeError: for a tensor or rate of the wrong type.
+        ValueError: for a wrong shape, or a rate out of range.
 
     Example:
         >>> import torch
@@ -312,23 +297,9 @@ def top_r_threshold(
         if not 0 <= noise_rate <= 1:
             raise ValueError(f"noise_rate must be in [0, 1], got {noise_rate}")
     # With -inf in front the k-th smallest has the index k, from 0 on.
-    ordered = torch.nn.functional.pad(taking_part.sort().values, (1, 0), value=-math.inf)
+    ordered = pad(taking_part.sort().values, (1, 0), value=-math.inf)
     drops = torch.as_tensor(noise_rate * n + _EXACT, device=ordered.device).long()
     return ordered.gather(0, drops.reshape(1)).squeeze(0)
-
-
-class SmoothTopR(NamedTuple):
-    """The threshold of a batch, and the window of quantiles after it.
-
-    Attributes:
-        threshold: 0-dim float64; ``-inf`` drops nobody.
-        quantiles: (W,) float64, the latest at the end, zeros in front of the first.
-        number: 0-dim int64, how many of them there are.
-    """
-
-    threshold: Tensor
-    quantiles: Tensor
-    number: Tensor
 
 
 def smooth_top_r(
@@ -337,19 +308,31 @@ def smooth_top_r(
     known: Tensor,
     quantiles: Tensor,
     number: Tensor,
-) -> SmoothTopR:
-    r"""The mean of the last W of :func:`top_r_threshold`, this batch's included (PRISM, Eq. 4).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean of the last W of :func:`top_r_threshold`, this batch's included (PRISM, Eq. 4).
 
     Where nobody would be above it, the window starts again with this batch alone; the best ones
     are above the threshold even then. A batch with the quantile ``-inf`` does not enter the
     window.
 
     Args:
-        probabilities: (B,) as in :func:`top_r_threshold`, with B >= 1.
-        noise_rate: as there.
-        known: (B,) as there.
-        quantiles: (W,) float64, of the batches before.
+        probabilities: (B,) floating point, with B >= 1.
+        noise_rate: R, a number in ``[0, 1]``, or a 0-dim tensor.
+        known: (B,) bool, the samples that take part.
+        quantiles: (W,) float64, those of the batches before, the latest at the end, zeros in front
+            of the first.
         number: 0-dim int64, how many there are.
+
+    Returns:
+        The threshold, 0-dim float64, ``-inf`` where it drops nobody; and quantiles and number
+        with this batch. No transfer to the host.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional.prism import smooth_top_r
+        >>> probabilities, window = torch.tensor([0.4, 0.1, 0.3, 0.2]), torch.tensor([0.0, 0.1])
+        >>> smooth_top_r(probabilities, 0.5, probabilities > 0, window.double(), torch.tensor(1))[0]
+        tensor(0.1500, dtype=torch.float64)
     """
     quantile = top_r_threshold(probabilities, noise_rate, known)
     older = quantiles.narrow(0, 1, len(quantiles) - 1)
@@ -363,35 +346,12 @@ def smooth_top_r(
 
     older = older.masked_fill(starts_again, 0)
     number_now = number_now.masked_fill_(starts_again, 1)
-    counts = quantile > -math.inf
-    return SmoothTopR(
+    enters = quantile > -math.inf
+    return (
         threshold,
-        torch.where(counts, torch.cat([older, quantile.reshape(1)]), quantiles),
-        torch.where(counts, number_now, number),
+        torch.where(enters, torch.cat([older, quantile.reshape(1)]), quantiles),
+        torch.where(enters, number_now, number),
     )
-
-
-def smooth_top_r_on_host(
-    probabilities: Array, noise_rate: float, known: Array, quantiles: Array, number: int
-) -> tuple[float, Array, int]:
-    """The same where numbers can be read without a wait: NumPy is quicker with so few of them."""
-    ordered = np.sort(probabilities if known.all() else np.where(known, probabilities, math.inf))
-    drops = int(noise_rate * np.count_nonzero(known) + _EXACT)
-    quantile = float(ordered[drops - 1]) if drops else -math.inf
-    if not quantile > -math.inf:
-        return quantile, quantiles, number
-    number = min(number + 1, len(quantiles))
-    threshold = (float(quantiles[1:].sum()) + quantile) / number
-    best = float(ordered[-1])
-    if best <= threshold:
-        threshold = min(quantile, math.nextafter(best, -math.inf))
-        quantiles, number = np.zeros_like(quantiles), 1
-    return threshold, np.concatenate([quantiles[1:], [quantile]]), number
-
-
-Array = npt.NDArray[Any]
-
-_NONE = 1e-9  # less than any number of samples
 
 
 def low_rank_counts(
@@ -410,7 +370,7 @@ def low_rank_counts(
         similarities: (B, C) floating point, of each sample with each class; ``-inf`` for classes
             that are not there, for all samples alike. Only their order counts.
         own: (B,) the similarity to the class of each sample's label, from
-            :func:`~noisydml.functional.own_similarity`.
+            :func:`own_similarity`.
         counted: (B,) bool, the samples that take part; None for all.
 
     Returns:
@@ -433,193 +393,29 @@ def low_rank_counts(
     require_floating("similarities", similarities, ndim=2)
     require_floating("own", own, ndim=1)
     require_vector("own", own, len(similarities), "row of similarities")
-    present = _present(similarities)
+    present = (similarities.narrow(0, 0, min(1, len(similarities))) > -math.inf).count_nonzero()
     known = (own > -math.inf) & (present > 1)
     if counted is not None:
         require_vector("counted", counted, len(similarities), "row of similarities")
         known = known & counted
+    # How many classes are above the own one: 0 for the nearest; a wrong label has 1 to C, the right
+    # class being one of them. A sum of floats is several times as fast as one of bools, and exact
+    # up to 2^24 classes.
+    higher = torch.empty_like(similarities, dtype=torch.promote_types(own.dtype, torch.float32))
+    above = torch.gt(similarities, own.unsqueeze(1), out=higher).sum(dim=1)  # (B,)
     # 1 in the lower half of the ranks, -1 in the upper one, 0 in the middle.
-    half = torch.sub(_above(similarities, own), present, alpha=0.5).sign_()
+    half = torch.sub(above, present, alpha=0.5).sign_()
     expected = known.sum(dtype=torch.float64) / 2
     return (half * known).sum(dtype=torch.float64).div_(2).add_(expected), expected
 
 
-def smooth_noise_rate(
-    similarities: Tensor, own: Tensor, counted: Tensor | None, counts: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The estimate over the last W batches, this one included, but never above 1.
-
-    Args:
-        similarities: (B, C) as in :func:`low_rank_counts`.
-        own: (B,) as there.
-        counted: (B,) bool or None, as there.
-        counts: (W, 2) float64, :func:`low_rank_counts` of the batches before, the latest at the
-            end.
-
-    Returns:
-        The rate, 0-dim float64, 0 where there is nothing to go by; (W, 2) the counts after it.
-    """
-    latest = torch.stack(low_rank_counts(similarities, own, counted)).unsqueeze(0)
-    counts = torch.cat([counts.double().narrow(0, 1, len(counts) - 1), latest])
-    in_all = counts.sum(dim=0)
-    rate = in_all.select(0, 0) / in_all.select(0, 1).clamp_min(_NONE)
-    return rate.clamp_max(1), counts
+def _require_width(name: str, value: Tensor, embeddings: Tensor) -> None:
+    width = embeddings.shape[1]
+    if value.shape[1] != width:
+        raise ValueError(f"{name} must be as wide as the embeddings, {width}, got {value.shape[1]}")
 
 
-def smooth_noise_rate_on_host(
-    similarities: Array, own: Array, counted: Array, counts: Array
-) -> tuple[float, Array]:
-    """The same where numbers can be read without a wait: NumPy is quicker with so few of them."""
-    found = expected = 0.0
-    present = np.count_nonzero(similarities[0] > -math.inf)
-    if present > 1:
-        narrow = np.min_scalar_type(similarities.shape[1])  # the fewer bytes, the faster
-        above = (similarities > own[:, np.newaxis]).sum(axis=1, dtype=narrow)
-        half = np.sign(above[counted] - 0.5 * present)
-        found, expected = float(half.sum() + len(half)) / 2, len(half) / 2
-    counts = np.concatenate([counts[1:], [[found, expected]]])
-    found, expected = counts.sum(axis=0).tolist()
-    return min(found / max(expected, _NONE), 1.0), counts
-
-
-def _present(similarities: Tensor) -> Tensor:
-    """0-dim int64, how many classes are there."""
-    return (similarities.narrow(0, 0, min(1, len(similarities))) > -math.inf).count_nonzero()
-
-
-def _above(similarities: Tensor, own: Tensor) -> Tensor:
-    """(B,) how many classes are above the own one, 0 where that is the nearest.
-
-    A wrong label has 1 to K, the right class being one of them. A sum of floats is several times
-    as fast as one of bools, and exact up to 2^24 classes.
-    """
-    dtype = torch.promote_types(similarities.dtype, torch.float32)
-    higher = torch.empty_like(similarities, dtype=dtype)
-    return torch.gt(similarities, own.unsqueeze(1), out=higher).sum(dim=1)
-
-
-# An estimate of this or more says that the features tell too little yet, not that most labels are
-# wrong: to drop the lowest would be to drop nearly at random, too many for anything to be learned.
-_NOTHING_LEARNED = 0.7
-
-
-class Window(NamedTuple):
-    """What is kept of the last W batches.
-
-    Attributes:
-        quantiles: (W,) float64, the latest at the end, zeros in front of the first.
-        number: 0-dim int64, how many of them there are.
-        low_ranks: (W, 2) float64, :func:`~noisydml.functional.low_rank_counts` of the batches, the
-            latest at the end; None where the noise rate is given.
-    """
-
-    quantiles: Tensor
-    number: Tensor
-    low_ranks: Tensor | None
-
-
-class Candidates(NamedTuple):
-    """A batch of one row or more to choose from.
-
-    Attributes:
-        similarities: (B, C) from :func:`~noisydml.functional.class_similarity`, without a graph.
-        labels: (B,) integers in ``[0, C)``.
-        scores: (B,) in the place of Eq. 7, ``-inf`` for a class that the memory does not hold;
-            None for Eq. 7.
-        samples: (B,) bool, which rows take part in quantile and estimate; None for all.
-        noise_rate: R; None to have it estimated.
-        progress: 0-dim integer; nobody is dropped while it is below ``warmup``.
-        warmup: see there.
-    """
-
-    similarities: Tensor
-    labels: Tensor
-    scores: Tensor | None
-    samples: Tensor | None
-    noise_rate: float | None
-    progress: Tensor
-    warmup: int
-
-
-class Selection(NamedTuple):
-    """What is chosen from a batch.
-
-    Attributes:
-        scores: (B,) float64, 1 for a class that the memory does not hold.
-        keep: (B,) bool.
-        threshold: 0-dim float64, what the scores must be above; ``-inf`` drops nobody.
-        noise_rate: 0-dim float64, given or estimated.
-        window: the window after the batch.
-    """
-
-    scores: Tensor
-    keep: Tensor
-    threshold: Tensor
-    noise_rate: Tensor
-    window: Window
-
-
-def select(batch: Candidates, window: Window) -> Selection:
-    """PRISM's Alg. 1, lines 1 to 14, given the window of the batches before."""
-    choose = _select_on_host if on_host(batch.similarities) else _select_on_device
-    return choose(batch, window)
-
-
-def _select_on_device(batch: Candidates, window: Window) -> Selection:
-    own = own_similarity(batch.similarities, batch.labels)
-    evidence = own if batch.scores is None else batch.scores
-    known = evidence != -math.inf  # so is NaN, which is above no threshold
-    if batch.scores is None:
-        scores = softmax_probability(batch.similarities, batch.labels).double()
-    else:
-        scores = torch.where(known, evidence, 1.0).double()
-    counted = known if batch.samples is None else known & batch.samples
-    if batch.noise_rate is None:
-        assert window.low_ranks is not None
-        rate, low_ranks = smooth_noise_rate(
-            batch.similarities, own, batch.samples, window.low_ranks
-        )
-        to_drop = rate.masked_fill(rate >= _NOTHING_LEARNED, 0)
-    else:
-        to_drop = rate = scores.new_full((), batch.noise_rate)
-        low_ranks = None
-    smooth = smooth_top_r(scores, to_drop, counted, window.quantiles, window.number)
-    threshold = smooth.threshold.masked_fill(batch.progress < batch.warmup, -math.inf)
-    keep = (scores > threshold) | known.logical_not()
-    after = Window(smooth.quantiles, smooth.number, low_ranks)
-    return Selection(scores, keep, threshold, rate, after)
-
-
-def _select_on_host(batch: Candidates, window: Window) -> Selection:
-    """The same where numbers can be read without a wait: NumPy is quicker with so few of them."""
-    similarities = batch.similarities.numpy()
-    of_label = (np.arange(len(similarities)), batch.labels.numpy())
-    own = similarities[of_label]
-    evidence = own if batch.scores is None else batch.scores.numpy()
-    known = evidence != -math.inf
-    if batch.scores is None:
-        evidence = batch.similarities.softmax(dim=1).numpy()[of_label]
-    scores = np.where(known, evidence, 1).astype(np.float64)
-    samples = True if batch.samples is None else batch.samples.numpy()
-    rate, low_ranks = batch.noise_rate, None
-    if rate is None:
-        assert window.low_ranks is not None
-        ranked, before = (own > -math.inf) & samples, window.low_ranks.double().numpy()
-        rate, after = smooth_noise_rate_on_host(similarities, own, ranked, before)
-        low_ranks = torch.from_numpy(after)
-    threshold, quantiles, number = smooth_top_r_on_host(
-        scores,
-        0.0 if batch.noise_rate is None and rate >= _NOTHING_LEARNED else rate,
-        known & samples,
-        window.quantiles.double().numpy(),
-        int(window.number),
-    )
-    if int(batch.progress) < batch.warmup:
-        threshold = -math.inf
-    return Selection(
-        torch.from_numpy(scores),
-        torch.from_numpy((scores > threshold) | ~known),
-        torch.from_numpy(np.array(threshold)),
-        torch.from_numpy(np.array(rate, dtype=np.float64)),
-        Window(torch.from_numpy(quantiles), window.number.new_full((), number), low_ranks),
-    )
+def _length(rows: Tensor, temperature: float) -> Tensor:
+    """(B, 1) what a product with each row is to be divided by; above 0 also for zeros."""
+    length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return length.clamp_min(_TINY).mul_(temperature)

@@ -16,23 +16,20 @@ def proxy_nca(
         \ell_i = -\log \frac{\exp(-s\, d_{i, y_i}^2)}{\sum_c \exp(-s\, d_{i,c}^2)}
 
     with :math:`d_{i,c}` the Euclidean distance of the normalised embedding i to the normalised
-    proxy c. The sum runs over all classes, :math:`y_i` included, as in pytorch-metric-learning's
-    ``ProxyNCALoss`` with its default settings, whose terms these are.
+    proxy c, and all classes in the sum: the terms of pytorch-metric-learning's ``ProxyNCALoss``
+    with its default settings. However far a sample is from its proxy, its loss is finite.
 
     Args:
-        embeddings: (B, D) floating-point tensor; normalised here.
+        embeddings: (B, D) floating point; normalised here.
         labels: (B,) integers in ``[0, C)``.
-        proxies: (C, D) floating-point tensor, one proxy per class; normalised here.
+        proxies: (C, D) floating point, one per class; normalised here.
         softmax_scale: s.
 
     Returns:
-        (B,) losses in the wider of the two dtypes, and in float32 at least; differentiable with
-        respect to embeddings and proxies. A sample however far from its proxy has a finite loss:
-        the logarithm is taken of the ratio, not of a probability that may be rounded to 0.
+        (B,) losses in the wider dtype, float32 at least; differentiable in both.
 
     Raises:
-        TypeError: if a tensor has the wrong kind of dtype.
-        ValueError: if shapes do not fit.
+        TypeError, ValueError: if a tensor has another kind of dtype, or shapes do not fit.
 
     Example:
         >>> import torch

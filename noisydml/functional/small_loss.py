@@ -1,4 +1,4 @@
-"""Small-loss selection: which share of a batch is left out, and the loss up to which it is kept."""
+"""Small-loss selection (Co-teaching, Algorithm 1): the share left out, and up to which loss."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from noisydml.functional.checks import (
 def forget_rate(step: Tensor, noise_rate: float, ramp: int) -> Tensor:
     r"""The share of the batch to leave out at a step, :math:`\tau \min(t / t_k, 1)`.
 
-    Co-teaching's Algorithm 1 keeps the share :math:`R(T) = 1 - \min(T \tau / T_k, \tau)` in epoch
-    T; this is the rest, by steps instead of epochs.
+    It is 1 less the share R(T) that Co-teaching's Algorithm 1 keeps, by steps instead of epochs.
 
     Args:
         step: :math:`t`, 0-dim integer tensor, the steps before this one.
@@ -30,7 +29,7 @@ def forget_rate(step: Tensor, noise_rate: float, ramp: int) -> Tensor:
         0-dim float64 tensor. No transfer to the host.
 
     Raises:
-        TypeError, ValueError: for a bad argument.
+        TypeError, ValueError: if ``noise_rate`` or ``ramp`` is no such number.
 
     Example:
         >>> import torch
@@ -50,9 +49,8 @@ def small_loss_threshold(
 ) -> Tensor:
     r"""The largest loss that is kept if the :math:`\lfloor R n \rfloor` largest are left out.
 
-    Co-teaching's Algorithm 1, :math:`\arg\min_{|D'| \ge R(T) |D|} \ell(D')`: what is at most this
-    large is kept. Samples of equal loss are kept or left out together, and kept where only some
-    of them would be left out.
+    What is at most this large is kept (Han et al., Co-teaching, NeurIPS 2018, Algorithm 1). Equal
+    losses are kept or left out together, and kept where only some of them would be left out.
 
     Args:
         losses: (B,) floating point.
@@ -60,15 +58,10 @@ def small_loss_threshold(
         counted: (B,) bool, the n samples that take part; None for all.
 
     Returns:
-        0-dim float64 tensor; ``inf``, which keeps everybody, where :math:`\lfloor R n \rfloor` is
-        0. No transfer to the host.
+        0-dim float64, ``inf`` where :math:`\lfloor R n \rfloor` is 0. No transfer to the host.
 
     Raises:
-        TypeError, ValueError: for a bad argument.
-
-    References:
-        Han et al., Co-teaching: Robust Training of Deep Neural Networks with Extremely Noisy
-        Labels, NeurIPS 2018.
+        TypeError, ValueError: for a wrong dtype, shape or ``rate``.
 
     Example:
         >>> import torch
@@ -79,13 +72,10 @@ def small_loss_threshold(
     require_floating("losses", losses, ndim=1)
     if not isinstance(rate, Tensor):
         require_noise_rate(rate, "rate")
-    size = len(losses)
-    ordered = losses.double()
-    n = torch.full((), size, device=losses.device)
+    ordered, n = losses.double(), torch.full((), len(losses), device=losses.device)
     if counted is not None:
-        require_vector("counted", counted, size, "loss")
-        ordered = torch.where(counted, ordered, math.inf)
-        n = counted.sum()
+        require_vector("counted", counted, len(losses), "loss")
+        ordered, n = torch.where(counted, ordered, math.inf), counted.sum()
     ordered = torch.nn.functional.pad(ordered.sort().values, (0, 1), value=math.inf)
     # A product that a rounding error keeps below a whole number is that number: 0.29 * 100.
     drops = (rate * n.double() + 1e-9).long()

@@ -7,10 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisydml.functional.checks import on_host, require_count, require_floating, require_integer
-from noisydml.functional.repeats import last_of_equals
-from noisydml.memory import on_host as memory_on_host
-from noisydml.memory.entries import EMPTY, Entries, class_means, unit_features, update_centers
+from noisydml.functional.checks import require_count, require_floating, require_integer
+from noisydml.memory.state import overwrite
+
+EMPTY = -1  # the label of an entry that holds nothing, and the id of one that has none
+
+# Features are rounded to multiples of 2^-26, the last place of a float32 between 1/8 and 1/4: what
+# is larger is one already. Sums of up to 2^26 of them are exact in float64, in any order, so that
+# subtracting what leaves undoes exactly what adding it did.
+_GRAIN = 2.0**26
+_TINY = 1e-12  # as in torch.nn.functional.normalize
 
 
 class FeatureMemory(nn.Module):
@@ -25,7 +31,8 @@ class FeatureMemory(nn.Module):
     Args:
         memory_size: number of entries, M, at least 1.
         embedding_size: width of the features, D, at least 1; None to take it from the first
-            embeddings that are stored, or from the state that is loaded. Centers need it.
+            embeddings that are stored, or from the state that is loaded. Centers need it, and so
+            do loaders that write into a state in place.
         num_classes: number of classes, C, with labels in ``[0, C)``; None for a memory without
             centers and with any labels that are not negative.
         normalize: whether features are divided by their Euclidean norm on the way in. Centers
@@ -37,6 +44,7 @@ class FeatureMemory(nn.Module):
         labels: (M,) int64, -1 where nothing is stored.
         sample_ids: (M,) int64, -1 where unknown.
         total: 0-dim int64, how many entries have been enqueued in all.
+        version: a number on the host that changes whenever an entry may have.
         centers: (C, D) float32, zeros for a class without entries. Only with ``num_classes``.
         counts: (C,) int64, entries of each class. Only with ``num_classes``.
 
@@ -71,6 +79,7 @@ class FeatureMemory(nn.Module):
     sums: Tensor
     counts: Tensor
     centers: Tensor
+    version = 0
 
     def __init__(
         self,
@@ -99,19 +108,25 @@ class FeatureMemory(nn.Module):
         self.embedding_size = embedding_size
         self.num_classes = num_classes
         self.normalize = normalize
-        width = embedding_size or 0
-        self.register_buffer("features", torch.zeros(memory_size, width, dtype=dtype))
-        self.register_buffer("labels", torch.full((memory_size,), EMPTY))
-        self.register_buffer("sample_ids", torch.full((memory_size,), EMPTY))
+        self._widens = embedding_size is None
+        features = torch.zeros(memory_size, embedding_size or 0, dtype=dtype)
+        if self._widens:  # no buffer, as their shapes stay
+            self.features = features
+        else:
+            self.register_buffer("features", features)
+        empty = torch.full((memory_size,), EMPTY, dtype=torch.int64)
+        self.register_buffer("labels", empty)
+        self.register_buffer("sample_ids", empty.clone())
         self.register_buffer("total", torch.zeros((), dtype=torch.int64))
-        self.register_load_state_dict_pre_hook(_take_width)  # type: ignore[no-untyped-call]
         if num_classes is not None:
-            shape = (num_classes, width)
-            sums = torch.zeros(shape, dtype=torch.float64)
-            self.register_buffer("sums", sums, persistent=False)
-            counts = torch.zeros(num_classes, dtype=torch.int64)
-            self.register_buffer("counts", counts, persistent=False)
-            self.register_buffer("centers", torch.zeros(shape), persistent=False)
+            shape = (num_classes, embedding_size or 0)
+            follows = {
+                "sums": torch.zeros(shape, dtype=torch.float64),
+                "counts": torch.zeros(num_classes, dtype=torch.int64),
+                "centers": torch.zeros(shape, dtype=torch.float32),
+            }
+            for name, buffer in follows.items():
+                self.register_buffer(name, buffer, persistent=False)
             self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
                 FeatureMemory._recount
             )
@@ -135,11 +150,20 @@ class FeatureMemory(nn.Module):
             keep: (B,) bool, which rows to store; None for all of them.
         """
         self._check(embeddings, labels, sample_ids, keep)
-        if on_host(self.total):
-            memory_on_host.enqueue(self, embeddings, labels, sample_ids, keep)
-        else:
-            keep = torch.ones_like(labels).bool() if keep is None else keep
-            self._enqueue_masked(embeddings, labels, sample_ids, keep)
+        size = len(labels)
+        if size == 0:
+            return
+        keep = torch.ones_like(labels, dtype=torch.bool) if keep is None else keep
+        # Only the device knows how many are kept, so no shape may depend on it: the kept rows come
+        # first, from the last to the first, then the others, which write back what is there.
+        newest = min(size, self.memory_size)
+        order = keep.flip(0).logical_not().argsort(stable=True).narrow(0, 0, newest)
+        age = torch.arange(newest, device=labels.device)
+        kept = keep.sum()
+        slots = (self.total + kept - 1 - age).remainder(self.memory_size)
+        rows, fresh = size - 1 - order, age < kept
+        self._store(slots, rows, fresh, fresh, embeddings, labels, sample_ids)
+        self.total.add_(kept)
 
     def write(self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor) -> None:
         """Store rows in place: the row with sample id i becomes entry i.
@@ -150,30 +174,38 @@ class FeatureMemory(nn.Module):
             sample_ids: (B,) integers in ``[0, M)``; of equal ids the last row counts.
         """
         self._check(embeddings, labels, sample_ids, None)
-        if len(embeddings) == 0:
+        if len(labels) == 0:
             return
-        last, old = last_of_equals(sample_ids), self._entries(sample_ids)
-        new = self._converted(embeddings, labels, sample_ids, last)
-        # Of an entry that is written twice only the last row counts.
-        counts = last == torch.arange(len(last), device=last.device)
-        self._count(old, new.where(counts, old))
-        self._overwrite(sample_ids, new)
-        self.total.add_(len(embeddings))
+        last = last_of_equals(sample_ids)
+        once = last == torch.arange(len(last), device=last.device)  # each entry, to be counted
+        everywhere = torch.ones_like(once)
+        self._store(sample_ids, last, everywhere, once, embeddings, labels, sample_ids)
+        self.total.add_(len(labels))
+
+    def remember(self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None) -> None:
+        """:meth:`write` where the rows have ids, else :meth:`enqueue`."""
+        if sample_ids is None:
+            self.enqueue(embeddings, labels)
+        else:
+            self.write(embeddings, labels, sample_ids)
 
     @property
     def filled(self) -> Tensor:
         """(M,) bool, which entries hold something."""
         return self.labels != EMPTY
 
-    def allocate(self, embedding_size: int | None) -> None:
-        """Make room for features of this width where it was left open; what is stored is lost."""
-        self.embedding_size = embedding_size
-        self.features = self.features.new_zeros(self.memory_size, embedding_size or 0)
+    def first_filled(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """Copies of the features and labels of a ring; None if it is empty. Asks the host."""
+        filled = min(int(self.total), self.memory_size)
+        if filled == 0:
+            return None
+        return self.features[:filled].to(dtype, copy=True), self.labels[:filled].clone()
 
     def reset(self) -> None:
         """Forget everything."""
-        for buffer in self.buffers():
-            buffer.zero_()
+        self.version += 1
+        for tensor in (self.features, *self.buffers()):
+            tensor.zero_()
         self.labels.fill_(EMPTY)
         self.sample_ids.fill_(EMPTY)
 
@@ -187,12 +219,10 @@ class FeatureMemory(nn.Module):
         self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None, keep: Tensor | None
     ) -> None:
         require_floating("embeddings", embeddings, ndim=2)
-        if self.embedding_size is None and embeddings.shape[1] > 0:
-            self.allocate(embeddings.shape[1])
-        if embeddings.shape[1] != self.embedding_size:
+        width = embeddings.shape[1]
+        if self.embedding_size is not None and width != self.embedding_size:
             raise ValueError(
-                f"embeddings must be as wide as the memory, {self.embedding_size}, "
-                f"got {embeddings.shape[1]}"
+                f"embeddings must be as wide as the memory, {self.embedding_size}, got {width}"
             )
         require_integer("labels", labels, len(embeddings))
         if sample_ids is not None:
@@ -202,91 +232,128 @@ class FeatureMemory(nn.Module):
                 f"keep must be bool of shape ({len(embeddings)},), "
                 f"got {keep.dtype} of shape {tuple(keep.shape)}"
             )
+        if self.embedding_size is None and width > 0:
+            self._widen(width)
 
-    def _enqueue_masked(
-        self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None, keep: Tensor
+    def _widen(self, width: int | None) -> None:
+        self.version += 1
+        self.embedding_size = width
+        self.features = self.features.new_zeros(self.memory_size, width or 0)
+
+    def _store(
+        self,
+        slots: Tensor,
+        rows: Tensor,
+        fresh: Tensor,
+        counted: Tensor,
+        embeddings: Tensor,
+        labels: Tensor,
+        sample_ids: Tensor | None,
     ) -> None:
-        """Store rows of which only the device knows how many are kept.
-
-        The kept rows come first, from the last to the first, then the others, which write back
-        what is there: no shape depends on how many are kept.
-        """
-        size, device = len(embeddings), embeddings.device
-        if size == 0:
-            return
-        newest = min(size, self.memory_size)
-        order = keep.flip(0).logical_not().argsort(stable=True).narrow(0, 0, newest)
-        age = torch.arange(newest, device=device)
-        kept = keep.sum()
-        slots = (self.total + kept - 1 - age).remainder(self.memory_size)
-        fresh, old = age < kept, self._entries(slots)
-        new = self._converted(embeddings, labels, sample_ids, size - 1 - order).where(fresh, old)
-        self._count(old, new)
-        self._overwrite(slots, new)
-        self.total.add_(kept)
-
-    def _columns(self) -> Entries:
-        return Entries(self.features, self.labels, self.sample_ids)
-
-    def _entries(self, slots: Tensor) -> Entries:
-        return Entries(*(buffer.index_select(0, slots) for buffer in self._columns()))
-
-    def _overwrite(self, slots: Tensor, new: Entries) -> None:
-        for buffer, column in zip(self._columns(), new, strict=True):
-            buffer.index_copy_(0, slots, column)
-
-    def _converted(
-        self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None, rows: Tensor | None
-    ) -> Entries:
-        """The rows of a batch, or some of them, as they are stored."""
-        features = embeddings.detach()
-        if rows is not None:
-            features, labels = features.index_select(0, rows), labels.index_select(0, rows)
-            sample_ids = None if sample_ids is None else sample_ids.index_select(0, rows)
-        if self.normalize:
-            features = unit_features(features)
-        return Entries(
-            features.to(self.features.dtype),
-            labels.to(torch.int64),
-            torch.full_like(labels, EMPTY) if sample_ids is None else sample_ids.to(torch.int64),
+        """Some rows of a batch into the slots where ``fresh``; classes count where ``counted``."""
+        self.version += 1
+        features = embeddings.detach().index_select(0, rows)
+        features = unit_features(features) if self.normalize else features
+        features = features.to(self.features.dtype)
+        labels = labels.index_select(0, rows).to(torch.int64)
+        ids = torch.full_like(labels, EMPTY)
+        if sample_ids is not None:
+            ids = sample_ids.index_select(0, rows).to(torch.int64)
+        old_features = self.features.index_select(0, slots)
+        old_labels, old_ids = (
+            self.labels.index_select(0, slots),
+            self.sample_ids.index_select(0, slots),
         )
+        if self.num_classes is not None:
+            self._add(features, labels, counted, 1)
+            self._add(old_features, old_labels, counted, -1)
+            if 4 * len(labels) >= self.num_classes:  # picking classes out would cost more
+                overwrite(self.centers, class_means(self.sums, self.counts))
+            else:
+                classes = torch.cat([labels, old_labels]).clamp_min_(0)
+                sums, counts = self.sums.index_select(0, classes), self.counts.take(classes)
+                self.centers.index_copy_(0, classes, class_means(sums, counts))
+        features = torch.where(fresh.unsqueeze(1), features, old_features)
+        self.features.index_copy_(0, slots, features)
+        self.labels.index_copy_(0, slots, torch.where(fresh, labels, old_labels))
+        self.sample_ids.index_copy_(0, slots, torch.where(fresh, ids, old_ids))
 
-    def _count(self, old: Entries, new: Entries) -> None:
-        """What follows from the entries, before ``old`` ones become ``new``."""
-        if self.num_classes is None:
-            return
-        self._add(new, 1)
-        self._add(old, -1)
-        if 4 * len(new.labels) >= len(self.centers):  # picking them out would cost more
-            self.centers = class_means(self.sums, self.counts)
-        else:
-            classes = torch.cat([new.labels, old.labels]).clamp_min_(0)
-            update_centers(self.centers, self.sums, self.counts, classes)
-
-    def _add(self, entries: Entries, sign: int) -> None:
-        present = (entries.labels != EMPTY).long()
-        classes = entries.labels.clamp_min(0)  # what is not there adds zeros to class 0
-        self.sums.index_add_(0, classes, entries.features.double(), alpha=sign)
-        self.counts.index_add_(0, classes, present, alpha=sign)
+    def _add(self, features: Tensor, labels: Tensor, counted: Tensor, sign: int) -> None:
+        present = counted & (labels != EMPTY)
+        classes = labels.clamp_min(0)  # what is not there adds zeros to class 0
+        self.sums.index_add_(0, classes, features.double() * present.unsqueeze(1), alpha=sign)
+        self.counts.index_add_(0, classes, present.long(), alpha=sign)
 
     def _recount(self, *_: Any) -> None:
         """Centers and counts from the entries alone."""
         self.sums = torch.zeros_like(self.sums, dtype=torch.float64)
         self.counts = torch.zeros_like(self.counts)
-        self._add(self._columns(), 1)
+        self._add(self.features, self.labels, self.filled, 1)
         self.centers = class_means(self.sums, self.counts)
 
     def _apply(self, fn: Any, recurse: bool = True) -> FeatureMemory:
         """``.half()`` and the like change the stored features, not the precision of the centers."""
+        self.version += 1
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self._widens:
+            self.features = fn(self.features)
         exact = (torch.float64, torch.float32)
         if self.num_classes is not None and (self.sums.dtype, self.centers.dtype) != exact:
             self._recount()
         return self
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._widens:
+            destination[f"{prefix}features"] = self.features
 
-def _take_width(memory: FeatureMemory, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """A memory whose width was left open has that of the state it loads."""
-    features = state.get(f"{prefix}features")
-    if features is not None and memory.num_classes is None and features.ndim == 2:
-        memory.allocate(features.shape[1] or None)
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Tensor],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        self.version += 1
+        name = f"{prefix}features"
+        features = state_dict.pop(name, None) if self._widens else None
+        if features is not None and (features.ndim != 2 or len(features) != self.memory_size):
+            error_msgs.append(
+                f"{name} must have {self.memory_size} rows, got shape {tuple(features.shape)}"
+            )
+        elif features is not None:
+            self._widen(features.shape[1] or None)
+            self.features.copy_(features)
+        elif self._widens and strict:
+            missing_keys.append(name)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+def unit_features(features: Tensor) -> Tensor:
+    """(B, D) of length 1, of numbers whose sums are exact; zeros stay zeros."""
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    length: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    grains = length.clamp_min_(_TINY).reciprocal_().mul_(_GRAIN)
+    return features.mul(grains).round_().mul_(1 / _GRAIN)
+
+
+def class_means(sums: Tensor, counts: Tensor) -> Tensor:
+    """(C, D) float32; zeros for a class of no entries."""
+    return sums.float().mul_(counts.clamp_min(1).float().reciprocal_().unsqueeze(1))
+
+
+def last_of_equals(ids: Tensor) -> Tensor:
+    """(B,) for each id the last position at which it occurs, in O(B log B)."""
+    if len(ids) == 0:
+        return torch.zeros_like(ids, dtype=torch.int64)
+    ordered, order = ids.sort(stable=True)
+    position = torch.arange(len(ids), device=ids.device)
+    ends = torch.nn.functional.pad(ordered.diff() != 0, (0, 1), value=True)
+    # From each place the next end of a run of equal ids: the last of them, as the sort is stable.
+    end = torch.where(ends, position, len(ids)).flip(0).cummin(dim=0).values.flip(0)
+    return torch.empty_like(order).scatter_(0, order, order.gather(0, end))

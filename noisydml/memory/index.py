@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from noisydml.functional.checks import require_count, require_floating, require_integer
+from noisydml.functional.checks import (
+    require_choice,
+    require_count,
+    require_floating,
+    require_integer,
+)
 
 Metric = Literal["cosine", "euclidean"]
-METRICS = ("cosine", "euclidean")
 
 
 class Neighbors(NamedTuple):
@@ -25,6 +29,11 @@ class Neighbors(NamedTuple):
     position: Tensor  # (B, k) int64, which row of the features
 
 
+def require_metric(metric: Metric) -> None:
+    """Raise ValueError unless it is one that an index has."""
+    require_choice("metric", metric, get_args(Metric))
+
+
 class NeighborIndex(ABC):
     """Finds the rows of a set of features that are nearest to each query.
 
@@ -34,8 +43,7 @@ class NeighborIndex(ABC):
     """
 
     def __init__(self, metric: Metric = "cosine") -> None:
-        if metric not in METRICS:
-            raise ValueError(f"metric must be one of {METRICS}, got {metric!r}")
+        require_metric(metric)
         self.metric = metric
         self.size = 0
         self.width = 0

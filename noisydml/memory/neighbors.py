@@ -1,4 +1,4 @@
-"""A set of labelled features, and what the nearest of them say of a label."""
+"""A set of labelled features, and which of them may vote about a label."""
 
 from __future__ import annotations
 
@@ -8,15 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisydml.functional import neighbor_label_score, neighbor_weights
-from noisydml.functional.neighbors import NeighborVote
-from noisydml.memory.index import (
-    METRICS,
-    FaissIndex,
-    Metric,
-    NeighborIndex,
-    TorchIndex,
-)
+from noisydml.memory.index import FaissIndex, Metric, NeighborIndex, TorchIndex, require_metric
 
 # How often the sample itself is taken to be among the features, if nobody knows where: a sampler
 # that draws several samples of each class at random draws one in four of them twice or more often.
@@ -28,16 +20,18 @@ class Neighborhood:
 
     Args:
         index: ``"torch"``, a FAISS factory string, an index, or None: exact, by FAISS on the CPU
-            and :class:`~noisydml.memory.index.TorchIndex` on any other device.
+            and :class:`~noisydml.memory.TorchIndex` on any other device.
         metric: ``"cosine"`` or ``"euclidean"``.
 
     Attributes:
+        labels: of the features that :meth:`build` has taken.
         class_size: the median number of features of a class.
     """
 
+    labels: Tensor
+
     def __init__(self, index: str | NeighborIndex | None, metric: Metric) -> None:
-        if metric not in METRICS:
-            raise ValueError(f"metric must be one of {METRICS}, got {metric!r}")
+        require_metric(metric)
         if isinstance(index, NeighborIndex) and index.metric != metric:
             raise ValueError(f"index must have the metric {metric!r}, got {index.metric!r}")
         if isinstance(index, str) and index != "torch":
@@ -58,12 +52,12 @@ class Neighborhood:
         rows = (labels >= 0).nonzero().squeeze(1)
         self.labels = labels.index_select(0, rows)
         # Where each entry has gone; -1, which excludes nobody, for those left out.
-        self.row = torch.full_like(labels, -1)
-        self.row.index_copy_(0, rows, torch.arange(len(rows), device=rows.device))
-        self.classes, self.counts = torch.unique(self.labels, return_counts=True)
-        self.class_size = int(self.counts.median()) if len(self.counts) > 0 else 0
-        self.index = self._make(features.device)
-        self.index.build(features.index_select(0, rows))
+        self._row = torch.full_like(labels, -1)
+        self._row.index_copy_(0, rows, torch.arange(len(rows), device=rows.device))
+        self._classes, self._counts = torch.unique(self.labels, return_counts=True)
+        self.class_size = int(self._counts.median()) if len(self._counts) > 0 else 0
+        self._index = self._make(features.device)
+        self._index.build(features.index_select(0, rows))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what ``build`` has made, and builds again."""
@@ -97,40 +91,13 @@ class Neighborhood:
         """
         others = self._others(labels, entries)
         if entries is not None:
-            return *self.index.search(queries, k, self._rows(entries)), others
-        distance, position = self.index.search(queries, k + _COPIES)
+            return *self._index.search(queries, k, self._rows(entries)), others
+        distance, position = self._index.search(queries, k + _COPIES)
         same = (self.labels_at(position) == labels.unsqueeze(1)).long()
         nearest = same.cumprod(dim=1)  # 1 up to the first of another label
         excluded = (nearest > 0) & (nearest.cumsum(dim=1) <= _COPIES)
-        return (
-            torch.where(excluded, math.inf, distance),
-            torch.where(excluded, -1, position),
-            others,
-        )
-
-    def ask(
-        self,
-        queries: Tensor,
-        labels: Tensor,
-        k: int,
-        sharpness: float | None,
-        entries: Tensor | None = None,
-    ) -> tuple[NeighborVote, Tensor]:
-        """What the k nearest say of each query's label, and who could vote.
-
-        Args:
-            queries: as in :meth:`neighbors`, like the rest.
-            labels: (B,) int64.
-            k: number of neighbours.
-            sharpness: of the weights of the votes; None for one vote each.
-            entries: (B,) int64, or None.
-        """
-        distance, position, others = self.neighbors(queries, labels, k, entries)
-        if sharpness is None:
-            weights = (position >= 0).double()
-        else:
-            weights = neighbor_weights(distance, sharpness)
-        return neighbor_label_score(self.labels_at(position), labels, weights), others
+        distance = torch.where(excluded, math.inf, distance)
+        return distance, torch.where(excluded, -1, position), others
 
     def labels_at(self, position: Tensor) -> Tensor:
         """Labels at positions as :meth:`neighbors` gives them; -1 where there is none."""
@@ -138,15 +105,15 @@ class Neighborhood:
 
     def _rows(self, entries: Tensor) -> Tensor:
         """(B,) where each entry is in :attr:`labels`; -1 for one left out, or an entry of -1."""
-        row = self.row.index_select(0, entries.clamp_min(0))
+        row = self._row.index_select(0, entries.clamp_min(0))
         return torch.where(entries < 0, -1, row)
 
     def _others(self, labels: Tensor, entries: Tensor | None) -> Tensor:
         """(B,) bool, whether others of the label's class are here."""
-        if len(self.classes) == 0:
+        if len(self._classes) == 0:
             return torch.zeros_like(labels, dtype=torch.bool)
-        place = torch.searchsorted(self.classes, labels).clamp_max(len(self.classes) - 1)
-        count = torch.where(self.classes.take(place) == labels, self.counts.take(place), 0)
+        place = torch.searchsorted(self._classes, labels).clamp_max(len(self._classes) - 1)
+        count = torch.where(self._classes.take(place) == labels, self._counts.take(place), 0)
         if entries is None:
             return count > 1
         row = self._rows(entries)

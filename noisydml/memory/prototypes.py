@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from noisydml.functional import (
-    class_gaussians,
-    clustering_loss,
-    draw_mixture,
-    floor_variances,
-    refine_labels,
-)
+from noisydml.functional import titan
 from noisydml.functional.checks import require_count, require_positive
-from noisydml.functional.titan import (
-    Mixture,
-    PreparedGaussians,
-    prepare_gaussians,
-    prepared_log_density,
-)
-from noisydml.memory import FeatureMemory
-from noisydml.memory.entries import EMPTY
+from noisydml.memory.features import EMPTY, FeatureMemory
 
 
 class RefinedLabels(NamedTuple):
-    """The labels that have been changed: (R,) int64 each.
+    """The labels that have been changed: (R,) int64 each."""
 
-    Attributes:
-        sample_ids: positions in the data set.
-        old: the labels as given.
-        new: the labels in use.
-        cycle: the cycle since which the new one has been in use.
-    """
-
-    sample_ids: Tensor
-    old: Tensor
-    new: Tensor
-    cycle: Tensor
+    sample_ids: Tensor  # positions in the data set
+    old: Tensor  # the labels as given
+    new: Tensor  # the labels in use
+    cycle: Tensor  # since which the new one has been in use
 
 
 class Prototypes(nn.Module):
@@ -50,18 +30,17 @@ class Prototypes(nn.Module):
         feature_size: D.
         memory_size: N, samples of the data set.
         variance_floor: no variance is below this share of what is usual in its dimension.
-        by_direction: whether features and means are compared by their directions from the center
-            of all features; else as they are.
+        by_direction: whether features and means are compared by their :meth:`directions`.
 
     Attributes:
         memory: the :class:`~noisydml.memory.FeatureMemory`, with the labels as given.
         means, variances: (C, D) float32, those of the last :meth:`estimate`.
         counts: (C,) int64; a class of which the memory held nothing has no prototype.
-        mean_directions: (C, D) float32, unit vectors from the center of all features to the means.
         refined: (N,) int64, the label of each sample that was relabelled, -1 for the others.
+        refined_in: (N,) int64, the cycle since which it has had that label, -1 for the others.
 
-    Everything is in ``state_dict`` but what follows from it. ``C (20 D + 12) + N (4 D + 32)``
-    bytes.
+    Everything is in ``state_dict``: ``C (8 D + 8) + N (4 D + 32)`` bytes. Densities and
+    directions are computed in float32, also where the state is of half precision.
 
     Example:
         >>> import torch
@@ -81,10 +60,6 @@ class Prototypes(nn.Module):
     counts: Tensor
     refined: Tensor
     refined_in: Tensor
-    center: Tensor
-    slopes: Tensor
-    offsets: Tensor
-    mean_directions: Tensor
 
     def __init__(
         self,
@@ -99,8 +74,7 @@ class Prototypes(nn.Module):
         require_count("num_classes", num_classes)
         require_count("feature_size", feature_size)
         require_positive("variance_floor", variance_floor)
-        self.num_classes = num_classes
-        self.variance_floor = float(variance_floor)
+        self.num_classes, self.variance_floor = num_classes, float(variance_floor)
         self.by_direction = by_direction
         self.memory = FeatureMemory(memory_size, feature_size, normalize=False)
         self.register_buffer("means", torch.zeros(num_classes, feature_size))
@@ -108,17 +82,11 @@ class Prototypes(nn.Module):
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("refined", torch.full((memory_size,), EMPTY))
         self.register_buffer("refined_in", torch.full((memory_size,), EMPTY))
-        shapes = {
-            "center": (feature_size,),
-            "slopes": (num_classes, 2 * feature_size),
-            "offsets": (num_classes,),
-            "mean_directions": (num_classes, feature_size),
-        }
-        for name, shape in shapes.items():
-            self.register_buffer(name, torch.zeros(shape), persistent=False)
-        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
-            Prototypes._after_loading
-        )
+
+    @property
+    def center(self) -> Tensor:
+        """(D,) the mean of all means, from which directions are seen."""
+        return titan.mean_of_present(self.means.float(), self.counts > 0)
 
     def remember(self, features: Tensor, labels: Tensor, sample_ids: Tensor | None) -> None:
         """Keep (B, D) features with their labels as given; in place where they have ids."""
@@ -130,23 +98,18 @@ class Prototypes(nn.Module):
     def estimate(self) -> None:
         """Means and variances from the memory, with the labels in use."""
         labels = torch.where(self.refined != EMPTY, self.refined, self.memory.labels)
-        gaussians = class_gaussians(self.memory.features.float(), labels, self.num_classes)
+        gaussians = titan.class_gaussians(self.memory.features.float(), labels, self.num_classes)
         self.means, variances, self.counts = gaussians
-        self.variances = floor_variances(variances, self.counts, self.variance_floor)
-        self.prepare()
-
-    def directions(self, features: Tensor) -> Tensor:
-        """(B, D) unit vectors from the center of all features to each of them."""
-        return normalize(features.float() - self.center)
+        self.variances = titan.floor_variances(variances, self.counts, self.variance_floor)
 
     def refine(self, k: int, cycle: int) -> None:
         """Every mean claims its ``k`` nearest samples; all others have their given label again."""
-        given = self.memory.labels
         # Without its id a sample would not be found again.
-        claimable = torch.where(self.memory.sample_ids != EMPTY, given, EMPTY)
-        new = refine_labels(*self._compared(self.memory.features, claimable), k, self.counts)
-        changed = new != claimable
+        given = torch.where(self.memory.sample_ids != EMPTY, self.memory.labels, EMPTY)
+        features, means = self._compared(self.memory.features), self._compared(self.means)
+        new = titan.refine_labels(features, given, means, k, self.counts)
         since = torch.where(new == self.refined, self.refined_in, cycle)
+        changed = new != given
         self.refined = torch.where(changed, new, EMPTY)
         self.refined_in = torch.where(changed, since, EMPTY)
 
@@ -157,50 +120,35 @@ class Prototypes(nn.Module):
         refined = self.refined.index_select(0, sample_ids)
         return torch.where(refined != EMPTY, refined, labels)
 
-    def log_density(self, features: Tensor) -> Tensor:
-        """(B, C) of (B, D) features; ``-inf`` for classes without a prototype."""
-        prepared = PreparedGaussians(self.center, self.slopes, self.offsets)
-        return prepared_log_density(features, prepared)
-
-    def draw_mixture(
-        self, classes: Tensor, generator: torch.Generator, alpha: float, beta: float
-    ) -> Mixture:
-        """What features are mixed with: draws from the prototypes of ``classes`` (B,)."""
-        return draw_mixture(
-            classes, self.means, self.variances, alpha=alpha, beta=beta, generator=generator
-        )
-
-    def clustering_loss(self, features: Tensor, labels: Tensor, temperature: float) -> Tensor:
-        """(B,) how badly (B, D) features fit the mean of their class, with gradient."""
-        features, labels, means = self._compared(features, labels)
-        return clustering_loss(features, labels, means, self.counts, temperature=temperature)
-
     def refined_labels(self) -> RefinedLabels:
         """The samples whose label in use is not the one given; waits for the device."""
         ids = (self.refined != EMPTY).nonzero().squeeze(1)
         columns = (self.memory.labels, self.refined, self.refined_in)
         return RefinedLabels(ids, *(column.index_select(0, ids) for column in columns))
 
-    def prepare(self) -> None:
-        """Compute what the densities need of the prototypes."""
-        least = torch.finfo(torch.float32).tiny  # a variance that half precision made 0
+    def log_density(self, features: Tensor) -> Tensor:
+        """(B, C) of (B, D) features; ``-inf`` for classes without a prototype."""
+        least = torch.finfo(torch.float32).tiny  # for a variance that half precision made 0
         variances = self.variances.float().clamp_min(least)
-        prepared = prepare_gaussians(self.means.float(), variances, self.counts)
-        self.center, self.slopes, self.offsets = prepared
-        self.mean_directions = self.directions(self.means)
+        return titan.gaussian_log_density(features, self.means.float(), variances, self.counts)
 
-    def _compared(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, labels and means as they are compared."""
-        if self.by_direction:
-            return self.directions(features), labels, self.mean_directions
-        return features, labels, self.means
+    def draw_mixture(
+        self, classes: Tensor, generator: torch.Generator, alpha: float, beta: float
+    ) -> tuple[Tensor, Tensor]:
+        """What features are mixed with: draws from the prototypes of ``classes`` (B,)."""
+        return titan.draw_mixture(
+            classes, self.means, self.variances, alpha=alpha, beta=beta, generator=generator
+        )
 
-    def _after_loading(self, _: Any) -> None:
-        self.prepare()
+    def clustering_loss(self, features: Tensor, labels: Tensor, temperature: float) -> Tensor:
+        """(B,) how badly (B, D) features fit the mean of their class, with gradient."""
+        features, means = self._compared(features), self._compared(self.means)
+        return titan.clustering_loss(features, labels, means, self.counts, temperature=temperature)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Prototypes:
-        """``.half()`` and the like never change the precision of the densities."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.slopes.dtype != torch.float32:
-            self.prepare()
-        return self
+    def directions(self, features: Tensor) -> Tensor:
+        """(B, D) unit vectors from :attr:`center` to each of the features."""
+        return normalize(features.float() - self.center)
+
+    def _compared(self, rows: Tensor) -> Tensor:
+        """Features or means as they are compared."""
+        return self.directions(rows) if self.by_direction else rows

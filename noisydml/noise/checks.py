@@ -1,4 +1,4 @@
-"""What the noise models accept: labels as arrays, lists or tensors, rates and seeds."""
+"""What the noise models accept: labels as arrays, lists or tensors, features, rates and flags."""
 
 from __future__ import annotations
 
@@ -9,18 +9,33 @@ import torch
 from numpy.typing import NDArray
 
 from noisydml.functional.checks import require_number
+from noisydml.noise.random import Integers, Seed, generator
 
-Integers = NDArray[np.int64]
-Seed = int | np.random.Generator
+
+def begin(
+    labels: Any, rate: float, seed: Seed, **flags: bool
+) -> tuple[Integers, Integers, Integers, np.random.Generator]:
+    """What every model begins with; ``flags`` are arguments by name that must be bools.
+
+    Returns:
+        The (N,) labels, the (C,) ascending classes that occur, the (N,) positions of the labels
+        among these, and the source of randomness, from which nothing is drawn yet.
+    """
+    original = read_labels("labels", labels)
+    require_rate("rate", rate)
+    for name, value in flags.items():
+        require_flag(name, value)
+    rng = generator(seed)
+    classes, codes = np.unique(original, return_inverse=True)
+    if rate > 0 and len(original) and len(classes) < 2:
+        raise ValueError(
+            f"labels must have at least 2 classes for a rate above 0, got {len(classes)}"
+        )
+    return original, classes, codes, rng
 
 
 def read_labels(name: str, value: Any) -> Integers:
-    """An int64 copy of a list, array or tensor (of any device) of integers, of one dimension.
-
-    Raises:
-        TypeError: if ``value`` holds anything but integers.
-        ValueError: if it has not exactly one dimension, or an integer beyond int64.
-    """
+    """An int64 copy of a list, array or tensor (of any device) of integers, of one dimension."""
     if isinstance(value, torch.Tensor):
         if value.is_floating_point() or value.is_complex():
             raise TypeError(f"{name} must hold integers, got dtype {value.dtype}")
@@ -45,12 +60,7 @@ def read_labels(name: str, value: Any) -> Integers:
 
 
 def read_features(value: Any, length: int) -> NDArray[np.floating[Any]]:
-    """The (N, D) features as a floating-point array on the host.
-
-    Raises:
-        TypeError: if ``value`` is no array or tensor of real numbers.
-        ValueError: if it has not ``length`` rows and two dimensions, or is not finite.
-    """
+    """The (N, D) finite features, array or tensor, in float32 or float64 on the host."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         value = value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
@@ -76,40 +86,7 @@ def require_rate(name: str, value: float) -> None:
         raise ValueError(f"{name} must be in [0, 1], got {value}")
 
 
-def require_count(name: str, value: int, least: int) -> None:
-    """Raise unless ``value`` is an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
 def require_flag(name: str, value: bool) -> None:
     """Raise unless ``value`` is True or False."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
-
-
-def require_two_classes(rate: float, n_classes: int, n_labels: int) -> None:
-    """Raise where labels are to be made wrong and there is no other class to move them to."""
-    if rate > 0 and n_labels and n_classes < 2:
-        raise ValueError(f"labels must have at least 2 classes for a rate above 0, got {n_classes}")
-
-
-def generator(seed: Seed) -> np.random.Generator:
-    """The generator itself, or a new PCG64 generator from an integer.
-
-    Raises:
-        TypeError: if ``seed`` is neither an integer nor a numpy generator. ``None`` is refused:
-            noise that cannot be drawn again cannot be compared.
-        ValueError: if it is negative.
-    """
-    if isinstance(seed, np.random.Generator):
-        return seed
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(
-            f"seed must be an integer or a numpy.random.Generator, got {type(seed).__name__}"
-        )
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
-    return np.random.Generator(np.random.PCG64(int(seed)))

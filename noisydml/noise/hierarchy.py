@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from noisydml.noise import nodes, picture
-from noisydml.noise.checks import Integers, read_labels
+from noisydml.noise import nodes
+from noisydml.noise.checks import read_labels
+from noisydml.noise.random import Integers
 from noisydml.noise.wordnet import match_wordnet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+_LINE = 0.13  # inches a line of small text takes
+_COLUMN = 1.6  # inches between a node and its children
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,8 +64,7 @@ class ClassHierarchy:
 
         Args:
             pairs: ``(child, parent)`` for every node but the root.
-            classes: the classes in the order of the labels, leaves of the tree; default: all
-                leaves, in the order in which ``pairs`` names them.
+            classes: leaves in the order of the labels; default: all, in the order of ``pairs``.
 
         Raises:
             TypeError: if a pair is not a pair of strings.
@@ -71,7 +75,7 @@ class ClassHierarchy:
             >>> ClassHierarchy.from_parents([("manx", "cat"), ("cat", "pet"), ("fish", "pet")])
             ClassHierarchy(2 classes, 4 nodes, depth 2)
         """
-        return cls._number(nodes.of_parents(pairs, classes))
+        return cls(*nodes.number(*nodes.of_parents(pairs, classes)))
 
     @classmethod
     def from_dict(
@@ -81,10 +85,8 @@ class ClassHierarchy:
 
         Args:
             tree: maps each node to its children: a dictionary, a list of names, or None or an
-                empty one for a leaf. With more than one key on top a node ``"root"`` is put
-                above them.
-            classes: the classes in the order of the labels, all leaves or some; default: all
-                leaves from top to bottom.
+                empty one for a leaf. Above more than one key on top a node ``"root"`` is put.
+            classes: leaves in the order of the labels; default: all, from top to bottom.
 
         Raises:
             TypeError: if a name is no string, or children are neither dictionary nor list.
@@ -115,10 +117,9 @@ class ClassHierarchy:
             >>> ClassHierarchy.from_categories(["lamp", "sofa", "lamp"])
             ClassHierarchy(3 classes, 6 nodes, depth 2)
         """
-        names = [str(i) for i in range(len(categories))] if classes is None else list(classes)
+        names = list(map(str, range(len(categories)))) if classes is None else list(classes)
         nodes.require_length(names, len(categories), "category")
-        pairs = zip(map(str, categories), names, strict=True)
-        return cls.from_paths(list(pairs), classes=names)
+        return cls.from_paths(list(zip(map(str, categories), names, strict=True)), names)
 
     @classmethod
     def from_paths(
@@ -139,16 +140,15 @@ class ClassHierarchy:
 
         Raises:
             TypeError: if a path holds anything but strings.
-            ValueError: if there is no path, one is empty, the same as another or leads through
-                another (a class that is also a group), or ``classes`` is of another length or
-                names one twice.
+            ValueError: if there is no path, one is empty, given twice or leads through another (a
+                class that is also a group), or ``classes`` is of another length or not different.
 
         Example:
             >>> tree = ClassHierarchy.from_paths(["Greek/alpha", "Greek/beta", "Latin/a"])
             >>> tree.path("Greek/beta")
             ('root', 'Greek', 'beta')
         """
-        return cls._number(nodes.of_paths(paths, classes, sep))
+        return cls(*nodes.number(*nodes.of_paths(paths, classes, sep)))
 
     @classmethod
     def from_wordnet(
@@ -165,11 +165,9 @@ class ClassHierarchy:
         the one that a depth-first search from the class to the root finds first.
 
         Args:
-            names: of length C, names of the classes; see :func:`match_wordnet` for what is
-                looked up.
-            root: a noun such as ``"bird"``, or a synset such as ``"n01503061"``: what all classes
-                have to be a kind of.
-            wordnet: folder or file of WordNet, or a reader; see :func:`match_wordnet`.
+            names: of length C, names of the classes; :func:`match_wordnet` says how it finds them.
+            root: what all classes are a kind of: a noun, ``"bird"``, or a synset, ``"n01503061"``.
+            wordnet: a folder, a file, a dictionary or a reader of nltk (:func:`match_wordnet`).
             fixes: a noun or synset for names that are unknown or go astray.
 
         Raises:
@@ -182,14 +180,9 @@ class ClassHierarchy:
                 the one taken).
 
         Example:
-            >>> wordnet = {
-            ...     "n1": [["bird"], []],
-            ...     "n2": [["owl"], ["n1"]],
-            ...     "n3": [["barn owl"], ["n2"]],
-            ... }
-            >>> tree = ClassHierarchy.from_wordnet(
-            ...     ["Barn_Owl", "Snowy_Owl", "Pipit"], "bird", wordnet, fixes={"Pipit": "bird"}
-            ... )
+            >>> wordnet = {"n1": [["bird"], []], "n2": [["owl"], ["n1"]]}
+            >>> names = ["Barn_Owl", "Snowy_Owl", "Pipit"]
+            >>> tree = ClassHierarchy.from_wordnet(names, "bird", wordnet, fixes={"Pipit": "bird"})
             >>> print(tree.render())
             bird
             ├── owl
@@ -200,26 +193,16 @@ class ClassHierarchy:
         found = match_wordnet(names, root, wordnet, fixes=fixes)
         found.require_known()
         found.warn_ambiguous()
-        return cls._number(nodes.of_matches(found))
-
-    @classmethod
-    def _number(cls, tree: nodes.Nodes) -> ClassHierarchy:
-        """The nodes that lead to a class, in depth-first order."""
-        order, parents, ends = nodes.depth_first(tree)
-        place = {node: i for i, node in enumerate(order)}
-        return cls(
-            classes=tuple(tree.classes),
-            names=tuple(tree.names[node] for node in order),
-            parents=parents,
-            ends=ends,
-            leaves=np.array([place[leaf] for leaf in tree.leaves], dtype=np.int64),
+        # A step is a synset with its noun; the last one is the class, which has no synset.
+        steps, parents, leaves = nodes.merge(
+            [*((synset, found.label(synset)) for synset in found.path(match)), (None, match.name)]
+            for match in found.matches
         )
+        return cls(*nodes.number([name for _, name in steps], parents, names, leaves))
 
     def __repr__(self) -> str:
-        return (
-            f"ClassHierarchy({len(self.classes)} classes, {len(self.names)} nodes, "
-            f"depth {self.depth})"
-        )
+        size = f"{len(self.classes)} classes, {len(self.names)} nodes"
+        return f"ClassHierarchy({size}, depth {self.depth})"
 
     @property
     def depth(self) -> int:
@@ -228,12 +211,9 @@ class ClassHierarchy:
 
     def depths(self) -> Integers:
         """(V,) the number of edges from the root to each node."""
-        depths = np.zeros(len(self.names), dtype=np.int64)
-        above = self.parents
-        while (rising := above >= 0).any():
-            depths += rising
-            above = np.where(rising, self.parents[above], -1)
-        return depths
+        # A node is below all nodes before it, but those that have ended.
+        ended = np.cumsum(np.bincount(self.ends, minlength=len(self.names) + 1))
+        return np.arange(len(self.names)) - ended[:-1]
 
     def path(self, name: str) -> tuple[str, ...]:
         """The names of the nodes from the root to a class.
@@ -264,9 +244,7 @@ class ClassHierarchy:
         n = len(self.classes)
         if wanted.size and not 0 <= wanted.min() <= wanted.max() < n:
             raise ValueError(f"classes must be in [0, {n}), got {wanted.min()} to {wanted.max()}")
-        chosen = [self.classes[i] for i in wanted]
-        leaves = self.leaves[wanted].tolist()
-        return self._number(nodes.Nodes(self.names, self.parents.tolist(), chosen, leaves))
+        return self._renumbered(self.parents, wanted)
 
     def fold(self) -> ClassHierarchy:
         """The hierarchy without nodes that have a single child, as in the paper's figures.
@@ -276,17 +254,19 @@ class ClassHierarchy:
         """
         n_children = np.bincount(self.parents[1:], minlength=len(self.names))
         gone = n_children == 1
-        gone[0] = False
-        if n_children[0] == 1:  # the first node below the root that branches, if there is one
-            only = 1
-            while gone[only]:
-                only += 1
-            gone[only] = n_children[only] > 1
+        if gone[0]:  # then the next node that branches goes, and not the root
+            branch = int(np.argmin(gone))
+            gone[0], gone[branch] = False, n_children[branch] > 1
         parents = self.parents.copy()
         while (skip := (parents >= 0) & gone[parents]).any():
             parents[skip] = parents[parents[skip]]
-        leaves = self.leaves.tolist()
-        return self._number(nodes.Nodes(self.names, parents.tolist(), self.classes, leaves))
+        return self._renumbered(parents, np.arange(len(self.classes)))
+
+    def _renumbered(self, parents: Integers, classes: Integers) -> ClassHierarchy:
+        """Some of the classes, with other parents."""
+        names = [self.classes[i] for i in classes]
+        leaves = self.leaves[classes].tolist()
+        return type(self)(*nodes.number(self.names, parents.tolist(), names, leaves))
 
     def render(self, *, fold: bool = True, classes: bool = True) -> str:
         """The tree as text, a node a line.
@@ -295,7 +275,17 @@ class ClassHierarchy:
             fold: leave out nodes that have a single child.
             classes: show the classes; else a node's own classes are only counted.
         """
-        return picture.render(self.fold() if fold else self, classes)
+        names, children = self._shown(fold, classes)
+        lines = []
+        todo = [(0, "", "")]  # a node, what its line begins with, and those of its children
+        while todo:
+            node, begin, indent = todo.pop()
+            lines.append(begin + names[node])
+            branch, space = "└── ", "    "  # of the last child
+            for child in reversed(children[node]):
+                todo.append((child, indent + branch, indent + space))
+                branch, space = "├── ", "│   "
+        return "\n".join(lines)
 
     def plot(self, ax: Axes | None = None, *, fold: bool = True, classes: bool = True) -> Axes:
         """The tree as a picture, from left to right; needs matplotlib.
@@ -308,4 +298,49 @@ class ClassHierarchy:
         Returns:
             The axes.
         """
-        return picture.plot(self.fold() if fold else self, ax, classes)
+        import matplotlib.pyplot as plt
+
+        names, children = self._shown(fold, classes)
+        depth = {0: 0}  # of the nodes shown
+        for node, below in enumerate(children):
+            depth.update((child, depth[node] + 1) for child in below)
+        shown = sorted(depth)  # depth first, so that children come after their parent
+        ends = [node for node in shown if not children[node]]
+        height = {node: -float(i) for i, node in enumerate(ends)}
+        for node in reversed(shown):
+            if children[node]:
+                height[node] = float(np.mean([height[child] for child in children[node]]))
+        columns = max(depth.values()) + 1
+        if ax is None:
+            figure = plt.figure(figsize=(_COLUMN * columns, _LINE * (len(ends) + 1)))
+            ax = figure.add_axes((0, 0, 1, 1))
+        x, y = [], []  # one line for all edges: nan lifts the pen
+        for node in shown:
+            left, middle, above = depth[node], depth[node] + 0.5, height[node]
+            for child in children[node]:
+                x += [left, middle, middle, depth[child], np.nan]
+                y += [above, above, height[child], height[child], np.nan]
+            # The text is above the node's own line, or at the end of its parent's.
+            place, align = (left, "bottom") if children[node] else (left + 0.03, "center")
+            ax.text(place, above, names[node], fontsize=6, verticalalignment=align)
+        ax.plot(x, y, color="0.6", linewidth=0.6)
+        ax.set_xlim(-0.05, columns)
+        ax.set_ylim(-len(ends), 1)
+        ax.set_axis_off()
+        return ax
+
+    def _shown(self, fold: bool, classes: bool) -> tuple[list[str], list[list[int]]]:
+        """The text at each node, and the children that are drawn below it."""
+        tree = self.fold() if fold else self
+        children: list[list[int]] = [[] for _ in tree.names]
+        leaves = set(tree.leaves.tolist())
+        counts: Counter[int] = Counter()
+        for node, parent in enumerate(tree.parents[1:].tolist(), start=1):
+            if classes or node not in leaves:
+                children[parent].append(node)
+            else:
+                counts[parent] += 1
+        texts = (
+            f"{name} ({counts[i]})" if counts[i] else name for i, name in enumerate(tree.names)
+        )
+        return list(texts), children

@@ -1,34 +1,25 @@
-"""The nodes of a class hierarchy, from the forms in which hierarchies come."""
+"""Trees of named nodes: from the forms in which hierarchies come, and numbered depth first.
+
+A tree is the names of its nodes, the parent of each (-1 for the root), the names of its classes
+and the node of each class.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
-from noisydml.noise.checks import Integers
-from noisydml.noise.wordnet import WordNetMatches
+from noisydml.noise.random import Integers
+
+Step = TypeVar("Step", bound=Hashable)
+Tree = tuple[Sequence[str], Sequence[int], Sequence[str], Sequence[int]]
 
 
-class Nodes(NamedTuple):
-    """A tree whose nodes are in any order, not yet checked.
-
-    Args:
-        names: (V,) names of the nodes.
-        parents: (V,) node above each node, -1 for a root.
-        classes: (C,) names of the classes.
-        leaves: (C,) node of each class.
-    """
-
-    names: Sequence[str]
-    parents: Sequence[int]
-    classes: Sequence[str]
-    leaves: Sequence[int]
-
-
-def of_parents(pairs: Iterable[tuple[str, str]], classes: Sequence[str] | None) -> Nodes:
+def of_parents(pairs: Iterable[tuple[str, str]], classes: Sequence[str] | None) -> Tree:
     """From pairs (child, parent); the classes are leaves, all of them by default."""
     parent_of: dict[str, str] = {}
     for pair in pairs:
@@ -42,12 +33,11 @@ def of_parents(pairs: Iterable[tuple[str, str]], classes: Sequence[str] | None) 
             )
     if not parent_of:
         raise ValueError("pairs must have at least one pair, got none")
-    names = list(dict.fromkeys(name for pair in parent_of.items() for name in pair))
-    node = {name: i for i, name in enumerate(names)}
-    parents = [node[parent_of[name]] if name in parent_of else -1 for name in names]
+    names = list(dict.fromkeys(itertools.chain.from_iterable(parent_of.items())))
     inner = set(parent_of.values())
     if classes is None:
         classes = [name for name in names if name not in inner]
+    node = {name: i for i, name in enumerate(names)}
     for name in classes:
         if name not in node:
             raise ValueError(f"classes must be in pairs, got {name!r}")
@@ -58,7 +48,8 @@ def of_parents(pairs: Iterable[tuple[str, str]], classes: Sequence[str] | None) 
             )
     if not classes:
         raise ValueError(f"pairs must form a tree, got a cycle at {names[0]!r}")
-    return Nodes(names, parents, classes, [node[name] for name in classes])
+    parents = [node[parent_of[name]] if name in parent_of else -1 for name in names]
+    return names, parents, classes, [node[name] for name in classes]
 
 
 def leaf_paths(tree: Mapping[str, Any], classes: Sequence[str] | None) -> list[tuple[str, ...]]:
@@ -68,17 +59,18 @@ def leaf_paths(tree: Mapping[str, Any], classes: Sequence[str] | None) -> list[t
     paths: list[tuple[str, ...]] = []
     todo: list[tuple[tuple[str, ...], Any]] = [((), tree)]
     while todo:
-        path, children = todo.pop()
-        if path and (children is None or (_is_group(children) and not children)):
-            paths.append(path)
-            continue
-        if not _is_group(children):
+        path, below = todo.pop()
+        if isinstance(below, str) or not isinstance(below, Mapping | Sequence | None):
             raise TypeError(
                 "tree must hold dictionaries, lists or None, got "
-                f"{type(children).__name__}{' below ' + '/'.join(path) if path else ''}"
+                f"{type(below).__name__} below {'/'.join(path)}"
             )
-        below = children.items() if isinstance(children, Mapping) else ((c, None) for c in children)
-        todo += [((*path, name), grandchildren) for name, grandchildren in reversed(list(below))]
+        if path and not below:
+            paths.append(path)
+        elif isinstance(below, Mapping):
+            todo += [((*path, name), below[name]) for name in reversed(list(below))]
+        else:
+            todo += [((*path, name), None) for name in reversed(below or ())]
     if classes is None:
         return paths
     leaf = {path[-1]: path for path in paths}
@@ -90,58 +82,85 @@ def leaf_paths(tree: Mapping[str, Any], classes: Sequence[str] | None) -> list[t
     return [leaf[name] for name in classes]
 
 
-def of_paths(
-    paths: Sequence[str | Sequence[str]], classes: Sequence[str] | None, sep: str
-) -> Nodes:
+def of_paths(paths: Sequence[str | Sequence[str]], classes: Sequence[str] | None, sep: str) -> Tree:
     """From the path to each class, strings or sequences of names."""
     if isinstance(paths, str):
         raise TypeError("paths must be a sequence of paths, got str")
-    routes = [tuple(path.split(sep)) if isinstance(path, str) else tuple(path) for path in paths]
+    routes = [tuple(path.split(sep) if isinstance(path, str) else path) for path in paths]
     for route in routes:
         if not route:
             raise ValueError("paths must have at least one name each, got an empty path")
         if not all(isinstance(name, str) for name in route):
             raise TypeError(f"paths must hold strings, got {route!r}")
-    classes = [sep.join(route) for route in routes] if classes is None else classes
+    joined = [sep.join(route) for route in routes]
+    classes = joined if classes is None else classes
     require_length(classes, len(routes), "path")
     require_different("classes", classes)
-    require_different("paths", [sep.join(route) for route in routes])
+    require_different("paths", joined)
     if len({route[0] for route in routes}) > 1 or any(len(route) == 1 for route in routes):
         routes = [("root", *route) for route in routes]
-
-    node: dict[tuple[str, ...], int] = {}
-    parents: list[int] = []
-    for route in routes:
-        for depth in range(1, len(route) + 1):
-            if route[:depth] not in node:
-                node[route[:depth]] = len(parents)
-                parents.append(node[route[: depth - 1]] if depth > 1 else -1)
+    names, parents, leaves = merge(routes)
     inner = set(parents)
-    for route in routes:
-        if node[route] in inner:
+    for path, leaf in zip(joined, leaves, strict=True):
+        if leaf in inner:
             raise ValueError(
-                f"paths must end in leaves, got {sep.join(route)!r}, which other paths lead "
-                "through; give the class a leaf of its own there"
+                f"paths must end in leaves, got {path!r}, which other paths lead through; give "
+                "the class a leaf of its own there"
             )
-    return Nodes([route[-1] for route in node], parents, classes, [node[r] for r in routes])
+    return names, parents, classes, leaves
 
 
-def of_matches(found: WordNetMatches) -> Nodes:
-    """From the synsets found for the names: a leaf for every name below its synset."""
-    place = {found.root: 0}
-    names, parents, leaves = [found.label(found.root)], [-1], []
-    for match in found.matches:
-        parent = 0
-        for synset in found.path(match)[1:]:
-            if synset not in place:
-                place[synset] = len(names)
-                names.append(found.label(synset))
-                parents.append(parent)
-            parent = place[synset]
-        leaves.append(len(names))
-        names.append(match.name)
-        parents.append(parent)
-    return Nodes(names, parents, [match.name for match in found.matches], leaves)
+def merge(routes: Iterable[Iterable[Step]]) -> tuple[list[Step], list[int], list[int]]:
+    """The tree of routes from the root: the step and the parent of each node, and their ends."""
+    place: dict[tuple[int, Step], int] = {}
+    ends = []
+    for route in routes:
+        node = -1
+        for step in route:
+            node = place.setdefault((node, step), len(place))
+        ends.append(node)
+    return [step for _, step in place], [parent for parent, _ in place], ends
+
+
+def number(
+    names: Sequence[str], parents: Sequence[int], classes: Sequence[str], leaves: Sequence[int]
+) -> tuple[tuple[str, ...], tuple[str, ...], Integers, Integers, Integers]:
+    """The fields of a ``ClassHierarchy``: nodes that lead to a class, siblings in their order."""
+    if not len(classes):
+        raise ValueError("classes must have at least one class, got none")
+    require_different("classes", classes)
+    needed: set[int] = set()
+    for node in leaves:
+        while node >= 0 and node not in needed:
+            needed.add(node)
+            node = parents[node]
+    children: dict[int, list[int]] = defaultdict(list)
+    for node in sorted(needed):
+        children[parents[node]].append(node)
+    roots = children[-1]
+    if len(roots) != 1:
+        found = ", ".join(repr(names[node]) for node in roots[:5]) or "a cycle"
+        raise ValueError(f"classes must have one common root, got {found}")
+    place = {-1: -1}  # the new number of each node
+    while roots:
+        node = roots.pop()
+        place[node] = len(place) - 1
+        roots += reversed(children[node])
+    for name, leaf in zip(classes, leaves, strict=True):
+        if leaf not in place:
+            raise ValueError(f"classes must have one common root, got a cycle above {name!r}")
+    _, *order = place
+    above = [place[parents[node]] for node in order]
+    ends = list(range(1, len(order) + 1))
+    for node in range(len(order) - 1, 0, -1):
+        ends[above[node]] = max(ends[above[node]], ends[node])
+    return (
+        tuple(classes),
+        tuple(names[node] for node in order),
+        np.array(above, dtype=np.int64),
+        np.array(ends, dtype=np.int64),
+        np.array([place[leaf] for leaf in leaves], dtype=np.int64),
+    )
 
 
 def require_length(classes: Sequence[str], length: int, per: str) -> None:
@@ -155,54 +174,3 @@ def require_different(argument: str, names: Sequence[str]) -> None:
     if len(set(names)) < len(names):
         twice = next(a for a, b in itertools.pairwise(sorted(names)) if a == b)
         raise ValueError(f"{argument} must all differ, got {twice!r} twice")
-
-
-def depth_first(tree: Nodes) -> tuple[list[int], Integers, Integers]:
-    """Check the tree and number its nodes, without those that lead to no class.
-
-    Returns:
-        The nodes in depth-first order, the new number of the parent of each, -1 for the root, and
-        one more than the new number of the last node below each.
-    """
-    if not len(tree.classes):
-        raise ValueError("classes must have at least one class, got none")
-    require_different("classes", tree.classes)
-    children, roots = _children(tree)
-    if len(roots) != 1:
-        found = ", ".join(repr(tree.names[node]) for node in roots[:5]) or "a cycle"
-        raise ValueError(f"classes must have one common root, got {found}")
-    order: list[int] = []
-    todo = roots
-    while todo:
-        node = todo.pop()
-        order.append(node)
-        todo += reversed(children[node])
-    place = {node: i for i, node in enumerate(order)}
-    lost = [name for name, leaf in zip(tree.classes, tree.leaves, strict=True) if leaf not in place]
-    if lost:
-        raise ValueError(f"classes must have one common root, got a cycle above {lost[0]!r}")
-    parents = [place.get(tree.parents[node], -1) for node in order]
-    ends = list(range(1, len(order) + 1))
-    for i in range(len(order) - 1, 0, -1):
-        ends[parents[i]] = max(ends[parents[i]], ends[i])
-    return order, np.array(parents, dtype=np.int64), np.array(ends, dtype=np.int64)
-
-
-def _children(tree: Nodes) -> tuple[list[list[int]], list[int]]:
-    """The children of each node, and the roots, of nodes that lead to a class."""
-    needed = [False] * len(tree.names)
-    for leaf in tree.leaves:
-        node = leaf
-        while node >= 0 and not needed[node]:
-            needed[node] = True
-            node = tree.parents[node]
-    children: list[list[int]] = [[] for _ in tree.names]
-    roots: list[int] = []
-    for node, parent in enumerate(tree.parents):
-        if needed[node]:
-            (children[parent] if parent >= 0 else roots).append(node)
-    return children, roots
-
-
-def _is_group(children: object) -> bool:
-    return isinstance(children, (Mapping, Sequence)) and not isinstance(children, str)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from noisydml.noise.checks import Integers, read_labels, require_flag, require_rate
+from noisydml.noise.checks import read_labels, require_flag, require_rate
+from noisydml.noise.random import Integers
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 _DENSE_CLASSES = 10_000  # a dense matrix of so many classes takes 800 MB
-_FIELDS = ("labels", "is_noisy", "original", "model", "requested_rate", "kept_classes")
 _NAMED = 10  # vanished classes named in the summary
 
 
@@ -58,37 +58,29 @@ class NoisyLabels:
     kept_classes: Integers | None = None
 
     def __post_init__(self) -> None:
-        labels, original = (
-            read_labels(name, getattr(self, name)) for name in ("labels", "original")
-        )
+        arrays: dict[str, Any] = {"labels": read_labels("labels", self.labels)}
+        original = arrays["original"] = read_labels("original", self.original)
         is_noisy = np.array(self.is_noisy)
-        if is_noisy.size == 0:
-            is_noisy = is_noisy.astype(np.bool_)
-        if is_noisy.dtype != np.bool_:
+        if is_noisy.size and is_noisy.dtype != np.bool_:
             raise TypeError(f"is_noisy must hold bools, got dtype {is_noisy.dtype}")
+        arrays["is_noisy"] = is_noisy.astype(np.bool_, copy=False)
         if self.requested_rate is not None:
             require_rate("requested_rate", self.requested_rate)
-        for name, value in (("labels", labels), ("is_noisy", is_noisy)):
-            if value.shape != original.shape:
+        for name, array in arrays.items():
+            if array.shape != original.shape:
                 raise ValueError(
                     f"{name} must have {len(original)} entries, one per entry of original, "
-                    f"got shape {value.shape}"
+                    f"got shape {array.shape}"
                 )
-        kept = self.kept_classes
-        if kept is not None:
-            kept = read_labels("kept_classes", kept)
-            if labels.size and not 0 <= labels.min() <= labels.max() < len(kept):
+        if self.kept_classes is not None:
+            labels, kept = arrays["labels"], read_labels("kept_classes", self.kept_classes)
+            if len(labels) and not 0 <= labels.min() <= labels.max() < len(kept):
                 raise ValueError(f"labels must be in [0, {len(kept)}), the kept classes")
-        given = labels if kept is None else kept[labels]
-        if not np.array_equal(given != original, is_noisy):
-            raise ValueError("is_noisy must be True exactly where the label is not the original")
-        for name, array in (
-            ("labels", labels),
-            ("is_noisy", is_noisy),
-            ("original", original),
-            ("kept_classes", kept),
-        ):
+            arrays["kept_classes"] = kept
+        for name, array in arrays.items():
             object.__setattr__(self, name, array)
+        if not np.array_equal(self.given != original, self.is_noisy):
+            raise ValueError("is_noisy must be True exactly where the label is not the original")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -138,8 +130,7 @@ class NoisyLabels:
 
         Raises:
             TypeError: if an argument is no bool.
-            ValueError: for a dense matrix of more than 10,000 classes (100,000 classes would
-                take 80 GB); ``sparse=True`` returns it.
+            ValueError: for a dense matrix of more than 10,000 classes.
         """
         require_flag("counts", counts)
         require_flag("sparse", sparse)
@@ -152,15 +143,12 @@ class NoisyLabels:
                 f"sparse must be True for more than {_DENSE_CLASSES} classes, got {n} classes, "
                 f"a dense matrix of {8 * n * n / 1e9:.0f} GB"
             )
-        rows = np.searchsorted(classes, self.original)
-        columns = np.searchsorted(classes, self.given)
+        rows, columns = (np.searchsorted(classes, x) for x in (self.original, self.given))
         ones = np.ones(len(self), dtype=np.int64)
         matrix = coo_array((ones, (rows, columns)), shape=(n, n)).tocsr()
         if not counts:
-            sizes = np.bincount(rows, minlength=n)
-            entries = np.repeat(sizes, np.diff(matrix.indptr))
             matrix = matrix.astype(np.float64)
-            matrix.data /= entries
+            matrix.data /= np.repeat(np.bincount(rows, minlength=n), np.diff(matrix.indptr))
         return matrix if sparse else matrix.toarray()
 
     def summary(self) -> str:
@@ -172,16 +160,14 @@ class NoisyLabels:
         ]
         if len(self) == 0:
             return lines[0]
-        before, after = (
-            np.unique(labels, return_counts=True)[1] for labels in (self.original, self.given)
-        )
+        _, before = np.unique(self.original, return_counts=True)
+        _, codes, after = np.unique(self.given, return_inverse=True, return_counts=True)
         lines.append(f"classes: {len(before)} before, {len(after)} after")
-        if len(self.vanished):
+        if n := len(self.vanished):
             named = ", ".join(map(str, self.vanished[:_NAMED]))
-            more = ", ..." if len(self.vanished) > _NAMED else ""
-            lines.append(f"vanished classes: {len(self.vanished)} ({named}{more})")
+            lines.append(f"vanished classes: {n} ({named}{', ...' if n > _NAMED else ''})")
         lines.append(f"samples a class: {_spread(before)} before, {_spread(after)} after")
-        wrong = np.bincount(np.unique(self.given, return_inverse=True)[1], weights=self.is_noisy)
+        wrong = np.bincount(codes, weights=self.is_noisy)
         lines.append(f"wrong labels in a class, %: {_spread(np.round(100 * wrong / after))}")
         if self.kept_classes is not None:
             lines.append(f"labels are numbered anew, 0 to {len(self.kept_classes) - 1}")
@@ -193,18 +179,12 @@ class NoisyLabels:
         Args:
             path: the file; it is replaced if it exists.
         """
-        arrays: dict[str, Any] = {
-            "labels": self.labels,
-            "is_noisy": self.is_noisy,
-            "original": self.original,
-            "model": np.array(self.model),
-        }
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.requested_rate is not None:
-            arrays["requested_rate"] = np.array(self.requested_rate, dtype=np.float64)
-        if self.kept_classes is not None:
-            arrays["kept_classes"] = self.kept_classes
+            content["requested_rate"] = float(self.requested_rate)
+        content = {name: value for name, value in content.items() if value is not None}
         with open(path, "wb") as file:  # given a name, numpy would append .npz to it
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> NoisyLabels:
@@ -224,19 +204,18 @@ class NoisyLabels:
                 raise ValueError(
                     f"path must be an npz file written by NoisyLabels.save, got {path}"
                 )
-            fields: dict[str, Any] = {
-                name: archive[name] for name in archive.files if name in _FIELDS
-            }
-        missing = {"labels", "is_noisy", "original", "model"} - fields.keys()
+            known = {field.name for field in fields(cls)}
+            content: dict[str, Any] = {x: archive[x] for x in archive.files if x in known}
+        missing = {"labels", "is_noisy", "original", "model"} - content.keys()
         if missing:
             raise ValueError(
                 f"path must be a file written by NoisyLabels.save, got {path} without "
                 f"{', '.join(sorted(missing))}"
             )
-        fields["model"] = str(fields["model"])
-        if "requested_rate" in fields:
-            fields["requested_rate"] = float(fields["requested_rate"])
-        return cls(**fields)
+        content["model"] = str(content["model"])
+        if "requested_rate" in content:
+            content["requested_rate"] = float(content["requested_rate"])
+        return cls(**content)
 
 
 def _spread(values: NDArray[Any]) -> str:

@@ -7,26 +7,30 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+Entry = tuple[str, Sequence[str], Sequence[str]]  # a synset, its nouns, its hypernyms
 
 
-@dataclass(frozen=True)
 class Nouns:
-    """The noun synsets of a WordNet.
+    """The noun synsets of a WordNet."""
 
-    Args:
-        lemmas: the nouns of each synset, the usual one first.
-        hypernyms: the synsets that each synset is a kind of.
-        senses: the synsets of each noun, the most frequent first where the source says so; the
-            keys are those of :func:`key`.
-    """
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self.lemmas: dict[str, list[str]] = {}  # the nouns of each synset, the usual one first
+        self.hypernyms: dict[str, list[str]] = {}  # what each synset is a kind of
+        self.senses: dict[str, list[str]] = {}  # the synsets of each noun, by its key
+        for synset, names, above in entries:
+            self.lemmas[synset] = [name.replace("_", " ") for name in names]
+            self.hypernyms[synset] = list(above)
+            for name in dict.fromkeys(map(key, names)):
+                self.senses.setdefault(name, []).append(synset)
 
-    lemmas: dict[str, list[str]]
-    hypernyms: dict[str, list[str]]
-    senses: dict[str, list[str]]
+    def synsets(self, query: str) -> list[str]:
+        """The synsets of a noun, or the one that goes by that id."""
+        return [query] if query in self.lemmas else self.senses.get(key(query), [])
 
     def parents_below(self, root: str) -> dict[str, str]:
         """The parent of every synset below ``root`` on the first way up that leads there.
@@ -40,10 +44,9 @@ class Nouns:
                 hyponyms.setdefault(hypernym, []).append(synset)
         below, todo = {root: None}, [root]  # a dictionary for its order
         while todo:
-            for hyponym in hyponyms.get(todo.pop(), ()):
-                if hyponym not in below:
-                    below[hyponym] = None
-                    todo.append(hyponym)
+            found = [x for x in hyponyms.get(todo.pop(), ()) if x not in below]
+            below |= dict.fromkeys(found)
+            todo += found
         parents: dict[str, str] = {}
 
         def climb(synset: str, been: frozenset[str]) -> bool:
@@ -61,21 +64,13 @@ class Nouns:
         return parents
 
 
-@dataclass(frozen=True)
-class Match:
-    """What was found for the name of a class.
-
-    Args:
-        name: the name.
-        query: the noun or synset that was found: the name, its last words, or the fix.
-        kind: ``"name"``, ``"last words"``, ``"fixed"`` or ``"unknown"``.
-        synsets: the synsets found below the root; the first one is taken.
-    """
+class Match(NamedTuple):
+    """What was found for the name of a class."""
 
     name: str
-    query: str
-    kind: str
-    synsets: tuple[str, ...]
+    query: str  # the noun or synset that was found: the name, its last words, or the fix
+    kind: str  # "name", "last words", "fixed" or "unknown"
+    synsets: tuple[str, ...]  # those below the root; the first one is taken
 
 
 @dataclass(frozen=True)
@@ -84,8 +79,9 @@ class WordNetMatches:
 
     Args:
         root: the synset of the root.
-        matches: (C,) for each name ``name``, ``query``, ``kind`` and ``synsets``, of which the
-            first was taken.
+        matches: of length C, for each class its ``name``, the ``query`` that found it, the
+            ``kind``, ``"name"``, ``"last words"``, ``"fixed"`` or ``"unknown"``, and the
+            ``synsets`` below the root, of which the first was taken.
     """
 
     root: str
@@ -166,15 +162,12 @@ def match_wordnet(
 
     Args:
         names: of length C, names of the classes.
-        root: a noun or a synset. Of a noun with several synsets, the one below which most names
-            are found.
-        wordnet: where the nouns come from. A folder with ``index.noun`` and ``data.noun``, as
-            every WordNet 3 has (``/usr/share/wordnet`` after ``apt install wordnet-base``); a
-            JSON file, gzipped or not, or a dictionary, of
-            ``{synset: [[noun, ...], [hypernym, ...]]}``; or a reader of nltk such as
-            ``nltk.corpus.wordnet`` (``pip install noisydml[wordnet]``), which has lost the order of
-            the hypernyms, so that the one of the lowest offset comes first. Synsets are called by
-            part of speech and offset, ``"n02084071"``.
+        root: a noun or a synset, such as ``"n02084071"``. Of a noun with several synsets, the one
+            below which most names are found.
+        wordnet: a folder with the ``index.noun`` and ``data.noun`` of a WordNet 3; a JSON file,
+            gzipped or not, or a dictionary, ``{synset: [[noun, ...], [hypernym, ...]]}``; or a
+            reader of nltk such as ``nltk.corpus.wordnet``, which has lost the order of the
+            hypernyms, so that the one of the lowest offset comes first.
         fixes: a noun or synset for names that are unknown, or found in the wrong place.
 
     Returns:
@@ -182,8 +175,8 @@ def match_wordnet(
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if ``root`` is not in WordNet, a fix is not below it or for a name that is not
-            in ``names``, or the files are not those of a WordNet.
+        ValueError: if ``root`` is not in WordNet, a fix is not below it or for none of ``names``,
+            or the files are not those of a WordNet.
         FileNotFoundError: if there is no such folder or file.
 
     Example:
@@ -204,45 +197,47 @@ def match_wordnet(
         if name not in names:
             raise ValueError(f"fixes must be for names in names, got {name!r}")
     nouns = read_nouns(wordnet)
-    roots = _synsets(nouns, root)
+    roots = nouns.synsets(root)
     if not roots:
         raise ValueError(f"root must be a noun or synset of WordNet, got {root!r}")
-    best: WordNetMatches | None = None
+    candidates = []
     for synset in roots:
         parents = nouns.parents_below(synset)
         below = parents.keys() | {synset}
-        found = tuple(_match(nouns, below, name, fixes.get(name)) for name in names)
-        candidate = WordNetMatches(synset, found, nouns, parents)
-        if best is None or len(candidate.unknown) < len(best.unknown):
-            best = candidate
-    assert best is not None
-    for match in best.matches:
-        if match.name in fixes and match.kind == "unknown":
+        matches = tuple(_match(nouns, below, name, fixes.get(name)) for name in names)
+        candidates.append(WordNetMatches(synset, matches, nouns, parents))
+    best = min(candidates, key=lambda candidate: len(candidate.unknown))
+    for name in best.unknown:
+        if name in fixes:
             raise ValueError(
                 f"fixes must be nouns or synsets below {best.label(best.root)!r}, got "
-                f"{fixes[match.name]!r} for {match.name!r}"
+                f"{fixes[name]!r} for {name!r}"
             )
     return best
 
 
 def read_nouns(wordnet: Any) -> Nouns:
     """The nouns of a folder, a JSON file, a dictionary or a reader of nltk."""
-    if isinstance(wordnet, Mapping):
-        return _from_entries((s, entry[0], entry[1]) for s, entry in wordnet.items())
     if isinstance(wordnet, (str, os.PathLike)):
         path = Path(wordnet)
         if path.is_dir():
-            return _from_folder(path)
-        opened = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rt", encoding="utf-8") as file:
+            return _read_folder(path)
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
             return read_nouns(json.load(file))
+    if isinstance(wordnet, Mapping):
+        return Nouns((synset, entry[0], entry[1]) for synset, entry in wordnet.items())
     if not hasattr(wordnet, "all_synsets"):
         raise TypeError(
             "wordnet must be a folder, a JSON file, a dictionary or a reader of nltk, got "
             f"{type(wordnet).__name__}"
         )
-    return _from_entries(
-        (_synset_id(s.offset()), s.lemma_names(), sorted(_synset_id(h.offset()) for h in _above(s)))
+    # nltk keeps hypernyms in sets: their order changes between processes.
+    return Nouns(
+        (
+            _id(s.offset()),
+            s.lemma_names(),
+            sorted(_id(x.offset()) for x in s.hypernyms() + s.instance_hypernyms()),
+        )
         for s in wordnet.all_synsets("n")
     )
 
@@ -253,76 +248,43 @@ def key(name: str) -> str:
 
 
 def _match(nouns: Nouns, below: set[str], name: str, fix: str | None) -> Match:
-    words = [name] if fix is None else [fix]
-    if fix is None:
-        parts = re.split(r"[\s_]+", name.strip())
-        words = [" ".join(parts[i:]) for i in range(len(parts))]
-    for i, query in enumerate(words):
-        synsets = tuple(s for s in _synsets(nouns, query) if s in below)
-        if synsets:
-            kind = "fixed" if fix is not None else "last words" if i else "name"
+    words = re.split(r"[\s_]+", name.strip())
+    queries = [("last words" if i else "name", " ".join(words[i:])) for i in range(len(words))]
+    for kind, query in queries if fix is None else [("fixed", fix)]:
+        if synsets := tuple(s for s in nouns.synsets(query) if s in below):
             return Match(name, query, kind, synsets)
     return Match(name, name, "unknown", ())
 
 
-def _synsets(nouns: Nouns, query: str) -> list[str]:
-    """The synsets of a noun, or the one that goes by that id."""
-    return [query] if query in nouns.lemmas else nouns.senses.get(key(query), [])
-
-
-def _from_entries(entries: Any) -> Nouns:
-    lemmas: dict[str, list[str]] = {}
-    hypernyms: dict[str, list[str]] = {}
-    senses: dict[str, list[str]] = {}
-    for synset, names, above in entries:
-        lemmas[synset] = [name.replace("_", " ") for name in names]
-        hypernyms[synset] = list(above)
-        for name in dict.fromkeys(map(key, names)):
-            senses.setdefault(name, []).append(synset)
-    return Nouns(lemmas, hypernyms, senses)
-
-
-def _from_folder(folder: Path) -> Nouns:
+def _read_folder(folder: Path) -> Nouns:
     """WordNet's own files, as the manual page wndb(5WN) describes them."""
-    nouns = _from_entries(_data_entries(folder / "data.noun"))
+    nouns = Nouns(_entries(folder / "data.noun"))
     if not nouns.lemmas:
         raise ValueError(f"wordnet must be a folder of WordNet 3, got {folder} without nouns")
     # data.noun is in the order of offsets, index.noun has the most frequent sense first.
-    by_frequency: dict[str, list[str]] = {}
-    with open(folder / "index.noun", encoding="utf-8") as file:
-        for line in file:
-            if not line.startswith(" "):  # the licence
-                fields = line.split()
-                offsets = fields[-int(fields[2]) :]
-                known = by_frequency.setdefault(key(fields[0]), [])
-                known += [s for s in map(_synset_id, offsets) if s not in known]
-    nouns.senses.update(by_frequency)
+    by_frequency: dict[str, dict[str, None]] = {}
+    for fields in _lines(folder / "index.noun"):
+        found = map(_id, fields[-int(fields[2]) :])
+        by_frequency.setdefault(key(fields[0]), {}).update(dict.fromkeys(found))
+    nouns.senses.update((noun, list(found)) for noun, found in by_frequency.items())
     return nouns
 
 
-def _data_entries(path: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+def _entries(path: Path) -> Iterator[Entry]:
+    for fields in _lines(path):
+        end = 4 + 2 * int(fields[3], 16)  # of the nouns, each with a number
+        pointers = zip(fields[end + 1 :: 4], fields[end + 2 :: 4], strict=True)
+        above = [_id(offset) for symbol, offset in pointers if symbol in ("@", "@i")]
+        yield _id(fields[0]), fields[4:end:2], above
+
+
+def _lines(path: Path) -> Iterator[list[str]]:
+    """The fields of each line before the gloss, without those of the licence."""
     with open(path, encoding="utf-8") as file:
         for line in file:
-            if line.startswith(" "):  # the licence
-                continue
-            fields = line.split(" | ")[0].split()
-            n_words = int(fields[3], 16)
-            n_pointers = int(fields[4 + 2 * n_words])
-            pointers = [
-                fields[i : i + 3]
-                for i in range(5 + 2 * n_words, 5 + 2 * n_words + 4 * n_pointers, 4)
-            ]
-            yield (
-                _synset_id(fields[0]),
-                fields[4 : 4 + 2 * n_words : 2],
-                [_synset_id(offset) for symbol, offset, pos in pointers if symbol in ("@", "@i")],
-            )
+            if not line.startswith(" "):
+                yield line.split(" | ")[0].split()
 
 
-def _synset_id(offset: int | str) -> str:
+def _id(offset: int | str) -> str:
     return f"n{int(offset):08d}"
-
-
-def _above(synset: Any) -> list[Any]:
-    """The hypernyms, which nltk keeps in sets: their order changes between processes."""
-    return [*synset.hypernyms(), *synset.instance_hypernyms()]

@@ -1,5 +1,27 @@
 """All that knows pytorch-metric-learning (PML): the folder that its version 3 will rewrite."""
 
 from noisydml.pml.call import call, sample_losses, split, split_pairs, supervised_contrastive
+from noisydml.pml.kinds import (
+    embedding_shape,
+    refuse_memory,
+    refuse_unlabelled,
+    refuse_unweightable,
+    refuse_without_pairs,
+    refuse_without_reference,
+)
+from noisydml.pml.state import UnsavedState
 
-__all__ = ["call", "sample_losses", "split", "split_pairs", "supervised_contrastive"]
+__all__ = [
+    "UnsavedState",
+    "call",
+    "embedding_shape",
+    "refuse_memory",
+    "refuse_unlabelled",
+    "refuse_unweightable",
+    "refuse_without_pairs",
+    "refuse_without_reference",
+    "sample_losses",
+    "split",
+    "split_pairs",
+    "supervised_contrastive",
+]

@@ -10,20 +10,12 @@ from torch import Tensor
 
 IndicesTuple = tuple[Tensor, ...]
 
+_PER_ROW = ("embeddings", "labels", "sample_weight", "sample_ids", "synthetic", "negative_only")
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """The arguments of a loss call.
-
-    ``synthetic`` is set by a wrapper that adds rows which are no samples of the data set. Their
-    sample id is -1 where the others have ids. Nobody remembers them or looks them up.
-
-    ``negative_only`` marks rows that may be negatives of others, but form no positive pair. It is
-    turned into pairs when the innermost loss is called, so that they are those of all its rows.
-
-    ``first_own`` is set once the rows of all ranks have been gathered, so that nobody inside
-    gathers them a second time: it says where this rank's begin.
-    """
+    """The arguments of a loss call, and what the wrappers outside have made of them."""
 
     embeddings: Tensor  # (B, D)
     labels: Tensor  # (B,)
@@ -32,9 +24,16 @@ class Batch:
     ref_labels: Tensor | None = None  # (R,)
     sample_weight: Tensor | None = None  # (B,)
     sample_ids: Tensor | None = None  # (B,)
-    synthetic: Tensor | None = None  # (B,) bool
-    negative_only: Tensor | None = None  # (B,) bool
+    # (B,) bool: rows that a wrapper has added, no samples of the data set. Their sample id is -1
+    # where the others have ids. Nobody remembers them or looks them up.
+    synthetic: Tensor | None = None
+    # (B,) bool: rows that may be negatives of others, but form no positive pair. Turned into pairs
+    # when the innermost loss is called, so that they are those of all its rows.
+    negative_only: Tensor | None = None
+    # Where this rank's rows begin, once those of all ranks have been gathered: nobody inside
+    # gathers them a second time.
     first_own: int | None = None
+    nested: bool = False  # whether a wrapper outside has handed it on
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -44,23 +43,18 @@ class Batch:
         """The device of the embeddings; everything else is moved to it."""
         return self.embeddings.device
 
-    def optional_arguments(self) -> dict[str, Any]:
-        """The optional arguments of a PML loss that were given."""
-        candidates = {
-            "indices_tuple": self.indices_tuple,
-            "ref_emb": self.ref_emb,
-            "ref_labels": self.ref_labels,
-        }
-        return {name: value for name, value in candidates.items() if value is not None}
+    @property
+    def real(self) -> Tensor:
+        """(B,) bool, which rows are samples of the data set."""
+        if self.synthetic is None:
+            return torch.ones_like(self.labels, dtype=torch.bool)
+        return self.synthetic.logical_not()
 
     def to(self, dtype: torch.dtype) -> Batch:
         """The batch with embeddings and reference embeddings of that dtype."""
-        embeddings = self.embeddings.to(dtype)
-        ref_emb = self.ref_emb
-        if ref_emb is self.embeddings:  # PML knows by identity: a batch compared with itself
-            ref_emb = embeddings
-        elif ref_emb is not None:
-            ref_emb = ref_emb.to(dtype)
+        embeddings, ref_emb = self.embeddings.to(dtype), self.ref_emb
+        if ref_emb is not None:  # a batch compared with itself: PML knows it by identity
+            ref_emb = embeddings if ref_emb is self.embeddings else ref_emb.to(dtype)
         return replace(self, embeddings=embeddings, ref_emb=ref_emb)
 
     def judged(self) -> Batch:
@@ -89,16 +83,9 @@ class Batch:
         rows = keep.nonzero().squeeze(1)
         if len(rows) == len(self):
             return self
-        return replace(
-            self,
-            embeddings=self.embeddings[rows],
-            labels=self.labels[rows],
-            indices_tuple=self._select_indices(keep),
-            sample_weight=None if self.sample_weight is None else self.sample_weight[rows],
-            sample_ids=None if self.sample_ids is None else self.sample_ids[rows],
-            synthetic=None if self.synthetic is None else self.synthetic[rows],
-            negative_only=None if self.negative_only is None else self.negative_only[rows],
-        )
+        given = {name: getattr(self, name) for name in _PER_ROW}
+        cut: dict[str, Any] = {n: None if v is None else v[rows] for n, v in given.items()}
+        return replace(self, indices_tuple=self._selected_indices(keep), **cut)
 
     def reweight(self, weight: Tensor) -> Batch:
         """The same rows with their ``sample_weight`` multiplied by ``weight`` (B,)."""
@@ -107,13 +94,10 @@ class Batch:
         return replace(self, sample_weight=weight)
 
     def extended(self, synthetic: Tensor) -> Batch:
-        """Twice the rows: each is followed, B rows later, by the synthetic one made from it.
+        """Twice the rows: each is followed, B rows later, by the one of ``synthetic`` (B, D).
 
         Label and weight are those of the row that it was made from. Pairs and triplets are
         repeated among the synthetic rows.
-
-        Args:
-            synthetic: (B, D) embeddings.
         """
         own = torch.zeros(len(self), dtype=torch.bool, device=self.device)
 
@@ -127,7 +111,7 @@ class Batch:
             self,
             embeddings=torch.cat([self.embeddings, synthetic]),
             labels=torch.cat([self.labels, self.labels]),
-            indices_tuple=self._repeat_indices(),
+            indices_tuple=self._repeated_indices(),
             ref_labels=ref_labels,
             sample_weight=twice(self.sample_weight),
             sample_ids=None if ids is None else torch.cat([ids, torch.full_like(ids, -1)]),
@@ -135,20 +119,17 @@ class Batch:
             negative_only=twice(self.negative_only),
         )
 
-    def _repeat_indices(self) -> IndicesTuple | None:
+    def _repeated_indices(self) -> IndicesTuple | None:
         if self.indices_tuple is None:
             return None
         columns: list[Tensor] = []
         for group in index_groups(self.indices_tuple):
             in_batch = batch_columns(group, self.ref_emb is not None)
-            shifts = [len(self)] * in_batch + [0] * (len(group) - in_batch)
-            columns += [
-                torch.cat([column, column + shift])
-                for column, shift in zip(group, shifts, strict=True)
-            ]
+            columns += [torch.cat([column, column + len(self)]) for column in group[:in_batch]]
+            columns += [torch.cat([column, column]) for column in group[in_batch:]]
         return tuple(columns)
 
-    def _select_indices(self, keep: Tensor) -> IndicesTuple | None:
+    def _selected_indices(self, keep: Tensor) -> IndicesTuple | None:
         if self.indices_tuple is None:
             return None
         new_position = torch.cumsum(keep, dim=0) - 1
@@ -157,17 +138,13 @@ class Batch:
             in_batch = batch_columns(group, self.ref_emb is not None)
             alive = torch.stack([keep[column] for column in group[:in_batch]]).all(dim=0)
             rows = alive.nonzero().squeeze(1)
-            kept = [column[rows] for column in group]
-            columns += [new_position[column] for column in kept[:in_batch]] + kept[in_batch:]
+            columns += [new_position[column[rows]] for column in group[:in_batch]]
+            columns += [column[rows] for column in group[in_batch:]]
         return tuple(columns)
 
 
 def index_groups(indices_tuple: IndicesTuple) -> list[IndicesTuple]:
-    """The parts of an indices tuple whose columns belong together.
-
-    Triplets (anchor, positive, negative) are one part; pairs (anchor, positive, anchor, negative)
-    are two.
-    """
+    """The parts of an indices tuple: the positive and the negative pairs, or the triplets."""
     if len(indices_tuple) == 4:
         return [indices_tuple[:2], indices_tuple[2:]]
     return [indices_tuple]

@@ -1,39 +1,28 @@
-"""The inside of pytorch-metric-learning (PML): per-sample terms, and the dtype it computes in.
-
-What PML's classes can take is in kinds.py, what they hand to their reducers in pml_terms.py,
-what they forget to save in pml_state.py; nothing else knows PML's inside.
-"""
+"""Calls of the losses of pytorch-metric-learning (PML), whole and sample by sample."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import LpDistance
-from pytorch_metric_learning.losses import (
-    BaseMetricLossFunction,
-    CrossBatchMemory,
-    MultipleLosses,
-    ProxyNCALoss,
-    SupConLoss,
-)
-from pytorch_metric_learning.reducers import DoNothingReducer, MeanReducer
+from pytorch_metric_learning.losses import BaseMetricLossFunction, CrossBatchMemory, MultipleLosses
+from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor, nn
 
 from noisydml.functional import proxy_nca
 from noisydml.pml.batch import Batch
 from noisydml.pml.kinds import Loss, name_of, parts, refuse_unweightable, unweightable
-from noisydml.pml.pairs import with_selected_pairs
 from noisydml.pml.state import only_samples_remembered
-from noisydml.pml.terms import Part, is_reduced, observed, shared_out
+from noisydml.pml.terms import Part, dissected, with_selected_pairs
 
-_PML = (BaseMetricLossFunction, CrossBatchMemory, MultipleLosses)
+_OPTIONAL = ("indices_tuple", "ref_emb", "ref_labels")
 
 
-@dataclass(frozen=True)
-class Terms:
+class Terms(NamedTuple):
     """A loss value taken apart: ``value == per_sample.mean() + unweighted``."""
 
     value: Tensor  # 0-dim, what the loss itself returned
@@ -47,56 +36,43 @@ class Terms:
         # Unit weights give the loss's own value, to the bit and without asking the host.
         return torch.where((weight == 1).all(), self.value, weighted.to(self.value.dtype))
 
-    def scaled(self, factor: float) -> Terms:
-        return Terms(self.value * factor, self.per_sample * factor, self.unweighted * factor)
-
-    def plus(self, other: Terms) -> Terms:
-        return Terms(
-            self.value + other.value,
-            self.per_sample + other.per_sample,
-            self.unweighted + other.unweighted,
-        )
-
 
 def call(loss: Loss, batch: Batch) -> Tensor:
-    """Value of the user's loss on a batch of at least one row, weighted where the batch is.
-
-    ``(sample_weight * per_sample).mean()`` plus the loss's own regularisers; without weights, or
-    with weights of 1, exactly what the loss returns.
-    """
+    """Value of the user's loss on a batch of at least one row, weighted where the batch is."""
     if batch.sample_weight is None:
         return _reduced(loss, _output(loss, batch), len(batch))
     return split(loss, batch).weighted(batch.sample_weight)
 
 
 def split(loss: Loss, batch: Batch) -> Terms:
-    """Take the value of a loss apart into one contribution per sample.
-
-    Raises:
-        TypeError: if the loss has no such contributions; the message says why.
-    """
+    """The value of a loss, taken apart by samples; TypeError, which says why, if it cannot be."""
     refuse_unweightable(loss)
     if isinstance(loss, MultipleLosses):
         return _split_multiple(loss, batch)
-    pml_loss = loss.loss if isinstance(loss, CrossBatchMemory) else loss
-    if isinstance(pml_loss, BaseMetricLossFunction):
-        return _split_pml(loss, pml_loss, batch)
-    return _split_callable(loss, batch)
+    if isinstance(_out_of_memory(loss), BaseMetricLossFunction):
+        return _split_pml(loss, batch)
+    output = _output(loss, batch)
+    value = _reduced(loss, output, len(batch))
+    if output.shape != (len(batch),):
+        raise unweightable(
+            loss,
+            "it returns one number for the whole batch. Make it return one loss per sample, "
+            "for instance with reduction='none'",
+        )
+    return Terms(value, output, torch.zeros_like(value))
 
 
 def split_pairs(loss: Loss, batch: Batch) -> tuple[Tensor, list[Part]]:
-    """The value of a loss on pairs, and its positive and negative pairs.
-
-    Raises:
-        TypeError: if its terms are no pairs.
-    """
-    pml_loss = loss.loss if isinstance(loss, CrossBatchMemory) else loss
-    if not isinstance(pml_loss, BaseMetricLossFunction):
-        raise _pairless(loss)
-    value, found = _dissect(loss, pml_loss, batch)
-    if any(part.anchors is not None and not part.kind.endswith("_pair") for part in found):
-        raise _pairless(pml_loss)
-    return value, found
+    """The value of a loss, and its positive and negative pairs; TypeError if it has others."""
+    pml_loss = _out_of_memory(loss)
+    if isinstance(pml_loss, BaseMetricLossFunction):
+        value, found = _dissected(loss, batch)
+        if all(part.anchors is None or part.kind.endswith("_pair") for part in found):
+            return value, found
+    raise TypeError(
+        f"{name_of(pml_loss)} has no loss for every pair, as ContrastiveLoss has; use "
+        "level='sample'"
+    )
 
 
 def sample_losses(loss: Loss, batch: Batch) -> Tensor:
@@ -110,36 +86,38 @@ def sample_losses(loss: Loss, batch: Batch) -> Tensor:
 
 def supervised_contrastive() -> nn.Module:
     """TITAN's similarity loss (Eq. 7)."""
-    loss: nn.Module = SupConLoss(temperature=0.5)
+    loss: nn.Module = losses.SupConLoss(temperature=0.5)
     return loss
 
 
 def _output(loss: Loss, batch: Batch) -> Any:
-    batch = with_selected_pairs(loss, _converted(loss, batch))
+    batch = _converted(loss, batch)
+    if batch.negative_only is not None:
+        batch = with_selected_pairs(loss, batch)
+    given = {}
+    for name in _OPTIONAL:
+        if getattr(batch, name) is not None:
+            given[name] = getattr(batch, name)
+    if batch.synthetic is None:
+        return loss(batch.embeddings, batch.labels, **given)
     memories = [part for part in parts(loss) if isinstance(part, CrossBatchMemory)]
     with only_samples_remembered(memories, batch):
-        return loss(batch.embeddings, batch.labels, **batch.optional_arguments())
+        return loss(batch.embeddings, batch.labels, **given)
 
 
 def _converted(loss: Loss, batch: Batch) -> Batch:
-    """The batch in the dtype of a PML loss's own proxies and memories, where it has any.
-
-    PML does the reverse: it casts its proxies and memories to the dtype of the embeddings, in
-    place, so that after one bfloat16 batch float32 proxies are bfloat16 for ever.
-    """
-    if not isinstance(loss, _PML):
+    """The batch in the dtype of a PML loss's own proxies and memories, where it has any."""
+    if not isinstance(loss, (BaseMetricLossFunction, CrossBatchMemory, MultipleLosses)):
         return batch
-    memories = [p.embedding_memory for p in parts(loss) if isinstance(p, CrossBatchMemory)]
-    state = [t.dtype for t in (*loss.parameters(), *memories)]
-    dtype = reduce(torch.promote_types, state) if state else batch.embeddings.dtype
-    # torch.cdist, on which LpDistance stands, has no bfloat16.
-    if not state and dtype == torch.bfloat16 and _has_lp_distance(loss):
-        dtype = torch.float32
-    return batch.to(dtype)
-
-
-def _has_lp_distance(loss: nn.Module) -> bool:
-    return any(isinstance(module, LpDistance) for module in loss.modules())
+    own = dtype = batch.embeddings.dtype
+    state = [t for t in (*loss.parameters(), *loss.buffers()) if t.is_floating_point()]
+    if state:  # PML would cast it in place: after one bfloat16 batch it is bfloat16 for ever
+        dtype = state[0].dtype
+        for tensor in state:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    elif own == torch.bfloat16 and any(isinstance(each, LpDistance) for each in loss.modules()):
+        dtype = torch.float32  # torch.cdist, on which LpDistance stands, has no bfloat16
+    return batch if dtype == own else batch.to(dtype)
 
 
 def _reduced(loss: Loss, output: Any, batch_size: int) -> Tensor:
@@ -157,18 +135,6 @@ def _reduced(loss: Loss, output: Any, batch_size: int) -> Tensor:
     )
 
 
-def _split_callable(loss: Loss, batch: Batch) -> Terms:
-    output = _output(loss, batch)
-    value = _reduced(loss, output, len(batch))
-    if output.shape != (len(batch),):
-        raise unweightable(
-            loss,
-            "it returns one number for the whole batch. Make it return one loss per sample, "
-            "for instance with reduction='none'",
-        )
-    return Terms(value, output, torch.zeros_like(value))
-
-
 def _split_multiple(loss: MultipleLosses, batch: Batch) -> Terms:
     if batch.ref_emb is not None:
         raise TypeError("MultipleLosses takes no ref_emb")
@@ -177,12 +143,12 @@ def _split_multiple(loss: MultipleLosses, batch: Batch) -> Terms:
     for name in loss.losses.keys() if loss.is_dict else range(len(loss.losses)):
         indices = loss.get_indices_tuple(name, batch.embeddings, batch.labels, batch.indices_tuple)
         terms = split(loss.losses[name], replace(batch, indices_tuple=indices))
-        found.append(terms.scaled(loss.weights[name]))
-    return reduce(Terms.plus, found)
+        found.append([part * loss.weights[name] for part in terms])
+    return Terms(*(reduce(torch.add, summands) for summands in zip(*found, strict=True)))
 
 
-def _split_pml(loss: Loss, pml_loss: BaseMetricLossFunction, batch: Batch) -> Terms:
-    value, found = _dissect(loss, pml_loss, batch)
+def _split_pml(loss: Loss, batch: Batch) -> Terms:
+    value, found = _dissected(loss, batch)
     # Many half-precision terms would not add up in half precision.
     dtype = torch.promote_types(value.dtype, torch.float32)
     per_sample = torch.zeros(len(batch), dtype=dtype, device=value.device)
@@ -195,37 +161,24 @@ def _split_pml(loss: Loss, pml_loss: BaseMetricLossFunction, batch: Batch) -> Te
     return Terms(value, per_sample * len(batch), unweighted)
 
 
-def _dissect(
-    loss: Loss, pml_loss: BaseMetricLossFunction, batch: Batch
-) -> tuple[Tensor, list[Part]]:
+def _dissected(loss: Loss, batch: Batch) -> tuple[Tensor, list[Part]]:
     """The loss's own value, and the terms behind it."""
-    if isinstance(pml_loss.reducer, DoNothingReducer):
-        raise TypeError(f"{name_of(pml_loss)} has a DoNothingReducer, so there is no loss to wrap")
-    with observed(pml_loss.reducer) as calls:
-        output = _output(loss, batch)
-    if len(calls) != 1 or calls[0].output is not output:
-        raise unweightable(pml_loss, "its value is not what one call of its reducer returned")
-    if is_reduced(calls[0]):
-        raise unweightable(
-            pml_loss, "it reduces its terms itself, before a sample's part could be told"
-        )
-    return _reduced(loss, output, len(batch)), shared_out(pml_loss.reducer, calls[0])
+    output, found = dissected(_out_of_memory(loss), lambda: _output(loss, batch))
+    return _reduced(loss, output, len(batch)), found
+
+
+def _out_of_memory(loss: Loss) -> Loss:
+    """The loss that compares: in a ``CrossBatchMemory`` the one inside."""
+    return loss.loss if isinstance(loss, CrossBatchMemory) else loss
 
 
 def _is_plain_proxy_nca(loss: Any) -> bool:
     """Whether the loss is PML's ProxyNCALoss with the settings that functional.proxy_nca has."""
-    if type(loss) is not ProxyNCALoss or type(loss.reducer) is not MeanReducer:
-        return False
-    distance = loss.distance
     return (
-        type(distance) is LpDistance
-        and distance.normalize_embeddings
-        and (distance.p, distance.power) == (2, 2)
+        type(loss) is losses.ProxyNCALoss
+        and type(loss.reducer) is MeanReducer
+        and type(loss.distance) is LpDistance
+        and loss.distance.normalize_embeddings
+        and (loss.distance.p, loss.distance.power) == (2, 2)
         and not loss.all_regularization_loss_names()
-    )
-
-
-def _pairless(loss: Loss) -> TypeError:
-    return TypeError(
-        f"{name_of(loss)} has no loss for every pair, as ContrastiveLoss has; use level='sample'"
     )

@@ -5,49 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pytorch_metric_learning.losses import (
-    BaseMetricLossFunction,
-    CrossBatchMemory,
-    DynamicSoftMarginLoss,
-    FastAPLoss,
-    HistogramLoss,
-    InstanceLoss,
-    LargeMarginSoftmaxLoss,
-    ManifoldLoss,
-    MultipleLosses,
-    NormalizedSoftmaxLoss,
-    NPairsLoss,
-    P2SGradLoss,
-    PNPLoss,
-    ProxyAnchorLoss,
-    ProxyNCALoss,
-    RankedListLoss,
-    SelfSupervisedLoss,
-    SmoothAPLoss,
-    SoftTripleLoss,
-    VICRegLoss,
-)
+from pytorch_metric_learning import losses
+from pytorch_metric_learning.losses import BaseMetricLossFunction
 
 Loss = Callable[..., Any]
 
 _TAKES_NO_REFERENCE = (
-    FastAPLoss,
-    HistogramLoss,
-    InstanceLoss,
-    LargeMarginSoftmaxLoss,
-    ManifoldLoss,
-    NormalizedSoftmaxLoss,
-    NPairsLoss,
-    P2SGradLoss,
-    PNPLoss,
-    ProxyAnchorLoss,
-    ProxyNCALoss,
-    RankedListLoss,
-    SmoothAPLoss,
-    SoftTripleLoss,
-    VICRegLoss,
-)
-_TAKES_NO_LABELS = (ManifoldLoss, SelfSupervisedLoss, VICRegLoss)
+    losses.FastAPLoss, losses.HistogramLoss, losses.InstanceLoss, losses.LargeMarginSoftmaxLoss,
+    losses.ManifoldLoss, losses.NormalizedSoftmaxLoss, losses.NPairsLoss, losses.P2SGradLoss,
+    losses.PNPLoss, losses.ProxyAnchorLoss, losses.ProxyNCALoss, losses.RankedListLoss,
+    losses.SmoothAPLoss, losses.SoftTripleLoss, losses.VICRegLoss,
+)  # fmt: skip
+_TAKES_NO_LABELS = (losses.ManifoldLoss, losses.SelfSupervisedLoss, losses.VICRegLoss)
+# Those that can be told what to compare, by an indices tuple of pairs or of triplets.
+_PAIRS = (losses.AngularLoss, losses.GenericPairLoss)
+TRIPLETS = (
+    losses.DynamicSoftMarginLoss, losses.HistogramLoss, losses.MarginLoss, losses.TripletMarginLoss,
+)  # fmt: skip
 
 
 def refuse_unlabelled(loss: Loss) -> None:
@@ -64,7 +38,7 @@ def refuse_unweightable(loss: Loss) -> None:
     """Raise TypeError for the losses known to have no per-sample contributions."""
     refuse_unlabelled(loss)
     for part in parts(loss):
-        if isinstance(part, ProxyAnchorLoss):
+        if isinstance(part, losses.ProxyAnchorLoss):
             raise unweightable(
                 part,
                 "its terms belong to proxies, each a logarithm over all samples of the batch. "
@@ -75,11 +49,11 @@ def refuse_unweightable(loss: Loss) -> None:
 def refuse_memory(name: str, judge: Loss) -> None:
     """Raise TypeError for a loss that would remember the batch it only judges."""
     for part in parts(judge):
-        if isinstance(part, CrossBatchMemory):
+        if isinstance(part, losses.CrossBatchMemory):
             raise TypeError(
                 f"{name} must not be a CrossBatchMemory: judging would enqueue the batch"
             )
-        if isinstance(part, DynamicSoftMarginLoss):
+        if isinstance(part, losses.DynamicSoftMarginLoss):
             raise TypeError(
                 f"{name} must not be a DynamicSoftMarginLoss: judging would enter its histogram"
             )
@@ -87,18 +61,27 @@ def refuse_memory(name: str, judge: Loss) -> None:
 
 def refuse_without_reference(who: str, loss: Loss) -> None:
     """Raise TypeError unless the loss can compare a batch with other embeddings (``ref_emb``)."""
-    if not isinstance(loss, BaseMetricLossFunction) or isinstance(loss, _TAKES_NO_REFERENCE):
+    if isinstance(loss, _TAKES_NO_REFERENCE) or not isinstance(loss, BaseMetricLossFunction):
         raise TypeError(
             f"{who} needs one of PML's pair or triplet losses, which can compare a batch with "
             f"a memory, got {name_of(loss)}"
         )
 
 
+def refuse_without_pairs(loss: Loss) -> None:
+    """Raise TypeError unless the loss can be told which pairs or triplets to compare."""
+    if not isinstance(loss, _PAIRS + TRIPLETS):
+        raise TypeError(
+            "SelectedInteractions needs one of PML's pair or triplet losses, which can be told "
+            f"whom to compare with whom, got {name_of(loss)}"
+        )
+
+
 def embedding_shape(loss: Loss) -> tuple[int | None, int | None]:
     """(number of classes, embedding size) that a proxy loss is made for; None where unknown."""
-    if isinstance(loss, ProxyNCALoss):
+    if isinstance(loss, losses.ProxyNCALoss):
         return loss.proxies.shape[0], loss.proxies.shape[1]
-    if isinstance(loss, NormalizedSoftmaxLoss):
+    if isinstance(loss, losses.NormalizedSoftmaxLoss):
         return loss.W.shape[1], loss.W.shape[0]
     # PML's recording sets num_classes to 0 in losses that never set it themselves.
     num_classes = getattr(loss, "num_classes", None)
@@ -108,10 +91,10 @@ def embedding_shape(loss: Loss) -> tuple[int | None, int | None]:
 def parts(loss: Loss) -> Iterator[Loss]:
     """The loss, and those inside PML's own containers."""
     yield loss
-    if isinstance(loss, MultipleLosses):
+    if isinstance(loss, losses.MultipleLosses):
         for inner in loss.losses.values() if loss.is_dict else loss.losses:
             yield from parts(inner)
-    elif isinstance(loss, CrossBatchMemory):
+    elif isinstance(loss, losses.CrossBatchMemory):
         yield from parts(loss.loss)
 
 

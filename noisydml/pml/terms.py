@@ -1,26 +1,19 @@
-"""The terms that a loss of pytorch-metric-learning (PML) hands to its reducer."""
+"""The terms of a loss of pytorch-metric-learning (PML): which it has, and what each adds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pytorch_metric_learning.losses import BaseMetricLossFunction
+from pytorch_metric_learning.reducers import DoNothingReducer
 from torch import Tensor, nn
 
-LossDict = dict[str, dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class ReducerCall:
-    """What a reducer was called with, and what it returned."""
-
-    loss_dict: LossDict
-    embeddings: Tensor
-    labels: Tensor
-    output: Any
+from noisydml.functional import selected_interactions
+from noisydml.pml.batch import Batch, IndicesTuple, index_groups
+from noisydml.pml.kinds import TRIPLETS, Loss, name_of, unweightable
 
 
 @dataclass(frozen=True)
@@ -33,65 +26,92 @@ class Part:
     anchors: Tensor | None  # (K,) the row of the batch each belongs to; None for a regulariser
 
 
-@contextmanager
-def observed(reducer: nn.Module) -> Iterator[list[ReducerCall]]:
-    """Note the reducer's calls; the reducer itself is left as it was."""
-    calls: list[ReducerCall] = []
+def with_selected_pairs(loss: Loss, batch: Batch) -> Batch:
+    """The batch with an ``indices_tuple`` without the positive pairs of its negatives only.
 
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        named = dict(zip(("loss_dict", "embeddings", "labels"), args, strict=False))
-        calls.append(ReducerCall(**{**named, **kwargs}, output=output))
+    One host synchronisation on CUDA where nobody is, else those of PML's own search for pairs.
+    """
+    if batch.negative_only is None or not batch.negative_only.any():
+        return replace(batch, negative_only=None)
+    trusted = batch.negative_only.logical_not()
+    indices: IndicesTuple
+    if batch.indices_tuple is not None:
+        first, *others = index_groups(batch.indices_tuple)  # with the anchors and the positives
+        alive = trusted[first[0]]
+        if batch.ref_emb is None or batch.ref_labels is None:  # the positives are of the batch, too
+            alive = alive & trusted[first[1]]
+        rows = alive.nonzero().squeeze(1)
+        indices = (*(column[rows] for column in first), *(c for group in others for c in group))
+    else:
+        positive, negative = selected_interactions(batch.labels, trusted, batch.ref_labels)
+        anchors, positives = positive.nonzero(as_tuple=True)
+        if isinstance(loss, TRIPLETS):
+            # As many rows as positive pairs, where PML has a cube of B x B x B.
+            pair, negatives = negative.index_select(0, anchors).nonzero(as_tuple=True)
+            indices = (anchors[pair], positives[pair], negatives)
+        else:
+            indices = (anchors, positives, *negative.nonzero(as_tuple=True))
+    return replace(batch, indices_tuple=indices, negative_only=None)
 
-    handle = reducer.register_forward_hook(note, with_kwargs=True)
-    try:
-        yield calls
-    finally:
-        handle.remove()
 
-
-def is_reduced(call: ReducerCall) -> bool:
-    """Whether a sub-loss came as one number already, so that no sample's part can be told."""
-    return any(
-        entry["reduction_type"] == "already_reduced" and not _is_regularizer(name)
-        for name, entry in _with_terms(call.loss_dict).items()
-    )
-
-
-def shared_out(reducer: nn.Module, call: ReducerCall) -> list[Part]:
-    """Every sub-loss's terms, with the share that each has in what the reducer returned.
+def dissected(loss: BaseMetricLossFunction, call: Callable[[], Any]) -> tuple[Any, list[Part]]:
+    """What ``call()``, one call of the loss, returns, and the terms that its reducer was given.
 
     A reducer r is homogeneous of degree one in its terms t, so by Euler's identity
     r(t) = sum_k t_k dr/dt_k: the k-th summand is term k's share, whatever the reducer. The slopes
-    dr/dt_k are constants to the gradient.
+    dr/dt_k are constants to the gradient. TypeError if the value is not r(t).
     """
-    entries = _with_terms(call.loss_dict)
-    if not entries:
+    if isinstance(loss.reducer, DoNothingReducer):
+        raise TypeError(f"{name_of(loss)} has a DoNothingReducer, so there is no loss to wrap")
+    seen: list[tuple[Any, ...]] = []  # args, kwargs and output of the reducer's calls
+    handle = loss.reducer.register_forward_hook(
+        lambda _, *given: seen.append(given), with_kwargs=True
+    )
+    try:
+        value = call()
+    finally:
+        handle.remove()
+    if len(seen) != 1 or seen[0][-1] is not value:
+        raise unweightable(loss, "its value is not what one call of its reducer returned")
+    args, kwargs, _ = seen[0]
+    # The sub-losses that have terms; PML says that there are none by the number 0.
+    loss_dict = args[0] if args else kwargs["loss_dict"]
+    entries = {n: e for n, e in loss_dict.items() if isinstance(e["losses"], Tensor)}
+    for name, entry in entries.items():
+        if entry["reduction_type"] == "already_reduced" and not _is_regularizer(name):
+            raise unweightable(
+                loss, "it reduces its terms itself, before a sample's part could be told"
+            )
+    parts = []
+    slopes = _slopes(loss.reducer, args, kwargs, list(entries))
+    for (name, entry), slope in zip(entries.items(), slopes, strict=True):
+        indices = None if _is_regularizer(name) else entry["indices"]
+        anchors = indices[0] if isinstance(indices, (tuple, list)) else indices
+        terms = entry["losses"]
+        parts.append(Part(entry["reduction_type"], terms, terms * slope, anchors))
+    return value, parts
+
+
+def _slopes(
+    reducer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str]
+) -> list[Tensor]:
+    """What a reducer returns, differentiated by the terms of the sub-losses ``names``."""
+    if not names:
         return []
     with torch.inference_mode(False), torch.enable_grad():
-        leaves = {n: _constant(e["losses"]).requires_grad_() for n, e in entries.items()}
-        copy = {
-            n: {k: _constant(v) for k, v in e.items()} | {"losses": leaves.get(n, e["losses"])}
-            for n, e in call.loss_dict.items()
-        }
-        value = reducer(copy, _constant(call.embeddings), _constant(call.labels))
-        slopes = (
-            torch.autograd.grad(value.sum(), list(leaves.values()), materialize_grads=True)
-            if value.requires_grad
-            else [torch.zeros_like(leaf) for leaf in leaves.values()]
-        )
-    return [
-        Part(entry["reduction_type"], entry["losses"], entry["losses"] * slope, _anchors(n, entry))
-        for (n, entry), slope in zip(entries.items(), slopes, strict=True)
-    ]
-
-
-def _with_terms(loss_dict: LossDict) -> LossDict:
-    """The sub-losses that have terms; PML says that there are none by the number 0."""
-    return {n: e for n, e in loss_dict.items() if isinstance(e["losses"], Tensor)}
+        args, kwargs = _constant(args), _constant(kwargs)
+        loss_dict = args[0] if args else kwargs["loss_dict"]
+        terms = [loss_dict[name]["losses"].requires_grad_() for name in names]
+        value = reducer(*args, **kwargs)
+        if not value.requires_grad:
+            return [torch.zeros_like(losses) for losses in terms]
+        return list(torch.autograd.grad(value.sum(), terms, materialize_grads=True))
 
 
 def _constant(value: Any) -> Any:
-    """A tensor, or the tensors of a tuple, without graph; inference tensors may not enter one."""
+    """A tensor, or those in a container, without graph; inference tensors may not enter one."""
+    if isinstance(value, dict):
+        return {key: _constant(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return type(value)(_constant(item) for item in value)
     if not isinstance(value, Tensor):
@@ -102,11 +122,3 @@ def _constant(value: Any) -> Any:
 def _is_regularizer(name: str) -> bool:
     """Embedding, weight and MarginLoss's beta regularisation: no label makes them wrong."""
     return name.endswith("_reg_loss")
-
-
-def _anchors(name: str, entry: dict[str, Any]) -> Tensor | None:
-    if _is_regularizer(name):
-        return None
-    indices = entry["indices"]
-    anchors: Tensor = indices if isinstance(indices, Tensor) else indices[0]
-    return anchors

@@ -4,83 +4,34 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from noisydml import distributed, pml
 from noisydml.functional.checks import require_loss
-from noisydml.pml import kinds
+from noisydml.memory.features import FeatureMemory
 from noisydml.pml.batch import Batch
-from noisydml.pml.state import UnsavedState
 from noisydml.wrappers.checks import (
     ValueCheck,
     agree_across_ranks,
-    in_range,
+    leaf_checks,
     make_batch,
     raise_first,
     value_checks,
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Decision:
-    """What a wrapper decided about one batch; detached, on the batch's device.
-
-    Attributes:
-        keep: (B,) bool, the samples that the wrapped loss saw.
-        weight: (B,) float, what the wrapper multiplied each sample's loss by, 1 for trusted ones.
-            A ``sample_weight`` of the caller's is not part of it.
-        score: (B,) float, the evidence that a label is right: higher is cleaner. None where the
-            method has none.
-        threshold: 0-dim float in the unit of ``score``; samples below it are distrusted. None
-            where the method has none.
-        noise_rate: 0-dim float, the share of wrong labels that the wrapper goes by, estimated or
-            given. None where the method needs none.
-        suggested_labels: (B,) int64, the label that the evidence speaks for. None where the
-            method makes no suggestion.
-        support: (B,) float in [0, 1], the share of the evidence that speaks for it; None likewise.
-        runner_up: (B,) float in [0, 1], the second label's share over the first's; None likewise.
-    """
-
-    keep: Tensor
-    weight: Tensor
-    score: Tensor | None = None
-    threshold: Tensor | None = None
-    noise_rate: Tensor | None = None
-    suggested_labels: Tensor | None = None
-    support: Tensor | None = None
-    runner_up: Tensor | None = None
-
-    @classmethod
-    def trusting(cls, batch: Batch) -> Decision:
-        """Every sample kept, with weight 1."""
-        ones = torch.ones(len(batch), device=batch.device)
-        return cls(keep=ones.bool(), weight=ones)
-
-
-class Judgement(NamedTuple):
-    """A decision, and what goes with it.
-
-    ``own_loss`` trains the wrapper's own parameters (proxies): it must reach nothing but those,
-    and its value is never added to the result. ``evidence`` is whatever ``commit`` needs of what
-    ``judge`` has computed. ``value`` is the value of the wrapped loss, where it had to be called
-    in order to judge; it is not called again.
-    """
-
-    decision: Decision
-    own_loss: Tensor | None = None
-    evidence: Any = None
-    value: Tensor | None = None
+from noisydml.wrappers.decision import Decision, Judgement
 
 
 class LossWrapper(nn.Module, ABC):
     """Base of all wrappers: a loss around a loss, called like one of pytorch-metric-learning.
 
-    A subclass says in ``judge`` what it makes of a batch, changes nothing there, and writes its
-    state in ``commit``, which runs only after the wrapped loss has returned. The rest is here.
+    A subclass overrides up to six methods. ``judge`` decides about a batch and changes nothing,
+    ``value`` is the loss that follows from the judgement, and ``commit`` writes state once the
+    wrapped loss has returned; ``run`` calls the three in this order. ``own_checks`` refuses bad
+    arguments before, and ``own_parameters`` names the parameters that serve only to judge.
 
     Args:
         loss: any PML loss, PML's ``CrossBatchMemory``, another wrapper, or any callable
@@ -94,16 +45,19 @@ class LossWrapper(nn.Module, ABC):
         decision: the :class:`Decision` on the last batch; None before the first.
     """
 
+    # Whether every rank calls the wrapped loss with all ranks' rows, so that its state is shared.
+    same_on_all_ranks: bool = False
+
     def __init__(self, loss: Callable[..., Any], *, validate_args: bool = True) -> None:
         super().__init__()
         require_loss("loss", loss)
-        kinds.refuse_unlabelled(loss)
+        pml.refuse_unlabelled(loss)
         self.loss = loss
         self.validate_args = validate_args
         self.decision: Decision | None = None
         self._ranks_agree = False
         if isinstance(loss, nn.Module) and not isinstance(loss, LossWrapper):
-            unsaved = UnsavedState(loss)
+            unsaved = pml.UnsavedState(loss)
             if unsaved:
                 self.unsaved_state = unsaved
 
@@ -130,9 +84,8 @@ class LossWrapper(nn.Module, ABC):
             sample_ids: (B,) positions of the samples in the data set.
 
         Returns:
-            0-dim tensor: ``(weight * per_sample).mean()`` over the samples kept, and the terms of
-            a :class:`RegularizedLoss` of all samples. In eval mode the wrapped loss's own value.
-            With no sample (left), a zero that has a graph.
+            0-dim tensor: ``(weight * per_sample).mean()`` over the samples kept. In eval mode the
+            wrapped loss's own value. With no sample (left), a zero that has a graph.
 
         Raises:
             TypeError, ValueError: for a bad argument, before anything has changed.
@@ -140,85 +93,42 @@ class LossWrapper(nn.Module, ABC):
         batch = self._checked(
             embeddings, labels, indices_tuple, ref_emb, ref_labels, sample_weight, sample_ids
         )
-        self._prepare(batch.device)
-        terms = self._terms(batch)
-        value = self.run(batch)
-        for term in terms:
-            value = value + term.to(value.dtype)
-        return value
+        self._prepare(batch.embeddings.device)
+        return self.run(batch)
 
     def run(self, batch: Batch) -> Tensor:
         """Loss of a batch that has been checked; wrappers call this on one another."""
         if not self.training:
             self.decision = Decision.trusting(batch)
-            return call_loss(self.loss, self.embedded(batch))
-        judgement = self.judge(batch)
-        decision, own_loss, value = judgement.decision, judgement.own_loss, judgement.value
-        if value is None:
-            value = self.wrapped_value(self.narrowed(batch, decision))
-        added = self.added_term(batch, judgement)
-        if added is not None:
-            value = value + added.to(value.dtype)
+            return call_loss(self.loss, batch)
+        with torch.autocast(batch.embeddings.device.type, enabled=False):
+            judgement = self.judge(batch)
+        value, own_loss = self.value(batch, judgement), judgement.own_loss
         if own_loss is not None and own_loss.requires_grad:
             own_loss = own_loss.to(value.dtype)
             value = value + (own_loss - own_loss.detach())  # its gradient, not its value
         self.commit(batch, judgement)
-        self.decision = decision
+        self.decision = judgement.decision
         return value
 
     @abstractmethod
     def judge(self, batch: Batch) -> Judgement:
-        """Decide about a batch without changing any state."""
+        """Decide about a batch without changing any state; autocast is off."""
 
-    def narrowed(self, batch: Batch, decision: Decision) -> Batch:
-        """What the wrapped loss gets to see of the batch: by default the rows that are kept."""
-        return batch.select(decision.keep)
-
-    @property
-    def drops(self) -> bool:
-        """Whether it is a filter: what it does to a batch is to drop rows, and no more."""
-        return type(self).narrowed is LossWrapper.narrowed
-
-    @property
-    def suggests(self) -> bool:
-        """Whether its decisions say, with ``runner_up``, which label a sample should have."""
-        return False
-
-    def wrapped_value(self, batch: Batch) -> Tensor:
-        """Value of the wrapped loss on what it gets to see."""
+    def value(self, batch: Batch, judgement: Judgement) -> Tensor:
+        """The loss that follows from a judgement; by default the wrapped loss of the batch."""
         return call_loss(self.loss, batch)
 
-    def embedded(self, batch: Batch) -> Batch:
-        """What the wrapped loss gets to see in eval mode: the batch, unless the wrapper embeds."""
-        return batch
-
-    def added_term(self, batch: Batch, judgement: Judgement) -> Tensor | None:
-        """A loss of the wrapper's own that is added to the wrapped one's; by default none."""
-        return None
-
     def commit(self, batch: Batch, judgement: Judgement) -> None:
-        """Write the state that follows from a batch; by default there is none."""
-
-    @property
-    def adds_term(self) -> bool:
-        """Whether there is a term to add that no weight and no filter may touch."""
-        return False
-
-    def term(self, batch: Batch) -> Tensor:
-        """That term, 0-dim, of the batch as the outermost wrapper was called with it."""
-        raise NotImplementedError
-
-    def whole(self, batch: Batch) -> Batch:
-        """What the wrappers inside this one take for the whole batch in their ``term``."""
-        return batch
+        """Write the state that follows from a batch, in place; by default there is none."""
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
         """What this wrapper asks of the values of a batch; raises for types and shapes."""
         return []
 
-    def seen_inside(self, batch: Batch) -> Batch:
-        """The batch for the checks of the wrappers inside: as wide as what they will see."""
-        return batch
+    def own_parameters(self) -> list[nn.Parameter]:
+        """The parameters that serve only to judge the samples."""
+        return []
 
     def parameter_groups(self, lr: float, proxy_lr: float = 1e-3) -> list[dict[str, Any]]:
         """Parameter groups for an optimiser: none of the loss's parameters can be forgotten.
@@ -244,16 +154,15 @@ class LossWrapper(nn.Module, ABC):
             groups.append({"params": own, "lr": proxy_lr, "weight_decay": 0.0})
         return groups
 
-    def own_parameters(self) -> list[nn.Parameter]:
-        """The parameters that serve only to judge the samples."""
-        return []
-
-    def shared_state(self) -> list[Tensor]:
-        """What must be equal on all ranks; they take it over from rank 0 before the first step."""
-        return [*self.own_parameters(), *self.buffers(recurse=False)]
-
-    def state_replaced(self) -> None:
-        """Called when a rank has taken its state over: derive anew what follows from it."""
+    def _apply(self, fn: Any, recurse: bool = True) -> LossWrapper:
+        """``.half()`` and the like move statistics, and leave their precision as it is."""
+        before = {n: b for n, b in self._buffers.items() if b is not None and b.is_floating_point()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            after = self._buffers[name]
+            if after is not None and after.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(after.device)
+        return self
 
     def _chain(self) -> Iterator[LossWrapper]:
         """This wrapper and those inside it."""
@@ -264,56 +173,118 @@ class LossWrapper(nn.Module, ABC):
 
     def _checked(self, embeddings: Tensor, *arguments: Any) -> Batch:
         batch, error = None, None
-        judging = any(wrapper.training for wrapper in self._chain())
         try:
-            batch = seen = make_batch(embeddings, *arguments)
-            checks: list[ValueCheck] = []
-            for wrapper in self._chain():
-                if wrapper.training:
-                    checks += wrapper.own_checks(seen)
-                seen = wrapper.seen_inside(seen)
+            batch = make_batch(embeddings, *arguments)
+            checks = self._checks(batch)
             if self.validate_args:
-                raise_first([*value_checks(batch), *checks, *self._leaf_checks(batch)])
+                raise_first([*value_checks(batch), *checks])
         except (TypeError, ValueError) as refusal:
             error = refusal
-        if judging and distributed.world_size() > 1:
+        if distributed.world_size() > 1 and any(wrapper.training for wrapper in self._chain()):
             agree_across_ranks(error, batch)
         if error is not None:
             raise error
         assert batch is not None
         return batch
 
-    def _terms(self, batch: Batch) -> list[Tensor]:
-        """The terms of a nest that are added outside: nothing has weighted or dropped a row yet."""
-        chain = [wrapper for wrapper in self._chain() if wrapper.training]
-        while chain and not chain[-1].adds_term:
-            chain.pop()
-        terms = []
-        for wrapper in chain:
-            if wrapper.adds_term:
-                terms.append(wrapper.term(batch))
-            batch = wrapper.whole(batch)
-        return terms
-
-    def _leaf_checks(self, batch: Batch) -> list[ValueCheck]:
-        """The range of labels that the innermost loss has proxies for."""
-        *_, innermost = self._chain()
-        num_classes, _ = kinds.embedding_shape(innermost.loss)
-        if num_classes is None:
-            return []
-        return [in_range("labels", batch.labels, num_classes, "the classes of the wrapped loss")]
+    def _checks(self, batch: Batch) -> list[ValueCheck]:
+        """Those of this wrapper and of all that is inside it."""
+        checks = self.own_checks(batch) if self.training else []
+        if isinstance(self.loss, LossWrapper):
+            return checks + self.loss._checks(batch)
+        return checks + leaf_checks(self.loss, batch)
 
     def _prepare(self, device: torch.device) -> None:
-        """On first use: all state where the embeddings are, and all ranks with the same proxies."""
-        state = (*self.parameters(), *self.buffers())
-        if any(tensor.device != device for tensor in state):
-            self.to(device)
+        """On first use: all state where the embeddings are, and the same on all ranks."""
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.device != device:
+                self.to(device)
         if self.training and not self._ranks_agree and distributed.world_size() > 1:
-            shared = [tensor for wrapper in self._chain() for tensor in wrapper.shared_state()]
-            distributed.broadcast_from_first([tensor.data for tensor in shared])
-            for wrapper in self._chain():
-                wrapper.state_replaced()
+            chain = list(self._chain())
+            for wrapper in chain:
+                distributed.broadcast_from_first([*wrapper.buffers(recurse=False)])
+                for child in wrapper.children():
+                    if child is not wrapper.loss:
+                        distributed.take_over_from_first(child)
+            leaf = chain[-1].loss
+            if isinstance(leaf, nn.Module) and any(each.same_on_all_ranks for each in chain):
+                distributed.take_over_from_first(leaf)
             self._ranks_agree = True
+
+
+class Filter(LossWrapper):
+    """A wrapper that drops what it distrusts and does nothing else to a batch.
+
+    ``judge`` ends in :meth:`filtered`.
+    """
+
+    suggests: ClassVar[bool] = False  # whether decisions say which label a sample should have
+
+    def filtered(
+        self,
+        batch: Batch,
+        everyone: Batch,
+        keep: Tensor,
+        score: Tensor,
+        threshold: Tensor,
+        *,
+        own_loss: Tensor | None = None,
+        memo: Any = None,
+        **evidence: Tensor,
+    ) -> Judgement:
+        """The judgement that keeps some rows.
+
+        Args:
+            batch: of this rank.
+            everyone: the rows that were judged, those of all ranks or the batch itself.
+            keep: (N,) bool, one a row of ``everyone``, as ``score`` is.
+            score: (N,) floating point.
+            threshold: 0-dim.
+            own_loss: see :class:`Judgement`.
+            memo: see :class:`Judgement`.
+            **evidence: the other fields of the :class:`Decision`, (N,) or 0-dim.
+        """
+        own = {"keep": keep, "score": score, **evidence}
+        for name, value in own.items():
+            if value.ndim > 0:
+                own[name] = batch.own_rows(everyone, value)
+        decision = Decision(weight=own["keep"].float(), threshold=threshold, **own)
+        return Judgement(decision, own_loss, memo)
+
+    def value(self, batch: Batch, judgement: Judgement) -> Tensor:
+        return self.kept_value(batch.select(judgement.decision.keep))
+
+    def kept_value(self, batch: Batch) -> Tensor:
+        """The loss of the rows that are kept."""
+        return call_loss(self.loss, batch)
+
+
+class AroundFilter(LossWrapper):
+    """A wrapper that says what becomes of the samples which the filter inside it distrusts.
+
+    It takes the filter's judgement for its own, and has the filter commit it.
+    """
+
+    @property
+    def filter(self) -> Filter:
+        """The wrapper that judges."""
+        assert isinstance(self.loss, Filter)
+        return self.loss
+
+    def judge(self, batch: Batch) -> Judgement:
+        if not self.filter.training:  # it trusts everyone and changes nothing
+            return Judgement(Decision.trusting(batch))
+        judged = self.filter.judge(batch)
+        return self.rejudged(batch, judged)
+
+    @abstractmethod
+    def rejudged(self, batch: Batch, judged: Judgement) -> Judgement:
+        """The judgement to go by; its ``memo`` begins with the filter's."""
+
+    def commit(self, batch: Batch, judgement: Judgement) -> None:
+        if judgement.memo is not None:
+            self.filter.commit(batch, judgement.memo[0])
+        self.filter.decision = judgement.decision
 
 
 def call_loss(loss: Callable[..., Any], batch: Batch) -> Tensor:
@@ -323,11 +294,32 @@ def call_loss(loss: Callable[..., Any], batch: Batch) -> Tensor:
     part in a collective.
     """
     if isinstance(loss, LossWrapper):
-        return loss.run(batch)
+        return loss.run(replace(batch, nested=True))
     if len(batch) == 0:
         parameters = loss.parameters() if isinstance(loss, nn.Module) else ()
         return zero_with_graph(batch.embeddings, parameters)
     return pml.call(loss, batch)
+
+
+def loss_against_memory(
+    loss: Callable[..., Any], batch: Batch, memory: FeatureMemory
+) -> Tensor | None:
+    """The loss of a batch compared with a memory (PRISM, Eq. 8); None if either has no row.
+
+    One host synchronisation on CUDA. Copies are compared with: what autograd keeps for the
+    backward pass must not be overwritten by ``commit``.
+    """
+    remembered = memory.first_filled(batch.embeddings.dtype) if len(batch) else None
+    if remembered is None:
+        return None
+    features, labels = remembered
+    return call_loss(loss, replace(batch, indices_tuple=None, ref_emb=features, ref_labels=labels))
+
+
+def losses_by(judge: Callable[..., Any], rows: Batch, trains: bool) -> Tensor:
+    """(N,) losses of another loss that judges the rows, with a graph if its parameters train."""
+    with torch.set_grad_enabled(trains):
+        return pml.sample_losses(judge, rows)
 
 
 def zero_with_graph(embeddings: Tensor, parameters: Iterable[Tensor]) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from noisydml import distributed
 from noisydml.functional.checks import require_floating, require_integer, require_vector
+from noisydml.pml import embedding_shape
 from noisydml.pml.batch import Batch, batch_columns, index_groups
-from noisydml.pml.kinds import embedding_shape
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,25 @@ def proxy_checks(judge: Callable[..., Any], batch: Batch, what: str) -> list[Val
         ValueError: if the embeddings have another width.
     """
     num_classes, width = embedding_shape(judge)
-    if width is not None and batch.embeddings.shape[1] != width:
-        raise ValueError(
-            f"embeddings must be as wide as the proxies of {what}, {width}, "
-            f"got {batch.embeddings.shape[1]}"
-        )
+    require_width(batch, width, f"the proxies of {what}")
     if num_classes is None:
         return []
     return [in_range("labels", batch.labels, num_classes, f"the classes of {what}")]
+
+
+def leaf_checks(loss: Any, batch: Batch) -> list[ValueCheck]:
+    """The range of labels that the innermost loss has proxies for."""
+    num_classes, _ = embedding_shape(loss)
+    if num_classes is None:
+        return []
+    return [in_range("labels", batch.labels, num_classes, "the classes of the wrapped loss")]
+
+
+def require_width(batch: Batch, width: int | None, name: str) -> None:
+    """Raise ValueError if the embeddings are not as wide as ``name`` says; None is any width."""
+    got = batch.embeddings.shape[1]
+    if width is not None and got != width:
+        raise ValueError(f"embeddings must be as wide as {name}, {width}, got {got}")
 
 
 def raise_first(checks: Iterable[ValueCheck]) -> None:

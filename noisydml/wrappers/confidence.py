@@ -20,16 +20,17 @@ from noisydml.functional import (
     running_mean,
 )
 from noisydml.functional.checks import require_count, require_decay, require_loss, require_positive
-from noisydml.pml import kinds
+from noisydml.memory.state import Counters, overwrite
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import (
-    Decision,
-    Judgement,
     LossWrapper,
+    call_loss,
+    losses_by,
     parameters_besides,
     zero_with_graph,
 )
 from noisydml.wrappers.checks import ValueCheck, proxy_checks
+from noisydml.wrappers.decision import Decision, Judgement
 
 Named = Literal["otsu", "running_mean", "gaussian_mixture"]
 Threshold = Named | float | Callable[[Tensor], Tensor | float]
@@ -100,6 +101,7 @@ class ConfidenceWeightedLoss(LossWrapper):
 
     step: Tensor
     mean: Tensor
+    fingerprint: Tensor
 
     def __init__(
         self,
@@ -119,9 +121,9 @@ class ConfidenceWeightedLoss(LossWrapper):
                 "confidence_loss must be a loss that gives one value per sample, such as "
                 f"ProxyNCALoss, got {type(confidence_loss).__name__}"
             )
-        kinds.refuse_unweightable(loss)
-        kinds.refuse_unweightable(confidence_loss)
-        kinds.refuse_memory("confidence_loss", confidence_loss)
+        pml.refuse_unweightable(loss)
+        pml.refuse_unweightable(confidence_loss)
+        pml.refuse_memory("confidence_loss", confidence_loss)
         require_positive("lam", lam)
         is_nan = threshold != threshold
         fixed = isinstance(threshold, Real) and not isinstance(threshold, bool) and not is_nan
@@ -140,21 +142,22 @@ class ConfidenceWeightedLoss(LossWrapper):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         if threshold == "running_mean":
             self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
-        self._graph_steps = 0
-        self._first_fingerprint: Tensor | None = None
+        # Of the warning about proxies that nobody trains: steps watched, what the proxies were.
+        self.watched = Counters(steps=0)
+        proxies = len(self.own_parameters())
+        self.register_buffer("fingerprint", torch.zeros(proxies, dtype=torch.float64))
 
     def judge(self, batch: Batch) -> Judgement:
-        everyone = gather_batch(replace(batch.judged(), sample_ids=None, synthetic=None))
+        rows = replace(batch.judged(), sample_ids=None, synthetic=None)
+        everyone = gather_batch(rows)  # the rows of all ranks
         if len(everyone) == 0:
-            own_loss = zero_with_graph(batch.embeddings.detach(), self.own_parameters())
-            return Judgement(Decision.trusting(batch), own_loss)
+            zero = zero_with_graph(batch.embeddings.detach(), self.own_parameters())
+            return Judgement(Decision.trusting(batch), own_loss=zero)
         trains = bool(self.own_parameters()) and torch.is_grad_enabled()
-        with torch.autocast(batch.device.type, enabled=False), torch.set_grad_enabled(trains):
-            losses = pml.sample_losses(self.confidence_loss, everyone)  # (N,), all ranks' rows
-
+        losses = losses_by(self.confidence_loss, everyone, trains)  # (N,)
         scores = losses.detach().double()
         tau = self._threshold(scores)
-        sigma = confidence(scores, tau, self.lam)
+        sigma = confidence(scores, tau, self.lam)  # Eq. 3
         sigma = torch.where(self.step < self.warmup, 1.0, sigma)
         decision = Decision(
             keep=torch.ones(len(batch), dtype=torch.bool, device=batch.device),
@@ -162,18 +165,17 @@ class ConfidenceWeightedLoss(LossWrapper):
             score=batch.own_rows(everyone, -scores),
             threshold=-tau,
         )
-        return Judgement(decision, losses.mean() if trains else None)
+        return Judgement(decision, losses.mean() if trains else None, memo=tau)
 
-    def narrowed(self, batch: Batch, decision: Decision) -> Batch:
-        return batch.reweight(decision.weight)
+    def value(self, batch: Batch, judgement: Judgement) -> Tensor:
+        return call_loss(self.loss, batch.reweight(judgement.decision.weight))  # Eq. 4
 
     def commit(self, batch: Batch, judgement: Judgement) -> None:
-        decision = judgement.decision
-        if decision.threshold is None:  # no sample on any rank
+        if judgement.memo is None:  # no sample on any rank
             return
         self.step += 1
         if self.threshold == "running_mean":
-            self.mean = -decision.threshold
+            overwrite(self.mean, judgement.memo)
         self._warn_if_forgotten()
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
@@ -210,24 +212,21 @@ class ConfidenceWeightedLoss(LossWrapper):
 
     def _warn_if_forgotten(self) -> None:
         """Compare the proxies once, after many steps, with what they were in the first."""
-        if self._graph_steps > _IDLE_STEPS or not torch.is_grad_enabled():
-            return
         proxies = [p for p in self.own_parameters() if p.requires_grad]
-        if not proxies:
+        steps = self.watched["steps"]
+        if steps > _IDLE_STEPS or not proxies or not torch.is_grad_enabled():
             return
-        if self._graph_steps == 0:
-            self._first_fingerprint = _fingerprint(proxies)
-        if self._graph_steps == _IDLE_STEPS:
-            assert self._first_fingerprint is not None
-            now = _fingerprint(proxies)
-            if torch.equal(self._first_fingerprint.to(now.device), now):
-                warnings.warn(
-                    f"the proxies of the confidence loss have not changed in {_IDLE_STEPS} steps; "
-                    "give them to an optimiser: "
-                    'Adam([{"params": model.parameters()}, *loss_fn.parameter_groups(lr)])',
-                    stacklevel=7,  # the line that called the wrapper
-                )
-        self._graph_steps += 1
+        if steps == 0:
+            overwrite(self.fingerprint, _fingerprint(self.own_parameters()))
+        now = _fingerprint(self.own_parameters()) if steps == _IDLE_STEPS else None
+        if now is not None and torch.equal(self.fingerprint, now):
+            warnings.warn(
+                f"the proxies of the confidence loss have not changed in {_IDLE_STEPS} steps; "
+                "give them to an optimiser: "
+                'Adam([{"params": model.parameters()}, *loss_fn.parameter_groups(lr)])',
+                stacklevel=7,  # the line that called the wrapper
+            )
+        self.watched.set(steps=steps + 1)
 
 
 def _fingerprint(tensors: list[nn.Parameter]) -> Tensor:

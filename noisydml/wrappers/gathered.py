@@ -6,7 +6,8 @@ from torch import Tensor
 
 from noisydml.distributed import gather_batch
 from noisydml.pml.batch import Batch
-from noisydml.wrappers.base import Decision, Judgement, LossWrapper
+from noisydml.wrappers.base import LossWrapper, call_loss
+from noisydml.wrappers.decision import Decision, Judgement
 
 
 class GatheredLoss(LossWrapper):
@@ -37,15 +38,10 @@ class GatheredLoss(LossWrapper):
         tensor(0.6566)
     """
 
+    same_on_all_ranks = True
+
     def judge(self, batch: Batch) -> Judgement:
         return Judgement(Decision.trusting(batch))
 
-    def shared_state(self) -> list[Tensor]:
-        # Every rank computes the same loss, so that its parameters must be the same, too.
-        return [*self.parameters(), *super().shared_state()]
-
-    def narrowed(self, batch: Batch, decision: Decision) -> Batch:
-        return gather_batch(batch)
-
-    def whole(self, batch: Batch) -> Batch:
-        return gather_batch(batch)
+    def value(self, batch: Batch, judgement: Judgement) -> Tensor:
+        return call_loss(self.loss, gather_batch(batch))

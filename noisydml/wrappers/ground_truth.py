@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from noisydml.pml.batch import Batch
-from noisydml.wrappers.base import Decision, Judgement, LossWrapper
+from noisydml.wrappers.base import Filter
 from noisydml.wrappers.checks import ValueCheck, in_range
+from noisydml.wrappers.decision import Judgement
 
 
-class GroundTruthFilter(LossWrapper):
+class GroundTruthFilter(Filter):
     """Drops the samples that are known to have a wrong label.
 
     What remains is the wrapped loss on the clean samples: what a perfect detector of wrong labels
@@ -61,19 +62,10 @@ class GroundTruthFilter(LossWrapper):
 
     def judge(self, batch: Batch) -> Judgement:
         assert batch.sample_ids is not None  # own_checks has seen to it
-        if batch.synthetic is None:
-            keep = self.is_noisy.index_select(0, batch.sample_ids).logical_not()
-        else:  # rows that are no samples, of id -1, have no truth to be known
-            is_noisy = self.is_noisy.index_select(0, batch.sample_ids.clamp_min(0))
-            keep = is_noisy.logical_not() | batch.synthetic
-        return Judgement(
-            Decision(
-                keep=keep,
-                weight=keep.float(),
-                score=keep.float(),
-                threshold=torch.full((), 0.5, device=batch.device),
-            )
-        )
+        clean = self.is_noisy.index_select(0, batch.sample_ids.clamp_min(0)).logical_not()
+        keep = clean if batch.synthetic is None else clean | batch.synthetic
+        threshold = torch.full((), 0.5, device=batch.device, dtype=torch.float32)
+        return self.filtered(batch, batch, keep, keep.float(), threshold)
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
         if batch.sample_ids is None:

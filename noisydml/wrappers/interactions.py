@@ -7,13 +7,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from noisydml import pml
 from noisydml.functional.checks import require_loss
 from noisydml.pml.batch import Batch
-from noisydml.pml.pairs import refuse_without_pairs
-from noisydml.wrappers.base import Decision, Judgement, LossWrapper
+from noisydml.wrappers.base import AroundFilter, Filter
+from noisydml.wrappers.decision import Judgement
 
 
-class SelectedInteractions(LossWrapper):
+class SelectedInteractions(AroundFilter):
     """Keeps the samples that a filter distrusts as negatives, and lets them be no positives.
 
     A wrong label spoils the positive pairs of its sample. Of the negative ones most are right all
@@ -58,44 +59,23 @@ class SelectedInteractions(LossWrapper):
         tensor([1., 1., 0., 1.])
     """
 
-    def __init__(self, loss: LossWrapper, *, validate_args: bool = True) -> None:
+    def __init__(self, loss: Filter, *, validate_args: bool = True) -> None:
         require_loss("loss", loss)
-        if not isinstance(loss, LossWrapper) or not loss.drops:
+        if not isinstance(loss, Filter):
             raise TypeError(
                 "loss must be a filter, such as PRISMFilter(loss, ...), whose distrusted samples "
                 f"are to stay as negatives, got {type(loss).__name__}"
             )
         super().__init__(loss, validate_args=validate_args)
         *_, innermost = self._chain()
-        refuse_without_pairs(innermost.loss)
+        pml.refuse_without_pairs(innermost.loss)
 
-    @property
-    def filter(self) -> LossWrapper:
-        """The wrapper that judges."""
-        assert isinstance(self.loss, LossWrapper)
-        return self.loss
-
-    def judge(self, batch: Batch) -> Judgement:
-        if not self.filter.training:  # it trusts everyone and changes nothing
-            return Judgement(Decision.trusting(batch))
-        judged = self.filter.judge(batch)
+    def rejudged(self, batch: Batch, judged: Judgement) -> Judgement:
         keep = torch.ones_like(judged.decision.keep)
-        return Judgement(replace(judged.decision, keep=keep), judged.own_loss, evidence=judged)
+        return Judgement(replace(judged.decision, keep=keep), judged.own_loss, memo=(judged,))
 
-    def narrowed(self, batch: Batch, decision: Decision) -> Batch:
-        distrusted = decision.weight == 0
+    def value(self, batch: Batch, judgement: Judgement) -> Tensor:
+        distrusted = judgement.decision.weight == 0
         if batch.negative_only is not None:
             distrusted = distrusted | batch.negative_only
-        return replace(batch, negative_only=distrusted)
-
-    def wrapped_value(self, batch: Batch) -> Tensor:
-        return self.filter.wrapped_value(batch)
-
-    def added_term(self, batch: Batch, judgement: Judgement) -> Tensor | None:
-        judged: Judgement | None = judgement.evidence
-        return None if judged is None else self.filter.added_term(batch, judged)
-
-    def commit(self, batch: Batch, judgement: Judgement) -> None:
-        if judgement.evidence is not None:
-            self.filter.commit(batch, judgement.evidence)
-        self.filter.decision = judgement.decision
+        return self.filter.kept_value(replace(batch, negative_only=distrusted))

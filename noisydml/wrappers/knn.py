@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from noisydml import distributed
 from noisydml.distributed import gather_batch
 from noisydml.functional.checks import (
     require_count,
@@ -17,19 +16,22 @@ from noisydml.functional.checks import (
     require_number,
     require_positive,
 )
-from noisydml.memory import FeatureMemory
+from noisydml.functional.neighbors import neighbor_label_score, neighbor_weights
+from noisydml.memory.features import FeatureMemory
 from noisydml.memory.index import Metric, NeighborIndex
 from noisydml.memory.neighbors import Neighborhood
+from noisydml.memory.state import Counters
 from noisydml.pml.batch import Batch
-from noisydml.wrappers.base import Decision, Judgement, LossWrapper
-from noisydml.wrappers.checks import ValueCheck, in_range, raise_first
+from noisydml.wrappers.base import Filter
+from noisydml.wrappers.checks import ValueCheck, in_range, raise_first, require_width
+from noisydml.wrappers.decision import Decision, Judgement
 
 _LEAST_K, _MOST_K = 5, 200  # of k="auto"; 200 is the paper's k
 _SHARE = 20  # one in so many of the reference are neighbours, with weighted votes
 _WITHOUT_IDS, _WITH_IDS = 1, 2
 
 
-class KNNDenoiser(LossWrapper):
+class KNNDenoiser(Filter):
     r"""Drops the samples whose nearest neighbours speak for another label (N2D2).
 
     The features of all samples of the last epoch, with their given labels, are the reference. A
@@ -46,6 +48,8 @@ class KNNDenoiser(LossWrapper):
         loss: any loss that a wrapper takes.
         memory_size: number of samples in the data set, or at least as many as an epoch has; with
             ``sample_ids`` these lie in ``[0, memory_size)``.
+        embedding_size: width of the embeddings, D; None to take it from the first batch. A state
+            that is loaded in place, tensor by tensor, needs it.
         k: number of neighbours, or ``"auto"``: with weighted votes a twentieth of the reference,
             with counts the median class size in it, and between 5 and 200 (the paper's k) in
             both cases.
@@ -99,15 +103,14 @@ class KNNDenoiser(LossWrapper):
         (tensor([ True,  True,  True,  True, False]), tensor(1))
     """
 
-    step: Tensor
-    seen: Tensor
-    ids: Tensor
+    suggests = True
 
     def __init__(
         self,
         loss: Callable[..., Any],
         *,
         memory_size: int,
+        embedding_size: int | None = None,
         k: int | Literal["auto"] = "auto",
         threshold: float = 0.5,
         vote: Literal["weighted", "count"] = "weighted",
@@ -129,62 +132,56 @@ class KNNDenoiser(LossWrapper):
         require_count("warmup", warmup, least=0)
         self.neighborhood = Neighborhood(index, metric)
         normalize = metric == "cosine"
-        self.memory = FeatureMemory(memory_size, normalize=normalize)
-        self.reference = FeatureMemory(memory_size, normalize=normalize)
+        self.memory = FeatureMemory(memory_size, embedding_size, normalize=normalize)
+        self.reference = FeatureMemory(memory_size, embedding_size, normalize=normalize)
         self.k = k
         self.threshold = float(threshold)
         self.vote = vote
         self.sharpness = float(sharpness)
         self.warmup = warmup
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # since the last refresh
-        self.register_buffer("ids", torch.zeros((), dtype=torch.int64))  # whether batches have them
-        self._progress: tuple[int, int] | None = None  # both on the host, once they have been read
-        self._built = self._empty = False
-        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
-
-    @property
-    def suggests(self) -> bool:
-        return True
+        # Training steps, samples since the last refresh, whether batches have ids.
+        self.counters = Counters(step=0, seen=0, ids=0)
+        self._indexed: int | None = None  # the version of the reference that is indexed
+        self._judges = False
 
     def judge(self, batch: Batch) -> Judgement:
-        everyone = gather_batch(batch.judged().to(torch.float32))
+        everyone = gather_batch(batch.judged().to(torch.float32))  # collected, not judged
         if not self._has_reference():
-            return Judgement(Decision.trusting(batch), evidence=everyone)
-        with torch.autocast(batch.device.type, enabled=False), torch.no_grad():
-            vote, known = self.neighborhood.ask(
-                batch.embeddings.detach(),
-                batch.labels,
-                self._k(),
-                self.sharpness if self.vote == "weighted" else None,
-                batch.sample_ids,
-            )
-            score = torch.where(known, vote.score, 1.0)
-            keep = (score >= self.threshold) | (self.step < self.warmup)
-        decision = Decision(
-            keep=keep,
-            weight=keep.float(),
-            score=score,
-            threshold=torch.full_like(self.step, self.threshold, dtype=torch.float64),
-            suggested_labels=torch.where(known, vote.majority, batch.labels),
+            return Judgement(Decision.trusting(batch), memo=everyone)
+        hood, labels = self.neighborhood, batch.labels
+        distance, position, known = hood.neighbors(  # (B, k) twice, and (B,)
+            batch.embeddings.detach(), labels, self._k(), batch.sample_ids
+        )
+        weights = (position >= 0).double()
+        if self.vote == "weighted":
+            weights = neighbor_weights(distance, self.sharpness)
+        vote = neighbor_label_score(hood.labels_at(position), labels, weights)  # section 3.1
+        score = torch.where(known, vote.score, 1.0)
+        keep = score >= self.threshold
+        if self.counters["step"] < self.warmup:
+            keep = torch.ones_like(keep)
+        return self.filtered(
+            batch,
+            batch,
+            keep,
+            score,
+            threshold=score.new_full((), self.threshold),
+            suggested_labels=torch.where(known, vote.majority, labels),
             support=torch.where(known, vote.support, 0.0),
             runner_up=torch.where(known, vote.runner_up, 1.0),
+            memo=everyone,
         )
-        return Judgement(decision, evidence=everyone)
 
     def commit(self, batch: Batch, judgement: Judgement) -> None:
-        everyone: Batch = judgement.evidence
-        if everyone.synthetic is not None:  # rows that another wrapper made up
-            everyone = everyone.select(everyone.synthetic.logical_not())
-        if len(everyone) == 0:
+        rows: Batch = judgement.memo
+        if rows.synthetic is not None:  # that another wrapper made up
+            rows = rows.select(rows.real)
+        if len(rows) == 0:
             return
-        if everyone.sample_ids is None:
-            self.memory.enqueue(everyone.embeddings, everyone.labels)
-        else:
-            self.memory.write(everyone.embeddings, everyone.labels, everyone.sample_ids)
-        self.step += 1
-        seen = self._read_progress()[0] + len(everyone)
-        self._write_progress(seen, _WITHOUT_IDS if everyone.sample_ids is None else _WITH_IDS)
+        self.memory.remember(rows.embeddings, rows.labels, rows.sample_ids)
+        step, seen = self.counters["step"] + 1, self.counters["seen"] + len(rows)
+        ids = _WITHOUT_IDS if rows.sample_ids is None else _WITH_IDS
+        self.counters.set(step=step, seen=seen, ids=ids)
         if seen >= len(self.memory):
             self.end_epoch()
 
@@ -197,8 +194,7 @@ class KNNDenoiser(LossWrapper):
         if self.memory.embedding_size is None:
             return
         self.reference.load_state_dict(self.memory.state_dict())
-        self._write_progress(0, self._read_progress()[1])
-        self._built = False
+        self.counters.set(seen=0)
 
     def refresh(self, features: Tensor, labels: Tensor, sample_ids: Tensor | None = None) -> None:
         """Make these the reference, such as the features of the data set in eval mode.
@@ -216,7 +212,7 @@ class KNNDenoiser(LossWrapper):
         """
         require_floating("features", features, ndim=2)
         require_integer("labels", labels, len(features), "feature")
-        device, size = self.step.device, len(self.memory)
+        device, size = self.reference.labels.device, len(self.memory)
         if sample_ids is None:
             sample_ids = torch.arange(len(features))
         require_integer("sample_ids", sample_ids, len(features), "feature")
@@ -225,69 +221,37 @@ class KNNDenoiser(LossWrapper):
         for memory in (self.memory, self.reference):
             memory.reset()
             memory.write(features.to(device), labels.to(device, torch.int64), sample_ids)
-        self._write_progress(0, self._read_progress()[1])
-        self._built = False
+        self.counters.set(seen=0)
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
-        width = self.memory.embedding_size
-        if width is not None and batch.embeddings.shape[1] != width:
-            raise ValueError(
-                f"embeddings must be as wide as those before, {width}, "
-                f"got {batch.embeddings.shape[1]}"
-            )
+        require_width(batch, self.memory.embedding_size, "those before")
         bad = (batch.labels < 0).any()
         checks = [ValueCheck(bad, "labels must not be negative, KNNDenoiser has -1 for no label")]
-        mode = self._read_progress()[1]
-        if batch.sample_ids is None:
-            if mode == _WITH_IDS:
-                raise ValueError("sample_ids must be given in every batch or in none, got none now")
-            return checks
-        if mode == _WITHOUT_IDS:
-            raise ValueError("sample_ids must be given in every batch or in none, got some now")
-        size = len(self.memory)
-        what = "memory_size of KNNDenoiser"
-        return [*checks, in_range("sample_ids", batch.sample_ids, size, what)]
-
-    def shared_state(self) -> list[Tensor]:
-        if distributed.world_size() > 1:  # a width that only rank 0 knows, of a state it loaded
-            width = distributed.exchange([self.memory.embedding_size or 0])[0][0] or None
-            for memory in (self.memory, self.reference):
-                if memory.embedding_size != width:
-                    memory.allocate(width)
-        _forget(self)
-        return [*super().shared_state(), *self.memory.buffers(), *self.reference.buffers()]
+        mode, ids = self.counters["ids"], batch.sample_ids
+        if mode == (_WITH_IDS if ids is None else _WITHOUT_IDS):
+            now = "none" if ids is None else "some"
+            raise ValueError(f"sample_ids must be given in every batch or in none, got {now} now")
+        if ids is not None:
+            what = "memory_size of KNNDenoiser"
+            checks.append(in_range("sample_ids", ids, len(self.memory), what))
+        return checks
 
     def extra_repr(self) -> str:
         return f"k={self.k!r}, threshold={self.threshold}, vote={self.vote!r}, warmup={self.warmup}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the index, which is built again from the reference."""
-        return {**self.__dict__, "_built": False}
-
-    def _apply(self, fn: Any, recurse: bool = True) -> KNNDenoiser:
-        self._built = False  # the reference may have moved
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
+        return {**self.__dict__, "_indexed": None}
 
     def _has_reference(self) -> bool:
-        """Build the index, once an epoch, which asks the host."""
-        if not self._built:
-            unseen = self.reference.embedding_size is None
-            self._empty = unseen or int(self.reference.total) == 0
-            if not self._empty:
-                self.neighborhood.build(self.reference.features, self.reference.labels)
-            self._built = True
-        return not self._empty
-
-    def _read_progress(self) -> tuple[int, int]:
-        if self._progress is None:
-            self._progress = int(self.seen), int(self.ids)
-        return self._progress
-
-    def _write_progress(self, seen: int, ids: int) -> None:
-        self._progress = seen, ids
-        self.seen = torch.full_like(self.seen, seen)
-        self.ids = torch.full_like(self.ids, ids)
+        """Whether there is one; index it if it has changed, which asks the host once an epoch."""
+        reference = self.reference
+        if self._indexed != reference.version:
+            self._judges = int(reference.total) > 0
+            if self._judges:
+                self.neighborhood.build(reference.features, reference.labels)
+            self._indexed = reference.version
+        return self._judges
 
     def _k(self) -> int:
         if self.k != "auto":
@@ -295,9 +259,3 @@ class KNNDenoiser(LossWrapper):
         hood = self.neighborhood
         k = len(hood.labels) // _SHARE if self.vote == "weighted" else hood.class_size
         return min(max(k, _LEAST_K), _MOST_K)
-
-
-def _forget(denoiser: KNNDenoiser, _: Any = None) -> None:
-    """What is kept on the host follows from the state, which has changed."""
-    denoiser._progress = None
-    denoiser._built = False

@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from noisydml import pml
 from noisydml.distributed import gather_batch
-from noisydml.functional import (
+from noisydml.functional.checks import (
+    require_choice,
+    require_count,
+    require_number,
+    require_positive,
+)
+from noisydml.functional.prism import (
     batch_positive,
     class_similarity,
     class_similarity_pairs,
+    low_rank_counts,
     own_similarity,
+    smooth_top_r,
+    softmax_probability,
 )
-from noisydml.functional.checks import require_count, require_number, require_positive
-from noisydml.functional.prism import Candidates, Window, select
-from noisydml.memory import FeatureMemory
-from noisydml.pml import kinds
+from noisydml.memory.features import FeatureMemory
+from noisydml.memory.state import overwrite
 from noisydml.pml.batch import Batch
-from noisydml.wrappers.base import Decision, Judgement, LossWrapper, call_loss
-from noisydml.wrappers.checks import ValueCheck, in_range
+from noisydml.wrappers.base import Filter, call_loss, loss_against_memory
+from noisydml.wrappers.checks import ValueCheck, in_range, require_width
+from noisydml.wrappers.decision import Decision, Judgement
 
 Score = Literal["centers", "pairs", "batch_positive", "memory_positive"]
-_SCORES = ("centers", "pairs", "batch_positive", "memory_positive")
+
+# An estimate of this or more says that the features tell too little yet, not that most labels are
+# wrong: to drop the lowest would be to drop nearly at random, too many for anything to be learned.
+_NOTHING_LEARNED = 0.7
+_NONE = 1e-9  # less than any number of samples
 
 
-class PRISMFilter(LossWrapper):
+class PRISMFilter(Filter):
     r"""Drops the samples that are less likely than others to have a right label (PRISM).
 
     A memory holds the features of the latest samples that were kept. The probability that a
@@ -106,7 +119,7 @@ class PRISMFilter(LossWrapper):
     step: Tensor
     quantiles: Tensor
     num_quantiles: Tensor
-    low_ranks: Tensor | None
+    low_ranks: Tensor
 
     def __init__(
         self,
@@ -130,12 +143,11 @@ class PRISMFilter(LossWrapper):
             require_number("noise_rate", noise_rate)
             if not 0 <= noise_rate < 1:
                 raise ValueError(f"noise_rate must be None or in [0, 1), got {noise_rate}")
-        if score not in _SCORES:
-            raise ValueError(f"score must be one of {_SCORES}, got {score!r}")
+        require_choice("score", score, get_args(Score))
         if warmup is not None:
             require_count("warmup", warmup, least=0)
         if memory_loss:
-            kinds.refuse_without_reference("memory_loss", loss)
+            pml.refuse_without_reference("memory_loss", loss)
         self.memory = FeatureMemory(memory_size, embedding_size, num_classes)
         self.num_classes = num_classes
         self.noise_rate = noise_rate
@@ -148,66 +160,49 @@ class PRISMFilter(LossWrapper):
         self.register_buffer("quantiles", torch.zeros(window, dtype=torch.float64))
         self.register_buffer("num_quantiles", torch.zeros((), dtype=torch.int64))
         # Of the last batches: how many labels ranked low, and how many wrong ones would.
-        ranks = torch.zeros(window, 2, dtype=torch.float64) if noise_rate is None else None
-        self.register_buffer("low_ranks", ranks)
+        self.register_buffer("low_ranks", torch.zeros(window, 2, dtype=torch.float64))
 
     def judge(self, batch: Batch) -> Judgement:
-        everyone = gather_batch(batch.judged())
+        everyone = gather_batch(batch.judged())  # the rows of all ranks
         if len(everyone) == 0:
             return Judgement(Decision.trusting(batch))
-        window = Window(self.quantiles, self.num_quantiles, self.low_ranks)
-        chosen = select(self._candidates(everyone), window)
-        keep = batch.own_rows(everyone, chosen.keep)
-        decision = Decision(
-            keep=keep,
-            weight=keep.float(),
-            score=batch.own_rows(everyone, chosen.scores),
-            threshold=chosen.threshold,
-            noise_rate=chosen.noise_rate,
+        similarity = self._similarity(everyone.embeddings)  # (N, C), Eq. 5
+        own = own_similarity(similarity, everyone.labels)  # (N,)
+        score, known = self._score(everyone, similarity, own)
+        real = everyone.real  # (N,), no row that a wrapper made up
+        rate, to_drop, low_ranks = self._noise_rate(similarity, own, real)
+        threshold, *window = smooth_top_r(  # Eq. 4
+            score, to_drop, known & real, self.quantiles, self.num_quantiles
         )
-        return Judgement(decision, evidence=_Evidence(everyone, chosen.keep, chosen.window))
+        threshold = threshold.masked_fill(self._filling(), -math.inf)
+        keep = (score > threshold) | known.logical_not()
+        memo = (everyone, keep & real, *window, low_ranks)
+        return self.filtered(batch, everyone, keep, score, threshold, noise_rate=rate, memo=memo)
 
-    def wrapped_value(self, batch: Batch) -> Tensor:
+    def kept_value(self, batch: Batch) -> Tensor:
         value = call_loss(self.loss, batch)
-        if not self.memory_loss or len(batch) == 0:
+        if not self.memory_loss:
             return value
-        filled = min(int(self.memory.total), len(self.memory))  # one host synchronisation
-        if filled == 0:
-            return value
-        # Copies: what autograd keeps for the backward pass must not be overwritten by commit.
-        against_memory = replace(
-            batch,
-            indices_tuple=None,
-            ref_emb=self.memory.features[:filled].to(batch.embeddings.dtype, copy=True),
-            ref_labels=self.memory.labels[:filled].clone(),
-        )
-        return value + call_loss(self.loss, against_memory)
+        against_memory = loss_against_memory(self.loss, batch, self.memory)  # Eq. 8
+        return value if against_memory is None else value + against_memory  # Eq. 9
 
     def commit(self, batch: Batch, judgement: Judgement) -> None:
-        if judgement.evidence is None:  # no sample on any rank
+        if judgement.memo is None:  # no sample on any rank
             return
-        everyone, keep, window = judgement.evidence
-        self.quantiles, self.num_quantiles, self.low_ranks = window
+        everyone, kept, quantiles, num_quantiles, low_ranks = judgement.memo
+        self.memory.enqueue(everyone.embeddings, everyone.labels, everyone.sample_ids, kept)
+        overwrite(self.quantiles, quantiles)
+        overwrite(self.num_quantiles, num_quantiles)
+        overwrite(self.low_ranks, low_ranks)
         self.step.add_(1)
-        samples = _samples(everyone)
-        keep = keep if samples is None else keep & samples
-        self.memory.enqueue(everyone.embeddings, everyone.labels, everyone.sample_ids, keep)
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
-        width = self.memory.embedding_size
-        if batch.embeddings.shape[1] != width:
-            raise ValueError(
-                f"embeddings must be as wide as embedding_size, {width}, "
-                f"got {batch.embeddings.shape[1]}"
-            )
+        require_width(batch, self.memory.embedding_size, "embedding_size")
         if self.memory_loss and batch.ref_emb is not None:
             raise ValueError(
                 "ref_emb must not be given with memory_loss: the memory is in its place"
             )
         return [in_range("labels", batch.labels, self.num_classes, "num_classes of PRISMFilter")]
-
-    def shared_state(self) -> list[Tensor]:
-        return [*super().shared_state(), *self.memory.buffers()]
 
     def extra_repr(self) -> str:
         return (
@@ -215,37 +210,41 @@ class PRISMFilter(LossWrapper):
             f"score={self.score!r}, memory_loss={self.memory_loss}, warmup={self.warmup}"
         )
 
-    def _candidates(self, everyone: Batch) -> Candidates:
-        """The rows of all ranks."""
-        memory, embeddings, labels = self.memory, everyone.embeddings, everyone.labels
-        temperature = self.temperature if self.score in ("centers", "pairs") else 1.0
-        if self.score == "pairs":
-            similarities = class_similarity_pairs(
-                embeddings, memory.features, memory.labels, self.num_classes, temperature
+    def _similarity(self, embeddings: Tensor) -> Tensor:
+        """(N, C), ``-inf`` where the memory has no such class."""
+        memory = self.memory
+        if self.score == "pairs":  # Eq. 3
+            return class_similarity_pairs(
+                embeddings, memory.features, memory.labels, self.num_classes, self.temperature
             )
-        else:
-            similarities = class_similarity(embeddings, memory.centers, memory.counts, temperature)
-        scores = None
+        temperature = self.temperature if self.score == "centers" else 1.0
+        return class_similarity(embeddings, memory.centers, memory.counts, temperature)
+
+    def _score(self, rows: Batch, similarity: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """(N,) float64 scores, and for whom there is evidence; the others have 1 (Alg. 1)."""
+        if self.score in ("centers", "pairs"):
+            return softmax_probability(similarity, rows.labels).double(), own != -math.inf  # Eq. 7
+        evidence = own  # Eq. 13
         if self.score == "batch_positive":
-            scores = batch_positive(embeddings, labels)
-        elif self.score == "memory_positive":
-            scores = own_similarity(similarities, labels)
-        filling = (memory.total, len(memory)) if self.warmup is None else (self.step, self.warmup)
-        samples = _samples(everyone)
-        return Candidates(similarities, labels, scores, samples, self.noise_rate, *filling)
+            evidence = batch_positive(rows.embeddings, rows.labels)  # Eq. 12
+        known = evidence != -math.inf
+        return torch.where(known, evidence, 1.0).double(), known
 
+    def _noise_rate(
+        self, similarity: Tensor, own: Tensor, real: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """R, the share to drop, both 0-dim float64, and the window of low ranks after the batch."""
+        if self.noise_rate is not None:
+            rate = torch.full_like(own, self.noise_rate, dtype=torch.float64).select(0, 0)
+            return rate, rate, self.low_ranks
+        latest = torch.stack(low_rank_counts(similarity, own, real)).unsqueeze(0)
+        low_ranks = torch.cat([self.low_ranks.narrow(0, 1, self.window - 1), latest])  # (W, 2)
+        found, expected = low_ranks.sum(dim=0).unbind()
+        rate = (found / expected.clamp_min(_NONE)).clamp_max(1)
+        return rate, rate.masked_fill(rate >= _NOTHING_LEARNED, 0), low_ranks
 
-class _Evidence(NamedTuple):
-    """What follows from a batch: its rows of all ranks, whom of them to keep, the window after."""
-
-    everyone: Batch
-    keep: Tensor  # (N,) bool
-    window: Window
-
-
-def _samples(everyone: Batch) -> Tensor | None:
-    """(N,) bool, the rows that are samples of the data set; None for all.
-
-    The others are judged like all rows, but neither counted nor remembered.
-    """
-    return None if everyone.synthetic is None else everyone.synthetic.logical_not()
+    def _filling(self) -> Tensor:
+        """0-dim bool, whether memory and window are still being filled."""
+        if self.warmup is None:
+            return self.memory.total < len(self.memory)
+        return self.step < self.warmup

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from noisydml import pml
 from noisydml.distributed import gather_batch
 from noisydml.functional.checks import require_loss, require_number, require_positive
-from noisydml.memory import FeatureMemory
-from noisydml.pml import kinds
+from noisydml.memory.features import FeatureMemory
 from noisydml.pml.batch import Batch
-from noisydml.wrappers.base import Decision, Judgement, LossWrapper, call_loss
-from noisydml.wrappers.checks import ValueCheck
+from noisydml.wrappers.base import AroundFilter, Filter, loss_against_memory
+from noisydml.wrappers.checks import ValueCheck, require_width
+from noisydml.wrappers.decision import Decision, Judgement
 
 
-class MemoryRelabeler(LossWrapper):
+class MemoryRelabeler(AroundFilter):
     r"""Adds the loss against a memory, in which relabelled samples take part.
 
     A filter such as :class:`KNNDenoiser` leaves out what it distrusts, half of the data set with
@@ -76,7 +76,7 @@ class MemoryRelabeler(LossWrapper):
 
     def __init__(
         self,
-        loss: LossWrapper,
+        loss: Filter,
         embedding_size: int,
         *,
         memory_size: int,
@@ -85,13 +85,13 @@ class MemoryRelabeler(LossWrapper):
         validate_args: bool = True,
     ) -> None:
         require_loss("loss", loss)
-        if not isinstance(loss, LossWrapper) or not loss.drops or not loss.suggests:
+        if not isinstance(loss, Filter) or not loss.suggests:
             raise TypeError(
                 "loss must be a filter that suggests labels, such as KNNDenoiser(loss, ...), "
                 f"got {type(loss).__name__}"
             )
         super().__init__(loss, validate_args=validate_args)
-        kinds.refuse_without_reference("MemoryRelabeler", loss.loss)
+        pml.refuse_without_reference("MemoryRelabeler", loss.loss)
         require_number("lead", lead)
         if not lead >= 1:
             raise ValueError(f"lead must be at least 1, got {lead}")
@@ -100,71 +100,37 @@ class MemoryRelabeler(LossWrapper):
         self.lead = float(lead)
         self.weight = float(weight)
 
-    @property
-    def filter(self) -> LossWrapper:
-        """The wrapper that judges."""
-        assert isinstance(self.loss, LossWrapper)
-        return self.loss
-
-    def judge(self, batch: Batch) -> Judgement:
-        if not self.filter.training:  # it trusts everyone and changes nothing
-            return Judgement(Decision.trusting(batch))
-        judged = self.filter.judge(batch)
+    def rejudged(self, batch: Batch, judged: Judgement) -> Judgement:
         members = self._members(batch, judged.decision)
         everyone = None
         if members is not None:
-            own = members.judged()
-            if own.synthetic is not None:  # rows that another wrapper made up
-                own = own.select(own.synthetic.logical_not())
-            everyone = gather_batch(own)
-        evidence = _Evidence(judged, members, everyone)
-        return Judgement(judged.decision, judged.own_loss, evidence)
+            rows = members.judged()
+            everyone = gather_batch(rows if rows.synthetic is None else rows.select(rows.real))
+        return Judgement(judged.decision, judged.own_loss, memo=(judged, members, everyone))
 
-    def wrapped_value(self, batch: Batch) -> Tensor:
-        return self.filter.wrapped_value(batch)
-
-    def added_term(self, batch: Batch, judgement: Judgement) -> Tensor | None:
-        evidence: _Evidence | None = judgement.evidence
-        if evidence is None or evidence.members is None or len(evidence.members) == 0:
-            return None
-        filled = min(int(self.memory.total), len(self.memory))  # one host synchronisation
-        if filled == 0:
-            return None
-        members = evidence.members
-        # Copies: what autograd keeps for the backward pass must not be overwritten by commit.
-        against_memory = replace(
-            members,
-            indices_tuple=None,
-            ref_emb=self.memory.features[:filled].to(members.embeddings.dtype, copy=True),
-            ref_labels=self.memory.labels[:filled].clone(),
-        )
-        return self.weight * call_loss(self.filter.loss, against_memory)
+    def value(self, batch: Batch, judgement: Judgement) -> Tensor:
+        value = self.filter.kept_value(batch.select(judgement.decision.keep))
+        members = None if judgement.memo is None else judgement.memo[1]
+        if members is None:
+            return value
+        against_memory = loss_against_memory(self.filter.loss, members, self.memory)
+        if against_memory is None:
+            return value
+        return value + (self.weight * against_memory).to(value.dtype)
 
     def commit(self, batch: Batch, judgement: Judgement) -> None:
-        evidence: _Evidence | None = judgement.evidence
-        if evidence is None:
-            return
-        self.filter.commit(batch, evidence.judged)
-        self.filter.decision = judgement.decision
-        everyone = evidence.everyone
+        super().commit(batch, judgement)
+        everyone = None if judgement.memo is None else judgement.memo[2]
         if everyone is not None:
             self.memory.enqueue(everyone.embeddings, everyone.labels, everyone.sample_ids)
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
-        width = self.memory.embedding_size
-        if batch.embeddings.shape[1] != width:
-            raise ValueError(
-                f"embeddings must be as wide as embedding_size, {width}, "
-                f"got {batch.embeddings.shape[1]}"
-            )
+        require_width(batch, self.memory.embedding_size, "embedding_size")
         if batch.ref_emb is not None:
             raise ValueError(
                 "ref_emb must not be given to MemoryRelabeler: the memory is in its place"
             )
         return []
-
-    def shared_state(self) -> list[Tensor]:
-        return [*super().shared_state(), *self.memory.buffers()]
 
     def extra_repr(self) -> str:
         return f"lead={self.lead}, weight={self.weight}"
@@ -177,11 +143,3 @@ class MemoryRelabeler(LossWrapper):
         relabelled = decision.keep.logical_not() & (runner_up * self.lead <= 1)
         labels = torch.where(relabelled, suggested, batch.labels)
         return replace(batch, labels=labels, indices_tuple=None).select(decision.keep | relabelled)
-
-
-class _Evidence(NamedTuple):
-    """The filter's judgement, and who is to be remembered: of this rank, and of all."""
-
-    judged: Judgement
-    members: Batch | None
-    everyone: Batch | None

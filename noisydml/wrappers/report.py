@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from noisydml.wrappers.base import Decision, LossWrapper
-
-_QUANTILES = {"score_q10": 0.1, "score_q50": 0.5, "score_q90": 0.9}
+from noisydml.wrappers.base import LossWrapper
+from noisydml.wrappers.decision import Decision
 
 
 @torch.no_grad()
 def decision_stats(decision: Decision) -> dict[str, float]:
-    """The figures of a decision, for TensorBoard, a CSV file or a log.
+    """The figures of a decision, as a call leaves it in ``loss_fn.decision``, for a log or table.
 
-    The keys are always the same, so that every step is a row of one table:
+    The keys are always the same, so that every step is a row of one table. What a decision does
+    not have is NaN: TensorBoard leaves a gap, and so do the means of pandas.
 
     * ``size``: number of samples, B;
     * ``kept``: share of them that the wrapped loss saw;
     * ``mean_weight``: of all B, dropped ones included;
     * ``threshold``, ``noise_rate``: as in the decision;
     * ``score_q10``, ``score_q50``, ``score_q90``: quantiles of the scores, each one of them.
-
-    What a decision does not have is NaN: TensorBoard leaves a gap, and so do the means of pandas.
-
-    Args:
-        decision: of a wrapper, ``loss_fn.decision`` after a call.
 
     Costs one host synchronisation on CUDA: call it in the steps that are logged.
 
@@ -43,34 +37,28 @@ def decision_stats(decision: Decision) -> dict[str, float]:
     """
     size = len(decision.keep)
     unknown = torch.full((), math.nan, dtype=torch.float64, device=decision.keep.device)
-
-    def number(value: Tensor | None) -> Tensor:
-        return unknown if value is None else value.double().reshape(())
-
-    numbers = {
+    scores = unknown if decision.score is None or size == 0 else decision.score.double()
+    numbers: dict[str, Tensor | None] = {
         "kept": decision.keep.double().mean(),
         "mean_weight": decision.weight.double().mean(),
-        "threshold": number(decision.threshold),
-        "noise_rate": number(decision.noise_rate),
+        "threshold": decision.threshold,
+        "noise_rate": decision.noise_rate,
     }
-    scores = unknown if decision.score is None or size == 0 else decision.score.double()
-    for name, q in _QUANTILES.items():
+    for percent in (10, 50, 90):
         # The nearest, as between infinite scores nothing can be interpolated.
-        numbers[name] = scores.nanquantile(q, interpolation="nearest")
-    values = torch.stack(list(numbers.values())).tolist()
+        numbers[f"score_q{percent}"] = scores.nanquantile(percent / 100, interpolation="nearest")
+    known = [unknown if n is None else n.double().reshape(()) for n in numbers.values()]
+    values = torch.stack(known).tolist()
     return {"size": float(size), **dict(zip(numbers, values, strict=True))}
 
 
 def decision_summary(loss: LossWrapper) -> str:
     """One line for a log: what each wrapper of a nest made of the last batch, the outermost first.
 
-    Args:
-        loss: the wrapper that is called.
+    Costs one host synchronisation for each wrapper on CUDA: call it in the steps that are logged.
 
     Raises:
         TypeError: if ``loss`` is not a wrapper.
-
-    Costs one host synchronisation for each wrapper on CUDA: call it in the steps that are logged.
 
     Example:
         >>> import torch
@@ -86,12 +74,8 @@ def decision_summary(loss: LossWrapper) -> str:
     """
     if not isinstance(loss, LossWrapper):
         raise TypeError(f"loss must be a LossWrapper, got {type(loss).__name__}")
-    parts = []
-    inner: Any = loss
-    while isinstance(inner, LossWrapper):
-        parts.append(f"{type(inner).__name__}: {_words(inner.decision)}")
-        inner = inner.loss
-    return "; ".join(parts)
+    line = f"{type(loss).__name__}: {_words(loss.decision)}"
+    return f"{line}; {decision_summary(loss.loss)}" if isinstance(loss.loss, LossWrapper) else line
 
 
 def _words(decision: Decision | None) -> str:
@@ -101,13 +85,10 @@ def _words(decision: Decision | None) -> str:
     size = round(stats["size"])
     if size == 0:
         return "no samples"
-    kept = round(stats["kept"] * size)
-    words = [f"kept {kept} of {size}"]
-    # Of a filter the weights say the same again.
+    words = [f"kept {round(stats['kept'] * size)} of {size}"]
+    # Of a filter the weights say no more.
     if not math.isclose(stats["mean_weight"], stats["kept"], abs_tol=1e-6):
         words.append(f"mean weight {stats['mean_weight']:.3f}")
     named = {"threshold": "threshold", "noise_rate": "noise rate", "score_q50": "median score"}
-    words += [
-        f"{name} {stats[key]:.3g}" for key, name in named.items() if math.isfinite(stats[key])
-    ]
-    return ", ".join(words)
+    known = [key for key in named if math.isfinite(stats[key])]
+    return ", ".join([*words, *(f"{named[key]} {stats[key]:.3g}" for key in known)])

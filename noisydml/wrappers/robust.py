@@ -59,7 +59,6 @@ def robust(
             f"dataset_size must be at least num_classes, {num_classes}, got {dataset_size}"
         )
     threshold = 0.25 if dataset_size < _SMALL_CLASS * num_classes else 0.5
-    denoiser = KNNDenoiser(loss, memory_size=dataset_size, threshold=threshold)
-    for memory in (denoiser.memory, denoiser.reference):
-        memory.allocate(embedding_size)
-    return denoiser
+    return KNNDenoiser(
+        loss, memory_size=dataset_size, embedding_size=embedding_size, threshold=threshold
+    )

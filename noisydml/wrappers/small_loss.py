@@ -13,19 +13,19 @@ from noisydml import pml
 from noisydml.distributed import gather_batch
 from noisydml.functional import forget_rate, small_loss_threshold
 from noisydml.functional.checks import require_count, require_loss, require_noise_rate
-from noisydml.pml import kinds
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import (
-    Decision,
-    Judgement,
+    Filter,
     LossWrapper,
+    losses_by,
     parameters_besides,
     zero_with_graph,
 )
 from noisydml.wrappers.checks import ValueCheck, proxy_checks
+from noisydml.wrappers.decision import Decision, Judgement
 
 
-class SmallLossFilter(LossWrapper):
+class SmallLossFilter(Filter):
     r"""Keeps the samples of a batch that have the smallest losses (Co-teaching's selection).
 
     A network fits right labels before wrong ones, so that early on a small loss speaks for a
@@ -100,37 +100,28 @@ class SmallLossFilter(LossWrapper):
                 "score_loss must be a loss that gives one value per sample, such as ProxyNCALoss, "
                 f"got {type(self._judge).__name__}; by default it is loss itself"
             )
-        kinds.refuse_unweightable(self._judge)
-        kinds.refuse_memory("score_loss, by default loss itself,", self._judge)
+        pml.refuse_unweightable(self._judge)
+        pml.refuse_memory("score_loss, by default loss itself,", self._judge)
         self.noise_rate = float(noise_rate)
         self.ramp = ramp
+        self.same_on_all_ranks = score_loss is None  # every rank judges all rows by it
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def judge(self, batch: Batch) -> Judgement:
-        everyone = gather_batch(replace(batch.judged(), sample_ids=None))
+        everyone = gather_batch(replace(batch.judged(), sample_ids=None))  # the rows of all ranks
         if len(everyone) == 0:
-            own_loss = zero_with_graph(batch.embeddings.detach(), self.own_parameters())
-            return Judgement(Decision.trusting(batch), own_loss)
+            zero = zero_with_graph(batch.embeddings.detach(), self.own_parameters())
+            return Judgement(Decision.trusting(batch), own_loss=zero)
         trains = bool(self.own_parameters()) and torch.is_grad_enabled()
-        with torch.autocast(batch.device.type, enabled=False), torch.set_grad_enabled(trains):
-            losses = pml.sample_losses(self._judge, everyone)  # (N,), all ranks' rows
-
+        losses = losses_by(self._judge, everyone, trains)  # (N,)
         scores = losses.detach().double()
         rate = forget_rate(self.step, self.noise_rate, self.ramp)
-        samples = None if everyone.synthetic is None else everyone.synthetic.logical_not()
-        threshold = small_loss_threshold(scores, rate, samples)
+        threshold = small_loss_threshold(scores, rate, everyone.real)
         keep = scores <= threshold
-        own_keep = batch.own_rows(everyone, keep)
-        decision = Decision(
-            keep=own_keep,
-            weight=own_keep.float(),
-            score=batch.own_rows(everyone, -scores),
-            threshold=-threshold,
-            noise_rate=rate,
+        own_loss = (losses * keep).sum() / keep.sum().clamp_min(1) if trains else None
+        return self.filtered(
+            batch, everyone, keep, -scores, -threshold, noise_rate=rate, own_loss=own_loss
         )
-        if not trains:
-            return Judgement(decision)
-        return Judgement(decision, (losses * keep).sum() / keep.sum().clamp_min(1))
 
     def commit(self, batch: Batch, judgement: Judgement) -> None:
         if judgement.decision.threshold is not None:  # there is a sample on some rank
@@ -141,11 +132,6 @@ class SmallLossFilter(LossWrapper):
 
     def own_parameters(self) -> list[nn.Parameter]:
         return parameters_besides(self.score_loss, self.loss)
-
-    def shared_state(self) -> list[Tensor]:
-        # Every rank judges all rows, so that what judges must be the same, trained here or not.
-        judging = self._judge.parameters() if isinstance(self._judge, nn.Module) else ()
-        return [*judging, *super().shared_state()]
 
     def extra_repr(self) -> str:
         return f"noise_rate={self.noise_rate}, ramp={self.ramp}"

@@ -14,9 +14,10 @@ from noisydml import pml
 from noisydml.distributed import gather_batch
 from noisydml.functional import confidence, running_mean
 from noisydml.functional.checks import require_count, require_decay, require_positive
-from noisydml.pml import kinds
+from noisydml.memory.state import overwrite
 from noisydml.pml.batch import Batch
-from noisydml.wrappers.base import Decision, Judgement, LossWrapper
+from noisydml.wrappers.base import LossWrapper, call_loss
+from noisydml.wrappers.decision import Decision, Judgement
 
 _LOWEST = -2 / math.e  # Eq. 2 clamps here, at the branch point of Lambert's W
 _KINDS = ("pos_pair", "neg_pair")
@@ -92,6 +93,7 @@ class SuperLoss(LossWrapper):
         tensor([1.4618, 1.1918, 0.7400], dtype=torch.float64)
     """
 
+    same_on_all_ranks = True
     step: Tensor
     mean: Tensor
     count: Tensor
@@ -112,7 +114,7 @@ class SuperLoss(LossWrapper):
                 "loss must not be a wrapper, because SuperLoss judges by the loss that it trains; "
                 f"put it inside, around the loss itself, got {type(loss).__name__}"
             )
-        kinds.refuse_unweightable(loss)
+        pml.refuse_unweightable(loss)
         require_positive("lam", lam)
         if level not in ("sample", "pair"):
             raise ValueError(f"level must be 'sample' or 'pair', got {level!r}")
@@ -128,18 +130,21 @@ class SuperLoss(LossWrapper):
         self.register_buffer("count", torch.zeros(groups, dtype=torch.int64))
 
     def judge(self, batch: Batch) -> Judgement:
+        """Calls the wrapped loss, since its terms are the scores; its value is the memo."""
         everyone = gather_batch(batch)
         if len(everyone) == 0:
             return Judgement(Decision.trusting(batch))
         everyone = everyone.to(torch.promote_types(batch.embeddings.dtype, torch.float32))
-        with torch.autocast(batch.device.type, enabled=False):
-            weigh = self._weigh_samples if self.level == "sample" else self._weigh_pairs
-            decision, value = weigh(everyone)
+        weigh = self._weigh_samples if self.level == "sample" else self._weigh_pairs
+        decision, value = weigh(everyone)
         own = {name: batch.own_rows(everyone, getattr(decision, name)) for name in _PER_ROW}
-        return Judgement(replace(decision, **own), value=value)
+        return Judgement(replace(decision, **own), memo=value)
 
-    def narrowed(self, batch: Batch, decision: Decision) -> Batch:
-        return batch  # of no rows: else judging has called the loss
+    def value(self, batch: Batch, judgement: Judgement) -> Tensor:
+        if judgement.memo is None:  # no row on any rank
+            return call_loss(self.loss, batch)
+        value: Tensor = judgement.memo
+        return value
 
     def commit(self, batch: Batch, judgement: Judgement) -> None:
         decision = judgement.decision
@@ -147,11 +152,8 @@ class SuperLoss(LossWrapper):
             assert decision.mean is not None
             assert decision.count is not None
             self.step += 1
-            self.mean, self.count = decision.mean, decision.count
-
-    def shared_state(self) -> list[Tensor]:
-        # Every rank computes the same loss, so that its parameters must be the same, too.
-        return [*self.parameters(), *super().shared_state()]
+            overwrite(self.mean, decision.mean)
+            overwrite(self.count, decision.count)
 
     def extra_repr(self) -> str:
         return f"lam={self.lam}, level={self.level}, warmup={self.warmup}"

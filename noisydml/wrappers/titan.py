@@ -18,12 +18,12 @@ from noisydml.functional.checks import (
     require_not_negative,
     require_positive,
 )
-from noisydml.memory.counters import Counters
 from noisydml.memory.prototypes import Prototypes, RefinedLabels
-from noisydml.pml import kinds
+from noisydml.memory.state import Counters
 from noisydml.pml.batch import Batch
-from noisydml.wrappers.base import Decision, Judgement, LossWrapper, zero_with_graph
-from noisydml.wrappers.checks import ValueCheck, in_range
+from noisydml.wrappers.base import LossWrapper, call_loss, zero_with_graph
+from noisydml.wrappers.checks import ValueCheck, in_range, require_width
+from noisydml.wrappers.decision import Decision, Judgement
 from noisydml.wrappers.head import embed_batch, output_width
 
 Weights = Literal["tempered", "density"]
@@ -151,7 +151,7 @@ class PrototypicalMixer(LossWrapper):
             raise TypeError("loss must not be or contain another PrototypicalMixer")
         require_choice("weights", weights, ("tempered", "density", None))
         if weights is not None:
-            kinds.refuse_unweightable(self.loss)
+            pml.refuse_unweightable(self.loss)
         if head is not None and not isinstance(head, nn.Module):
             raise TypeError(f"head must be a torch.nn.Module or None, got {type(head).__name__}")
         require_count("warmup", warmup)
@@ -174,7 +174,7 @@ class PrototypicalMixer(LossWrapper):
         self.weights: Weights | None = weights
         self.alpha, self.beta = float(alpha), float(beta)
         self.mixing, self.refinement, self.similarity = mixing, refinement, similarity
-        self._width: int | None = None
+        self._width: int | None = None  # of the head, once it has been asked
         # Steps, samples in this cycle, cycles begun, was end_epoch called, had the last batch ids.
         self.counters = Counters(seed=seed % 2**63, step=0, seen=0, cycle=0, explicit=0, has_ids=0)
 
@@ -192,51 +192,62 @@ class PrototypicalMixer(LossWrapper):
         """The samples whose label in use is not the given one; one synchronisation on CUDA."""
         return self.prototypes.refined_labels()
 
+    def run(self, batch: Batch) -> Tensor:
+        if self.training:
+            return super().run(batch)
+        self.decision = MixingDecision.trusting(batch)
+        return call_loss(self.loss, embed_batch(self.head, batch))
+
     def judge(self, batch: Batch) -> Judgement:
-        everyone = gather_batch(self._judged(batch))
+        # The features keep their graph, which the clustering loss needs.
+        dtype = torch.promote_types(batch.embeddings.dtype, torch.float32)
+        features = batch.embeddings.to(dtype)
+        rows = replace(
+            batch, embeddings=features, indices_tuple=None, ref_emb=None, ref_labels=None
+        )
+        everyone = gather_batch(rows)  # the rows of all ranks
         if len(everyone) == 0:
             return Judgement(MixingDecision.trusting(batch))
         if not self._mixes():
-            return Judgement(MixingDecision.trusting(batch), evidence=(everyone, everyone.labels))
-        with torch.autocast(batch.device.type, enabled=False), torch.no_grad():
-            decision, labels = self._decide(everyone)
+            return Judgement(MixingDecision.trusting(batch), memo=(everyone, everyone.labels))
+        with torch.no_grad():
+            decision = self._decide(everyone)
         given = {name: value for name, value in vars(decision).items() if value is not None}
         own = {name: batch.own_rows(everyone, value) for name, value in given.items()}
-        return Judgement(replace(decision, **own), evidence=(everyone, labels))
+        return Judgement(replace(decision, **own), memo=(everyone, decision.labels))
 
-    def narrowed(self, batch: Batch, decision: Decision) -> Batch:
+    def value(self, batch: Batch, judgement: Judgement) -> Tensor:
+        decision = judgement.decision
         assert isinstance(decision, MixingDecision)
-        if decision.labels is None:  # warm-up
-            return self.embedded(batch)
+        if decision.labels is None:  # warm-up, or no row on any rank
+            return call_loss(self.loss, embed_batch(self.head, batch))
         batch = replace(batch, labels=decision.labels)
         if self.weights is not None:
-            batch = batch.reweight(decision.weight)
-        if decision.draws is None or decision.share is None:
-            return self.embedded(batch)
-        keeps = self.head is None  # a mixture of unit vectors is none
-        mixed = mix(batch.embeddings, decision.draws, decision.share, keep_length=keeps)
-        return embed_batch(self.head, batch.extended(mixed))
-
-    def wrapped_value(self, batch: Batch) -> Tensor:
-        if self.similarity or not self._mixes():
-            return super().wrapped_value(batch)
-        return zero_with_graph(batch.embeddings, self.parameters())
-
-    def added_term(self, batch: Batch, judgement: Judgement) -> Tensor | None:
-        if judgement.evidence is None or self.clustering == 0 or not self._mixes():
-            return None
-        everyone, labels = judgement.evidence
-        with torch.autocast(batch.device.type, enabled=False):
+            batch = batch.reweight(decision.weight)  # Eq. 8
+        if decision.draws is not None and decision.share is not None:
+            keeps = self.head is None  # a mixture of unit vectors is none
+            mixed = mix(
+                batch.embeddings, decision.draws, decision.share, keep_length=keeps
+            )  # Eq. 4
+            batch = batch.extended(mixed)
+        batch = embed_batch(self.head, batch)
+        if self.similarity:
+            value = call_loss(self.loss, batch)  # Eq. 7
+        else:
+            value = zero_with_graph(batch.embeddings, self.parameters())
+        if self.clustering == 0:
+            return value
+        everyone, labels = judgement.memo
+        with torch.autocast(batch.embeddings.device.type, enabled=False):  # Eq. 11
             losses = self.prototypes.clustering_loss(everyone.embeddings, labels, self.temperature)
-            if everyone.sample_weight is not None:
-                losses = losses * everyone.sample_weight.to(losses.dtype)
-            mean: Tensor = losses.mean()
-            return self.clustering * mean
+        if everyone.sample_weight is not None:
+            losses = losses * everyone.sample_weight.to(losses.dtype)
+        return value + (self.clustering * losses.mean()).to(value.dtype)
 
     def commit(self, batch: Batch, judgement: Judgement) -> None:
-        if judgement.evidence is None:  # no sample on any rank
+        if judgement.memo is None:  # no row on any rank
             return
-        everyone, _ = judgement.evidence
+        everyone, _ = judgement.memo
         features, ids = everyone.embeddings.detach(), everyone.sample_ids
         self.prototypes.remember(features, everyone.labels, ids)
         step, seen = self.counters["step"] + 1, self.counters["seen"] + len(everyone)
@@ -245,39 +256,12 @@ class PrototypicalMixer(LossWrapper):
             self._begin_cycle()
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
-        if batch.embeddings.shape[1] != self.feature_size:
-            raise ValueError(
-                f"embeddings must be as wide as feature_size, {self.feature_size}, "
-                f"got {batch.embeddings.shape[1]}"
-            )
+        require_width(batch, self.feature_size, "feature_size")
         limits = [("labels", batch.labels, self.num_classes, "num_classes of PrototypicalMixer")]
         if (ids := batch.sample_ids) is not None:
             size = len(self.prototypes.memory)
             limits.append(("sample_ids", ids, size, "memory_size of PrototypicalMixer"))
         return [in_range(*limit) for limit in limits]
-
-    def embedded(self, batch: Batch) -> Batch:
-        return embed_batch(self.head, batch)
-
-    def whole(self, batch: Batch) -> Batch:
-        return self.embedded(batch)
-
-    def seen_inside(self, batch: Batch) -> Batch:
-        if self.head is None or not isinstance(self.loss, LossWrapper):
-            return batch
-        if self._width is None:
-            self._width = output_width(self.head, self.feature_size)
-        row = batch.embeddings.new_empty(1, self._width)
-        return replace(batch, embeddings=row.expand(len(batch), -1))
-
-    def shared_state(self) -> list[Tensor]:
-        modules = [self.counters, self.prototypes, *([] if self.head is None else [self.head])]
-        inside = [t for module in modules for t in (*module.parameters(), *module.buffers())]
-        return [*super().shared_state(), *inside]
-
-    def state_replaced(self) -> None:
-        self.counters.forget()
-        self.prototypes.prepare()
 
     def extra_repr(self) -> str:
         return (
@@ -286,23 +270,33 @@ class PrototypicalMixer(LossWrapper):
             f"refinement={self.refinement}, similarity={self.similarity}"
         )
 
-    def _decide(self, everyone: Batch) -> tuple[MixingDecision, Tensor]:
-        """The decision on all ranks' rows, and the labels in use."""
+    def _checks(self, batch: Batch) -> list[ValueCheck]:
+        """The wrappers inside are asked about rows as wide as the head's."""
+        if self.head is None or not isinstance(self.loss, LossWrapper):
+            return super()._checks(batch)
+        own = self.own_checks(batch) if self.training else []
+        if self._width is None:
+            self._width = output_width(self.head, self.feature_size)
+        row = batch.embeddings.new_empty(1, self._width)
+        return own + self.loss._checks(replace(batch, embeddings=row.expand(len(batch), -1)))
+
+    def _decide(self, everyone: Batch) -> MixingDecision:
+        """The decision on all ranks' rows."""
         prototypes = self.prototypes
         labels = prototypes.labels_in_use(everyone.labels, everyone.sample_ids)
-        densities = prototypes.log_density(everyone.embeddings.detach())  # (N, C)
+        densities = prototypes.log_density(everyone.embeddings.detach())  # (N, C), Eq. 3
         highest, nearest = densities.max(dim=1)
         given = densities.gather(1, everyone.labels.unsqueeze(1)).squeeze(1)
         draws, share = None, None
-        if self.mixing:
+        if self.mixing:  # Eq. 5
             draws, share = prototypes.draw_mixture(
                 nearest, self._generator(), self.alpha, self.beta
             )
         weight = torch.ones_like(highest)
-        if self.weights is not None:
+        if self.weights is not None:  # Eq. 8
             tempered = self.weights == "tempered"
             weight = density_weights(highest, self.feature_size if tempered else 1.0)
-        decision = MixingDecision(
+        return MixingDecision(
             keep=torch.ones_like(labels, dtype=torch.bool),
             weight=weight,
             score=torch.where(given > -torch.inf, given - highest, 0.0),
@@ -311,7 +305,6 @@ class PrototypicalMixer(LossWrapper):
             draws=draws,
             share=share,
         )
-        return decision, labels
 
     def _generator(self) -> torch.Generator:
         """A generator of this step alone, on the CPU: the same numbers on every device and rank."""
@@ -332,11 +325,3 @@ class PrototypicalMixer(LossWrapper):
 
     def _mixes(self) -> bool:
         return self.counters["cycle"] >= self.warmup
-
-    def _judged(self, batch: Batch) -> Batch:
-        """What is judged and clustered: no less than single precision."""
-        dtype = torch.promote_types(batch.embeddings.dtype, torch.float32)
-        features = batch.embeddings.to(dtype)
-        return replace(
-            batch, embeddings=features, indices_tuple=None, ref_emb=None, ref_labels=None
-        )

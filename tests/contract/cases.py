@@ -5,10 +5,12 @@ A new wrapper joins by one entry in ``CASES``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from pytorch_metric_learning import losses
 from torch import Tensor, nn
@@ -107,13 +109,18 @@ def top_r(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
 
 def knn(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     """Has right labels for a reference, so that it can judge the first batch."""
-    settings = {"k": 9, "warmup": 1000 if trusting else 0, **settings}
+    settings = {"k": 9, "warmup": 1000 if trusting else 0, "embedding_size": WIDTH, **settings}
     wrapper = KNNDenoiser(loss, memory_size=SAMPLES, **settings)
     labels = torch.arange(SAMPLES) % CLASSES
     generator = torch.Generator().manual_seed(3)
     features = class_centers()[labels] + 0.5 * torch.randn(SAMPLES, WIDTH, generator=generator)
     wrapper.refresh(features, labels)
     return wrapper
+
+
+def unsized_knn(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    """Takes its width from the first embeddings."""
+    return knn(loss, trusting, embedding_size=None, **settings)
 
 
 def counting_knn(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
@@ -123,7 +130,7 @@ def counting_knn(loss: Any, trusting: bool = False, **settings: Any) -> LossWrap
 def relabeler(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     """Around a KNNDenoiser; nothing is in its memory before the first batch."""
     if trusting:  # without a reference nobody is distrusted, relabelled or remembered
-        loss = KNNDenoiser(loss.loss, memory_size=10**4, **settings)
+        loss = KNNDenoiser(loss.loss, memory_size=10**4, embedding_size=WIDTH, **settings)
     return MemoryRelabeler(loss, WIDTH, memory_size=40, lead=1.5, **settings)
 
 
@@ -160,21 +167,19 @@ def regularized(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapp
     return RegularizedLoss(loss, LanguageGuidance(language(), by="sample_ids"), omega, **settings)
 
 
-def weighted_regularizer(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
-    """The ablation: what is outside weights the regulariser, too."""
-    return regularized(loss, trusting, weighted=True, **settings)
-
-
 def guidance_term(arguments: dict[str, Any], weight: Tensor) -> Tensor:
-    """What ``regularized`` adds: a term of all rows that no weight touches."""
-    rows = language()[arguments["sample_ids"]]
-    return OMEGA * language_guidance(arguments["embeddings"], rows, arguments["labels"]).mean()
+    """What ``regularized`` adds inside another wrapper: of the rows that are kept, weighted."""
+    kept = weight > 0
+    if not kept.any():
+        return 0 * arguments["embeddings"].sum()
+    rows = language()[arguments["sample_ids"][kept].cpu()].to(weight.device)
+    embeddings, labels = arguments["embeddings"][kept], arguments["labels"][kept]
+    return OMEGA * (weight[kept] * language_guidance(embeddings, rows, labels)).mean()
 
 
-def weighted_guidance_term(arguments: dict[str, Any], weight: Tensor) -> Tensor:
-    rows = language()[arguments["sample_ids"]]
-    term = language_guidance(arguments["embeddings"], rows, arguments["labels"])
-    return OMEGA * (weight * term).mean()
+def untouched_guidance_term(arguments: dict[str, Any], weight: Tensor) -> Tensor:
+    """What it adds as the outermost wrapper: of all rows, unweighted."""
+    return guidance_term(arguments, torch.ones_like(weight))
 
 
 def mixer(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
@@ -213,12 +218,15 @@ class Case:
     weighs_pairs: bool = False  # where the leaf has pairs, with a weight for each
     pairs_only: bool = False  # takes PML's pair and triplet losses, and compares them itself
     has_classes: bool = False  # has a proxy for each of CLASSES
-    term: Callable[[dict[str, Any], Tensor], Tensor] | None = None  # adds it to the wrapped loss
+    # What it adds to the wrapped loss, of the arguments and the (B,) weight of each row: 0 for one
+    # that was dropped.
+    term: Callable[[dict[str, Any], Tensor], Tensor] | None = None
     syncs: bool = False  # scoring asks the host, for a reason that the docs state
 
 
 WEIGHTS: dict[str, Any] = {"weighs": True, "has_classes": True}  # by a confidence loss
-GUIDED: dict[str, Any] = {"term": guidance_term}
+GUIDED: dict[str, Any] = {"term": untouched_guidance_term}
+GUIDED_INSIDE: dict[str, Any] = {"term": guidance_term}
 SELECTS: dict[str, Any] = {"pairs_only": True}
 FILTERS: dict[str, Any] = {"drops": True, "can_drop_all": True}  # by what is known to be wrong
 
@@ -234,6 +242,7 @@ CASES = {
     "estimated_prism": Case(estimated_prism, drops=True),
     "top_r": Case(top_r, drops=True),
     "knn": Case(knn, drops=True, syncs=True),
+    "unsized_knn": Case(unsized_knn, drops=True, syncs=True),
     "counting_knn": Case(counting_knn, drops=True, syncs=True),
     "small_loss": Case(small_loss, drops=True, has_classes=True),
     "gathered": Case(gathered),
@@ -262,23 +271,21 @@ CASES = {
         nest(ground_truth, confidence, gathered), **FILTERS, **WEIGHTS
     ),
     "regularized(confidence)": Case(nest(regularized, confidence), **WEIGHTS, **GUIDED),
-    "confidence(regularized)": Case(nest(confidence, regularized), **WEIGHTS, **GUIDED),
-    "confidence(weighted_regularizer)": Case(
-        nest(confidence, weighted_regularizer), **WEIGHTS, term=weighted_guidance_term
-    ),
+    "regularized(prism)": Case(nest(regularized, prism), drops=True, **GUIDED),
+    "confidence(regularized)": Case(nest(confidence, regularized), **WEIGHTS, **GUIDED_INSIDE),
     "ground_truth(confidence(regularized))": Case(
-        nest(ground_truth, confidence, regularized), **FILTERS, **WEIGHTS, **GUIDED
+        nest(ground_truth, confidence, regularized), **FILTERS, **WEIGHTS, **GUIDED_INSIDE
     ),
-    "prism(regularized)": Case(nest(prism, regularized), drops=True, **GUIDED),
+    "prism(regularized)": Case(nest(prism, regularized), drops=True, **GUIDED_INSIDE),
     "confidence(super_loss)": Case(nest(confidence, super_loss), **WEIGHTS),
     "ground_truth(super_loss_of_pairs)": Case(
         nest(ground_truth, super_loss_of_pairs), **FILTERS, weighs=True, weighs_pairs=True
     ),
     "gathered(super_loss)": Case(nest(gathered, super_loss), weighs=True),
     "regularized(super_loss)": Case(nest(regularized, super_loss), weighs=True, **GUIDED),
-    "gathered(regularized)": Case(nest(gathered, regularized), **GUIDED),
+    "gathered(regularized)": Case(nest(gathered, regularized), **GUIDED_INSIDE),
     "ground_truth(gathered(regularized))": Case(
-        nest(ground_truth, gathered, regularized), **FILTERS, **GUIDED
+        nest(ground_truth, gathered, regularized), **FILTERS, **GUIDED_INSIDE
     ),
     "mixer": Case(mixer),
     "unweighted_mixer": Case(unweighted_mixer),
@@ -288,10 +295,7 @@ CASES = {
     "mixer(knn)": Case(nest(mixer, knn), drops=True, syncs=True),
     "mixer(small_loss)": Case(nest(mixer, small_loss), drops=True, has_classes=True),
     "mixer(gathered)": Case(nest(mixer, gathered)),
-    "mixer(regularized)": Case(nest(mixer, regularized), **GUIDED),
-    "mixer(weighted_regularizer)": Case(
-        nest(unweighted_mixer, weighted_regularizer), term=weighted_guidance_term
-    ),
+    "mixer(regularized)": Case(nest(mixer, regularized), **GUIDED_INSIDE),
     "gathered(mixer)": Case(nest(gathered, mixer)),
     "selected(ground_truth)": Case(nest(selected, ground_truth), **SELECTS),
     "selected(prism)": Case(nest(selected, prism), **SELECTS),
@@ -314,7 +318,9 @@ CASES = {
     ),
     "mixer(selected(ground_truth))": Case(nest(mixer, selected, ground_truth), **SELECTS),
     "selected(ground_truth(mixer))": Case(nest(selected, ground_truth, mixer), **SELECTS),
-    "selected(prism(regularized))": Case(nest(selected, prism, regularized), **SELECTS, **GUIDED),
+    "selected(prism(regularized))": Case(
+        nest(selected, prism, regularized), **SELECTS, **GUIDED_INSIDE
+    ),
 }
 
 LEAVES: dict[str, Callable[[], Any]] = {
@@ -327,6 +333,13 @@ LEAVES: dict[str, Callable[[], Any]] = {
 }
 
 PAIR_LEAVES = ("multi_similarity", "contrastive", "triplet")
+STATEFUL_LEAVES = ("soft_triple", "cross_batch_memory")  # proxies, and a memory
+
+# One of each kind: drops, weighs samples and pairs, mixes, selects, adds.
+KINDS = (
+    "ground_truth", "confidence", "super_loss_of_pairs", "mixer", "selected(ground_truth)",
+    "regularized",
+)  # fmt: skip
 
 
 def leaf_for(case: str, leaf: str) -> str:
@@ -337,6 +350,21 @@ def leaf_for(case: str, leaf: str) -> str:
 def with_leaves(*leaves: str) -> list[tuple[str, str]]:
     """All cases with each of the leaves that they take."""
     return [(case, leaf) for case in CASES for leaf in leaves if leaf_for(case, leaf) == leaf]
+
+
+def every_case_and_leaf(leaf: str) -> list[tuple[str, str]]:
+    """All cases with that leaf, or one that they take, and each kind of them with all leaves."""
+    pairs = [(case, leaf_for(case, leaf)) for case in CASES]
+    return pairs + [p for p in with_leaves(*LEAVES) if p[0] in KINDS and p not in pairs]
+
+
+@contextmanager
+def naming(what: object) -> Iterator[None]:
+    """In a test that loops: a failure says which of them it is about."""
+    try:
+        yield
+    except (Exception, pytest.fail.Exception) as error:
+        raise AssertionError(f"{what}: {error}") from error
 
 
 def spy(case: str, note: Callable[[Tensor], object]) -> Any:
@@ -355,7 +383,9 @@ def spy(case: str, note: Callable[[Tensor], object]) -> Any:
     return Pairs(neg_margin=3) if CASES[case].pairs_only else per_sample
 
 
-def make_batch(size: int = 24, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+def make_batch(
+    size: int = 24, seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> dict[str, Any]:
     """Arguments of a forward call: classes that can be told apart, a third of the labels wrong."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randperm(SAMPLES, generator=generator)[:size]
@@ -363,9 +393,9 @@ def make_batch(size: int = 24, seed: int = 0, dtype: torch.dtype = torch.float32
     embeddings = class_centers()[true] + 0.5 * torch.randn(size, WIDTH, generator=generator)
     labels = torch.where(is_noisy()[ids], (true + 1) % CLASSES, true)
     return {
-        "embeddings": embeddings.to(dtype).requires_grad_(),
-        "labels": labels,
-        "sample_ids": ids,
+        "embeddings": embeddings.to(device, dtype).requires_grad_(),
+        "labels": labels.to(device),
+        "sample_ids": ids.to(device),
     }
 
 
@@ -400,6 +430,12 @@ def state_of(wrapper: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in wrapper.named_parameters()} | {
         name: value.clone() for name, value in wrapper.named_buffers()
     }
+
+
+def assert_equal(actual: Tensor, expected: Tensor) -> None:
+    """To the bit on the CPU; to rounding on CUDA, where many sums are in no certain order."""
+    exact = {"rtol": 0, "atol": 0} if actual.device.type == "cpu" else {}
+    torch.testing.assert_close(actual, expected, **exact)
 
 
 def assert_same_state(before: dict[str, Tensor], wrapper: nn.Module) -> None:

@@ -16,17 +16,18 @@ from noisydml import LossWrapper
 class Run:
     """A model, a wrapper and an optimiser that train on the batches 0, 1, 2, ..."""
 
-    def __init__(self, case: str, leaf: str, seed: int) -> None:
+    def __init__(self, case: str, leaf: str, seed: int, device: str = "cpu") -> None:
         torch.manual_seed(seed)
-        self.model = nn.Linear(WIDTH, WIDTH)
-        self.loss_fn: LossWrapper = build(case, leaf, seed=seed)
+        self.device = device
+        self.model = nn.Linear(WIDTH, WIDTH).to(device)
+        self.loss_fn: LossWrapper = build(case, leaf, seed=seed).to(device)
         groups = [{"params": self.model.parameters()}, *self.loss_fn.parameter_groups(1e-2, 1e-1)]
         self.optimizer = torch.optim.Adam(groups, lr=1e-2)
 
     def steps(self, start: int, stop: int) -> list[torch.Tensor]:
         values = []
         for step in range(start, stop):
-            arguments = make_batch(seed=step)
+            arguments = make_batch(seed=step, device=self.device)
             arguments["embeddings"] = self.model(arguments["embeddings"].detach())
             value = self.loss_fn(**arguments)
             self.optimizer.zero_grad()
@@ -41,7 +42,8 @@ class Run:
 
     def load(self, path: Path) -> None:
         parts = (self.model, self.loss_fn, self.optimizer)
-        for part, state in zip(parts, torch.load(path, weights_only=True), strict=True):
+        states = torch.load(path, weights_only=True, map_location=self.device)
+        for part, state in zip(parts, states, strict=True):
             part.load_state_dict(state)
 
 

@@ -15,11 +15,13 @@ from contract.cases import (
     CLASSES,
     SAMPLES,
     WIDTH,
+    assert_equal,
     assert_same_state,
     build,
     chain,
     leaf_for,
     make_batch,
+    naming,
     proxies,
     spy,
     state_of,
@@ -102,28 +104,46 @@ def assert_refused(wrapper: Any, arguments: dict[str, Any], error: type, name: s
         assert each.decision is decision
 
 
-@pytest.mark.parametrize("fresh", [True, False], ids=["first call", "later call"])
-@pytest.mark.parametrize("bad", BAD)
+def moved(value: Any, device: str) -> Any:
+    """What there is of tensors in it on that device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    return tuple(moved(each, device) for each in value) if isinstance(value, tuple) else value
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_refused_and_nothing_lost(case: str, bad: str, fresh: bool) -> None:
-    change, error, name = BAD[bad]
-    wrapper = build(case)
-    if not fresh:
-        wrapper(**make_batch(seed=1))
-    assert_refused(wrapper, change(make_batch()), error, name)
-    wrapper(**make_batch())  # and it goes on working
+def test_refused_and_nothing_lost(case: str, device: str) -> None:
+    """Before the first good call and after it; and it goes on as if nothing had been."""
+    wrapper, twin = build(case), build(case)
+    for call in range(2):
+        for bad, (change, error, name) in BAD.items():
+            arguments = {k: moved(v, device) for k, v in change(make_batch()).items()}
+            with naming(f"{bad}, after {call} good calls"):
+                assert_refused(wrapper, arguments, error, name)
+        arguments = make_batch(seed=call, device=device)
+        assert_equal(wrapper(**arguments), twin(**arguments))
 
 
-@pytest.mark.parametrize("label", [-1, CLASSES, 10**6])
 @pytest.mark.parametrize("case", [name for name, case in CASES.items() if case.has_classes])
-def test_labels_out_of_range(case: str, label: int) -> None:
-    change = put("labels", 5, label)
+def test_labels_out_of_range(case: str, device: str) -> None:
     # KNNDenoiser takes any labels that are not negative, and says so first where it is outermost.
     message = rf"labels (.* \[0, {CLASSES}\)|must not be negative)"
-    assert_refused(build(case), change(make_batch()), ValueError, message)
+    for label in (-1, CLASSES, 10**6):
+        with naming(label):
+            arguments = put("labels", 5, label)(make_batch(device=device))
+            assert_refused(build(case), arguments, ValueError, message)
 
 
-@pytest.mark.parametrize("case", [name for name, case in CASES.items() if "confidence" in name])
+@pytest.mark.parametrize("case", [name for name, case in CASES.items() if not case.pairs_only])
+def test_labels_beyond_the_proxies_of_the_wrapped_loss(case: str) -> None:
+    for train in (True, False):
+        wrapper = CASES[case].make(losses.ProxyNCALoss(CLASSES, WIDTH)).train(train)
+        arguments = put("labels", 5, CLASSES)(make_batch())
+        with naming(f"train={train}"):
+            assert_refused(wrapper, arguments, ValueError, rf"labels .* \[0, {CLASSES}\)")
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if "confidence" in name])
 def test_embeddings_of_another_width_than_the_proxies(case: str) -> None:
     change = replaced(embeddings=torch.ones(24, WIDTH + 1))
     assert_refused(build(case), change(make_batch()), ValueError, "embeddings must be as wide")
@@ -167,7 +187,8 @@ def test_value_checks_can_be_switched_off_but_not_the_others(case: str) -> None:
     assert wrapper(**change(make_batch())).isnan() or CASES[case].drops
     for bad in ("labels are floats", "embeddings are 1-d", "too few weights"):
         change, error, name = BAD[bad]
-        assert_refused(wrapper, change(make_batch()), error, name)
+        with naming(bad):
+            assert_refused(wrapper, change(make_batch()), error, name)
 
 
 @pytest.mark.parametrize(
@@ -229,14 +250,13 @@ def test_a_threshold_that_returns_a_vector_is_refused() -> None:
     assert_refused(wrapper, make_batch(), ValueError, "threshold")
 
 
-def test_the_arguments_themselves_are_not_changed() -> None:
-    for case in CASES:
-        arguments = make_batch()
-        arguments["sample_weight"] = torch.rand(24)
-        copies = {name: copy.deepcopy(value.detach()) for name, value in arguments.items()}
-        build(case)(**arguments)
-        for name, value in arguments.items():
-            assert torch.equal(value, copies[name])
+@pytest.mark.parametrize("case", CASES)
+def test_the_arguments_themselves_are_not_changed(case: str) -> None:
+    arguments = {**make_batch(), "sample_weight": torch.rand(24)}
+    copies = {name: copy.deepcopy(value.detach()) for name, value in arguments.items()}
+    build(case)(**arguments)
+    for name, value in arguments.items():
+        assert torch.equal(value, copies[name]), name
 
 
 def junk(rng: random.Random) -> Any:
@@ -261,28 +281,21 @@ def test_fuzz(case: str) -> None:
     wrapper(**make_batch(seed=1))
     names = ["embeddings", "labels", "indices_tuple", "ref_emb", "ref_labels", "sample_weight"]
     refused = 0
-    for _ in range(150):
+    for call in range(150):
         arguments = make_batch()
-        for name in rng.sample([*names, "sample_ids"], rng.choice([1, 1, 2])):
-            arguments[name] = junk(rng)
+        changed = rng.sample([*names, "sample_ids"], rng.choice([1, 1, 2]))
+        arguments |= {name: junk(rng) for name in changed}
         before, decisions = state_of(wrapper), [each.decision for each in chain(wrapper)]
-        try:
-            value = wrapper(**arguments)
-        except (TypeError, ValueError):
-            refused += 1
-            assert_same_state(before, wrapper)
-            assert [each.decision for each in chain(wrapper)] == decisions
-        else:
-            assert value.isfinite()
+        with naming(f"call {call}, of {changed}"):
+            try:
+                value = wrapper(**arguments)
+            except (TypeError, ValueError):
+                refused += 1
+                assert_same_state(before, wrapper)
+                assert [each.decision for each in chain(wrapper)] == decisions
+            else:
+                assert value.isfinite()
     assert 50 < refused < 150
-
-
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("case", [name for name, case in CASES.items() if not case.pairs_only])
-def test_labels_beyond_the_proxies_of_the_wrapped_loss(case: str, train: bool) -> None:
-    wrapper = CASES[case].make(losses.ProxyNCALoss(CLASSES, WIDTH)).train(train)
-    change = put("labels", 5, CLASSES)
-    assert_refused(wrapper, change(make_batch()), ValueError, rf"labels .* \[0, {CLASSES}\)")
 
 
 def test_an_inner_wrapper_that_trains_inside_one_that_does_not_is_checked() -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract.cases import CASES, build, make_batch
+from contract.cases import CASES, assert_equal, build, make_batch
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_runs_are_equal(case: str) -> None:
+def test_two_runs_are_equal(case: str, device: str) -> None:
     def run() -> torch.Tensor:
-        wrapper = build(case)
-        return torch.stack([wrapper(**make_batch(seed=seed)).detach() for seed in range(5)])
+        wrapper, batches = build(case), [make_batch(seed=seed, device=device) for seed in range(5)]
+        return torch.stack([wrapper(**batch).detach() for batch in batches])
 
-    assert torch.equal(run(), run())
+    assert_equal(run(), run())
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,7 +1,8 @@
 """Promise 7: state follows the input, and scoring never asks the host.
 
 Without a GPU the second half is shown with fake tensors "on" CUDA: an ``.item()``, a boolean mask
-or a tensor left on the CPU raises there. With a GPU the real thing runs too.
+or a tensor left on the CPU raises there. With a GPU the real thing runs too, and so do the tests of
+this folder that take a ``device``.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import torch
 from contract.cases import (
     CASES,
     CLASSES,
-    LEAVES,
     WIDTH,
     build,
     chain,
+    every_case_and_leaf,
     leaf_for,
     make_batch,
-    with_leaves,
+    naming,
 )
 from fake_cuda import fake_cuda
 from torch import nn
@@ -104,39 +105,38 @@ def test_parameters_stay_the_same_objects_when_they_move() -> None:
     """An optimiser that was given them before the first step keeps training them."""
     wrapper = build("confidence")
     parameters = list(wrapper.parameters())
-    wrapper(**{name: value.detach().cuda() for name, value in make_batch().items()})
+    wrapper(**make_batch(device="cuda"))
     assert all(p.device.type == "cuda" for p in wrapper.parameters())
     assert all(a is b for a, b in zip(parameters, wrapper.parameters(), strict=True))
 
 
 @needs_cuda
-@pytest.mark.parametrize(("case", "leaf"), with_leaves(*LEAVES))
+@pytest.mark.parametrize(("case", "leaf"), every_case_and_leaf("cross_batch_memory"))
 def test_cuda_agrees_with_the_cpu(case: str, leaf: str) -> None:
     on_cpu, on_cuda = build(case, leaf), build(case, leaf)
     for seed in range(3):
-        arguments = make_batch(seed=seed)
-        moved = {name: value.detach().cuda() for name, value in arguments.items()}
-        moved["embeddings"].requires_grad_()
+        arguments, moved = make_batch(seed=seed), make_batch(seed=seed, device="cuda")
         expected, value = on_cpu(**arguments), on_cuda(**moved)
         assert value.device.type == "cuda"
-        torch.testing.assert_close(value.cpu(), expected, rtol=1e-4, atol=1e-5)
         expected.backward()
         value.backward()
-        torch.testing.assert_close(
-            moved["embeddings"].grad.cpu(), arguments["embeddings"].grad, rtol=1e-3, atol=1e-5
-        )
-        for a, b in zip(chain(on_cpu), chain(on_cuda), strict=True):
-            assert torch.equal(a.decision.keep, b.decision.keep.cpu())
+        with naming(f"step {seed}"):
+            torch.testing.assert_close(value.cpu(), expected, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(
-                a.decision.weight.double(), b.decision.weight.double().cpu(), rtol=1e-3, atol=1e-5
+                moved["embeddings"].grad.cpu(), arguments["embeddings"].grad, rtol=1e-3, atol=1e-5
             )
+        for a, b in zip(chain(on_cpu), chain(on_cuda), strict=True):
+            with naming(f"step {seed}, {type(a).__name__}"):
+                assert torch.equal(a.decision.keep, b.decision.keep.cpu())
+                weight = b.decision.weight.double().cpu()
+                torch.testing.assert_close(a.decision.weight.double(), weight, rtol=1e-3, atol=1e-5)
 
 
 @needs_cuda
 @pytest.mark.parametrize("case", CUTS_NOTHING)
 def test_cuda_steps_without_synchronisation(case: str) -> None:
     wrapper = build(case, leaf_for(case, "cross_entropy"), validate_args=False).cuda()
-    arguments = {name: value.detach().cuda() for name, value in make_batch().items()}
+    arguments = {name: value.detach() for name, value in make_batch(device="cuda").items()}
     wrapper(**arguments)
     torch.cuda.set_sync_debug_mode("error")
     try:

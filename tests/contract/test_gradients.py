@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract.cases import CASES, CLASSES, LEAVES, WIDTH, build, chain, make_batch
+from contract.cases import (
+    CASES,
+    CLASSES,
+    LEAVES,
+    WIDTH,
+    build,
+    chain,
+    make_batch,
+    naming,
+)
 from pytorch_metric_learning import losses
 from torch import Tensor
 
@@ -43,15 +52,19 @@ def test_weights_are_constants(case: str, leaf: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_decisions_and_state_are_detached(case: str) -> None:
-    arguments = make_batch()
+def test_decisions_and_state_are_detached_and_proxies_train(case: str, device: str) -> None:
+    arguments = make_batch(device=device)
     wrapper = build(case)
-    wrapper(**arguments)
+    wrapper(**arguments).backward()
+    assert arguments["embeddings"].grad.isfinite().all()
     for each in chain(wrapper):
-        for value in vars(each.decision).values():
+        for name, value in vars(each.decision).items():
             if value is not None:
-                assert not value.requires_grad
-                assert value.device == arguments["embeddings"].device
+                assert not value.requires_grad, name
+                assert value.device == arguments["embeddings"].device, name
+        for proxies in each.own_parameters():
+            assert proxies.grad.device == arguments["embeddings"].device
+            assert proxies.grad.abs().sum() > 0
     assert not any(buffer.requires_grad for buffer in wrapper.buffers())
 
 
@@ -98,10 +111,12 @@ def test_judging_by_the_training_loss_trains_its_proxies_once() -> None:
     assert len(wrapper.parameter_groups(1e-3)) == 1
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("case", CASES)
-def test_no_grad_works(case: str, mode: type) -> None:
-    with mode():
-        value = build(case)(**make_batch())
-    assert not value.requires_grad
-    torch.testing.assert_close(value.clone(), build(case)(**make_batch()).detach())
+def test_no_grad_works(case: str) -> None:
+    expected = build(case)(**make_batch()).detach()
+    for mode in (torch.no_grad, torch.inference_mode):
+        with naming(mode.__name__):
+            with mode():
+                value = build(case)(**make_batch())
+            assert not value.requires_grad
+            torch.testing.assert_close(value.clone(), expected)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from contract import ranks
-from contract.cases import CASES
+from contract.cases import CASES, naming
 from processes import run_ranks
 from torch import Tensor
 
@@ -22,11 +22,12 @@ JOBS = [(case, "multi_similarity") for case in CASES] + [
     ("ground_truth(super_loss_of_pairs)", "contrastive"),
     ("super_loss", "soft_triple"),
 ]
-GATHERS_ROWS = [job for job in JOBS if ranks.gathers_rows(*job)]
 IDS = [f"{case}-{leaf}" for case, leaf in JOBS]
-GATHERING_IDS = [f"{case}-{leaf}" for case, leaf in GATHERS_ROWS]
 
-pytestmark = pytest.mark.xdist_group("ranks")  # one worker starts the processes, once
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("ranks"),  # one worker starts the processes, once
+]
 
 
 def run(world: int, folder: Path) -> list[dict[Any, Any]]:
@@ -47,15 +48,13 @@ def assert_same_decisions(expected: list[Any], by_rank: list[list[Any]]) -> None
     """Every wrapper of a nesting: the ranks' decisions, put together, are the one process's."""
     for depth, one in enumerate(expected):
         mine = [decisions[depth] for decisions in by_rank]
-        for decision in mine:
-            close(decision["threshold"], one["threshold"])
-        if one["about_all"]:
-            for decision in mine:
-                for name in ("keep", "weight", "score"):
-                    close(decision[name], one[name])
-        else:
-            for name in ("keep", "weight", "score"):
-                close(put_together([decision[name] for decision in mine], one["mixed"]), one[name])
+        for name in ("threshold", "keep", "weight", "score"):
+            values = [decision[name] for decision in mine]
+            if name != "threshold" and not one["about_all"]:
+                values = [put_together(values, one["mixed"])]
+            for value in values:
+                with naming(f"{name} of wrapper {depth}"):
+                    close(value, one[name])
 
 
 def put_together(parts: list[Tensor | None], mixed: bool) -> Tensor | None:
@@ -91,35 +90,32 @@ def one_process(case: str, leaf: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("job", JOBS, ids=IDS)
 def test_ranks_decide_like_one_process(job: tuple[str, str], results: list[Any]) -> None:
-    one = one_process(*job)["decisions"]
+    """And have its values and gradients where the loss is of all ranks' rows."""
+    one = one_process(*job)
     for step in range(ranks.STEPS):
-        assert_same_decisions(one[step], [result[job]["decisions"][step] for result in results])
+        with naming(f"step {step}"):
+            decisions = [result[job]["decisions"][step] for result in results]
+            assert_same_decisions(one["decisions"][step], decisions)
+    for rank, result in enumerate(results):
+        for name in ("values", "gradients") if ranks.gathers_rows(*job) else ():
+            with naming(f"{name} on rank {rank}"):
+                torch.testing.assert_close(result[job][name], one[name])
 
 
 @pytest.mark.parametrize("job", JOBS, ids=IDS)
 def test_ranks_keep_the_state_of_one_process(job: tuple[str, str], results: list[Any]) -> None:
-    """Proxies, running means, memories and counters."""
-    one = one_process(*job)["state"]
-    for result in results:
-        assert result[job]["state"].keys() == one.keys()
+    """Proxies, running means, memories and counters; equal to the bit on all ranks.
+
+    Without DistributedDataParallel around the loss.
+    """
+    one, first = one_process(*job)["state"], results[0][job]["state"]
+    for rank, result in enumerate(results):
+        state = result[job]["state"]
+        assert state.keys() == one.keys()
         for name, value in one.items():
-            torch.testing.assert_close(result[job]["state"][name], value, msg=name)
-
-
-@pytest.mark.parametrize("job", GATHERS_ROWS, ids=GATHERING_IDS)
-def test_gathered_losses_train_like_one_process(job: tuple[str, str], results: list[Any]) -> None:
-    one = one_process(*job)
-    for result in results:
-        torch.testing.assert_close(result[job]["values"], one["values"])
-        torch.testing.assert_close(result[job]["gradients"], one["gradients"])
-
-
-@pytest.mark.parametrize("job", JOBS, ids=IDS)
-def test_state_is_equal_to_the_bit_on_all_ranks(job: tuple[str, str], results: list[Any]) -> None:
-    """Proxies, running means and memories: without DistributedDataParallel around the loss."""
-    for other in results[1:]:
-        for name, value in results[0][job]["state"].items():
-            assert torch.equal(other[job]["state"][name], value), name
+            with naming(f"{name} on rank {rank}"):
+                torch.testing.assert_close(state[name], value)
+                assert torch.equal(state[name], first[name])
 
 
 def test_mined_tuples_point_into_the_gathered_rows(two: list[Any]) -> None:

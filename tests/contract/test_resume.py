@@ -6,6 +6,7 @@ import copy
 import io
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,35 +14,43 @@ import torch.multiprocessing as mp
 from contract.cases import (
     CASES,
     LEAVES,
-    assert_same_state,
+    WIDTH,
+    assert_equal,
     build,
+    every_case_and_leaf,
     leaf_for,
     make_batch,
+    naming,
     state_of,
-    with_leaves,
 )
 from contract.runs import Run, train_until_killed
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from noisydml import LossWrapper
 
 STEPS = 8
 
 
-@pytest.mark.parametrize("stop", [0, 1, 5])
-@pytest.mark.parametrize(
-    ("case", "leaf"), with_leaves("multi_similarity", "soft_triple", "cross_batch_memory")
-)
-def test_a_resumed_run_is_the_run(case: str, leaf: str, stop: int, tmp_path: Path) -> None:
-    whole = Run(case, leaf, seed=1)
-    expected = whole.steps(0, STEPS)
-
-    first = Run(case, leaf, seed=1)
-    got = first.steps(0, stop)
-    first.save(tmp_path / "checkpoint.pt")
-    second = Run(case, leaf, seed=2)  # other proxies, other weights: all must come from the file
-    second.load(tmp_path / "checkpoint.pt")
-    got += second.steps(stop, STEPS)
-
-    assert torch.equal(torch.stack(got), torch.stack(expected))
-    assert_same_state(state_of(whole.loss_fn), second.loss_fn)
+@pytest.mark.parametrize(("case", "leaf"), every_case_and_leaf("cross_batch_memory"))
+def test_a_resumed_run_is_the_run(case: str, leaf: str, device: str, tmp_path: Path) -> None:
+    whole = Run(case, leaf, 1, device)
+    expected, state = whole.steps(0, STEPS), state_of(whole.loss_fn)
+    for stop in (0, 1, 5):
+        first = Run(case, leaf, 1, device)
+        got = first.steps(0, stop)
+        first.save(tmp_path / "checkpoint.pt")
+        # Other proxies, other weights: all must come from the file.
+        second = Run(case, leaf, 2, device)
+        second.load(tmp_path / "checkpoint.pt")
+        got += second.steps(stop, STEPS)
+        with naming(f"stopped after {stop} steps"):
+            assert_equal(torch.stack(got), torch.stack(expected))
+            resumed = state_of(second.loss_fn)
+            assert resumed.keys() == state.keys()
+        for name, value in state.items():
+            with naming(f"stopped after {stop} steps, {name}"):
+                assert_equal(resumed[name], value)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -57,6 +66,82 @@ def test_wrappers_can_be_copied_and_pickled(case: str) -> None:
     assert torch.equal(run.loss_fn(**arguments), expected)
 
 
+def trained(case: str, steps: int, seed: int = 5) -> LossWrapper:
+    wrapper = build(case, leaf_for(case, "cross_batch_memory"), seed=seed)
+    for step in range(steps):
+        wrapper(**make_batch(seed=step))
+    return wrapper
+
+
+def layout(state: Any) -> Any:
+    """What a state looks like, whatever it holds."""
+    if isinstance(state, Tensor):
+        return state.shape, state.dtype
+    if isinstance(state, dict):
+        return {name: layout(value) for name, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [layout(value) for value in state]
+    return type(state)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_state_looks_the_same_from_construction_on(case: str) -> None:
+    before = layout(trained(case, 0).state_dict())
+    after = layout(trained(case, 10).state_dict())
+    assert after.keys() == before.keys()
+    for name, value in before.items():
+        # What is as wide as the first embeddings is no buffer.
+        if not (name.endswith("_extra_state") and case == "unsized_knn"):
+            assert after[name] == value, name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loading_does_not_depend_on_how_full_a_memory_was(case: str) -> None:
+    for load in (nn.Module.load_state_dict, load_in_place):
+        for before, after in ((0, 7), (2, 7), (7, 0)):
+            source, target = trained(case, after), trained(case, before, seed=6)
+            load(target, source.state_dict())
+            for step in range(10, 13):
+                with naming(f"{load.__name__} after {after} steps into one after {before}"):
+                    arguments = make_batch(seed=step)
+                    assert_equal(target(**arguments), source(**arguments))
+
+
+def load_in_place(target: nn.Module, saved: dict[str, Any]) -> None:
+    """As torch.distributed.checkpoint does: into the tensors of the object that there is."""
+    state = target.state_dict()
+    for name, value in saved.items():
+        if isinstance(value, Tensor):
+            state[name].copy_(value)
+        else:
+            state[name] = value
+    target.load_state_dict(state)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_can_be_averaged_around_it(case: str) -> None:
+    wrapper = trained(case, 0)
+    model = nn.ModuleList([nn.Linear(WIDTH, WIDTH), wrapper])
+    averages = {"buffers copied": AveragedModel(model, use_buffers=False)}
+    ema = get_ema_multi_avg_fn()
+    averages["buffers in a moving average"] = AveragedModel(model, None, None, ema, True)
+    if not any(buffer.dtype == torch.bool for buffer in model.buffers()):  # torch's mean has none
+        averages["buffers in a mean"] = AveragedModel(model, use_buffers=True)
+    for step in range(3):
+        arguments = make_batch(seed=step)
+        wrapper(**{**arguments, "embeddings": model[0](arguments["embeddings"])})
+        for name, averaged in averages.items():
+            with naming(f"{name}, step {step}"):
+                averaged.update_parameters(model)
+    copied = averages["buffers copied"].module
+    for name, buffer in copied.named_buffers():
+        assert torch.equal(buffer, model.get_buffer(name)), name
+    for name, averaged in averages.items():
+        with naming(name):
+            assert averaged.module[1].eval()(**make_batch()).isfinite()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "leaf"),
     [
@@ -91,4 +176,4 @@ def test_every_leaf_is_reached() -> None:
     for leaf, make in LEAVES.items():
         loss = make()
         wrapped = {f"loss.{name}" for name in loss.state_dict()}
-        assert wrapped <= set(build("ground_truth", leaf).state_dict())
+        assert wrapped <= set(build("ground_truth", leaf).state_dict()), leaf

@@ -2,48 +2,81 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from contract.cases import CASES, LEAVES, WIDTH, build, chain, leaf_for, make_batch, with_leaves
+from contract.cases import (
+    CASES,
+    WIDTH,
+    build,
+    chain,
+    every_case_and_leaf,
+    leaf_for,
+    make_batch,
+    naming,
+)
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 5])
-@pytest.mark.parametrize(("case", "leaf"), with_leaves(*LEAVES))
-def test_a_batch_of_few(case: str, size: int, leaf: str) -> None:
-    wrapper = build(case, leaf)
-    for _ in range(2):
-        arguments = make_batch(size)
-        value = wrapper(**arguments, sample_weight=torch.rand(size))
-        value.backward()
-        assert value.shape == ()
-        assert value.isfinite()
-        assert arguments["embeddings"].grad.isfinite().all()
-        for each in chain(wrapper):
-            assert (each.decision.weight.isfinite()).all()
+def assert_defined(wrapper: Any, arguments: dict[str, Any]) -> None:
+    value = wrapper(**arguments)
+    value.backward()
+    assert value.shape == ()
+    assert value.isfinite()
+    assert arguments["embeddings"].grad.isfinite().all()
+    for each in chain(wrapper):
+        assert each.decision.weight.isfinite().all()
+
+
+@pytest.mark.parametrize(("case", "leaf"), every_case_and_leaf("multi_similarity"))
+def test_a_batch_of_few(case: str, leaf: str, device: str) -> None:
+    for size in range(6):
+        wrapper = build(case, leaf)
+        for step in range(2):
+            weight = torch.rand(size).to(device)
+            with naming(f"{size} samples, step {step}"):
+                arguments = make_batch(size, device=device)
+                assert_defined(wrapper, {**arguments, "sample_weight": weight})
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_empty_batch_is_a_zero_with_a_graph_and_no_step(case: str) -> None:
-    wrapper = build(case)
+def test_an_empty_batch_is_a_zero_that_reaches_every_parameter(case: str, device: str) -> None:
+    """And it is no step. DistributedDataParallel around a wrapper waits for all parameters."""
+    wrapper = build(case, leaf_for(case, "soft_triple")).to(device)
     before = {name: value.clone() for name, value in wrapper.named_buffers()}
-    arguments = make_batch(0)
+    arguments = make_batch(0, device=device)
     value = wrapper(**arguments)
     assert value == 0
     value.backward()
     assert arguments["embeddings"].grad.shape == (0, WIDTH)
     assert wrapper.decision.keep.shape == (0,)
     for name, buffer in wrapper.named_buffers():
-        assert torch.equal(buffer, before[name])
+        assert torch.equal(buffer, before[name]), name
+    for name, parameter in wrapper.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+
+
+ALIKE = {
+    "of one class": {"labels": torch.full((24,), 2)},
+    "of zeros": {"embeddings": torch.zeros(24, WIDTH)},
+    "of one embedding": {"embeddings": torch.ones(24, WIDTH)},
+    "of one embedding and class": {
+        "embeddings": torch.ones(24, WIDTH),
+        "labels": torch.full((24,), 2),
+    },
+    "of one sample": {"sample_ids": torch.full((24,), 2)},
+}
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_class_only(case: str) -> None:
-    wrapper = build(case)
-    arguments = make_batch()
-    arguments["labels"] = torch.full((24,), 2)
-    value = wrapper(**arguments)
-    value.backward()
-    assert value.isfinite()
+def test_a_batch_of_samples_alike(case: str, device: str) -> None:
+    for name, changes in ALIKE.items():
+        arguments = make_batch(device=device)
+        arguments |= {key: value.to(device, copy=True) for key, value in changes.items()}
+        arguments["embeddings"].requires_grad_()
+        with naming(name):
+            assert_defined(build(case), arguments)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -60,22 +93,3 @@ def test_equal_losses_are_all_trusted() -> None:
     embeddings, labels = torch.ones(8, WIDTH), torch.zeros(8, dtype=torch.long)
     wrapper(embeddings, labels)
     assert (wrapper.decision.weight == 1).all()
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_identical_and_zero_embeddings(case: str) -> None:
-    wrapper = build(case)
-    arguments = make_batch()
-    arguments["embeddings"] = torch.zeros(24, WIDTH, requires_grad=True)
-    wrapper(**arguments).backward()
-    assert arguments["embeddings"].grad.isfinite().all()
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_an_empty_batch_reaches_every_parameter(case: str) -> None:
-    """DistributedDataParallel around a wrapper waits for all of them, on every rank."""
-    wrapper = build(case, leaf_for(case, "soft_triple"))
-    wrapper(**make_batch(0)).backward()
-    for parameter in wrapper.parameters():
-        assert parameter.grad is not None
-        assert not parameter.grad.any()

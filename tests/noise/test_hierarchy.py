@@ -1,4 +1,4 @@
-"""Class hierarchies: the forms they come in, and what holds for every tree."""
+"""Class hierarchies: the forms they come in, what holds for every tree, text and pictures."""
 
 from __future__ import annotations
 
@@ -282,3 +282,62 @@ def test_refusals(call: Callable[[], Any], error: type[Exception], message: str)
 def test_the_same_class_on_two_paths_is_refused() -> None:
     with pytest.raises(ValueError, match="paths must all differ, got 'a/b' twice"):
         ClassHierarchy.from_paths(["a/b", "a/b"], classes=["x", "y"])
+
+
+FAMILY = ClassHierarchy.from_paths(
+    ["pet/cat/long hair/persian", "pet/cat/manx", "pet/dog/beagle", "pet/fish"],
+    classes=["persian", "manx", "beagle", "fish"],
+)
+
+
+def test_render() -> None:
+    assert FAMILY.render() == "\n".join(
+        ["pet", "├── cat", "│   ├── persian", "│   └── manx", "├── beagle", "└── fish"]
+    )
+
+
+def test_render_unfolded() -> None:
+    assert FAMILY.render(fold=False) == "\n".join(
+        [
+            "pet",
+            "├── cat",
+            "│   ├── long hair",
+            "│   │   └── persian",
+            "│   └── manx",
+            "├── dog",
+            "│   └── beagle",
+            "└── fish",
+        ]
+    )
+
+
+def test_render_without_classes() -> None:
+    assert FAMILY.render(classes=False) == "pet (2)\n└── cat (2)"
+
+
+def test_render_of_one_class() -> None:
+    assert ClassHierarchy.from_paths(["a/b"]).render() == "a\n└── b"
+
+
+def test_plot() -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    ax = FAMILY.plot()
+    at = {text.get_text(): text.get_position() for text in ax.texts}
+    assert set(at) == {"pet", "cat", "persian", "manx", "beagle", "fish"}
+    assert at["pet"][0] < at["cat"][0] < at["manx"][0]
+    assert at["persian"][1] > at["cat"][1] > at["manx"][1] > at["beagle"][1] > at["fish"][1]
+    ax.figure.canvas.draw()
+    pyplot.close(ax.figure)
+
+    figure, own = pyplot.subplots()
+    assert FAMILY.plot(own, classes=False, fold=False) is own
+    assert {text.get_text() for text in own.texts} == {
+        "pet (1)",
+        "cat (1)",
+        "long hair (1)",
+        "dog (1)",
+    }
+    pyplot.close(figure)

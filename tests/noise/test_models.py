@@ -1,4 +1,4 @@
-"""What uniform, pair_flip, class_frequency, semantic and small_cluster have in common."""
+"""What all models have in common, and what uniform, pair_flip and class_frequency do alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from noisydml.noise import (
     ClassHierarchy,
@@ -225,3 +226,160 @@ def test_bad_options(
         message = message.replace("exact", "normalize")
     with pytest.raises(error, match=message):
         model(LABELS, **{"rate": 0.5, **options})
+
+
+# uniform: where wrong labels go
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_targets_are_uniform_over_the_other_classes(exact: bool) -> None:
+    labels = np.arange(200_000) % 10 * 7 - 20  # neither from 0 nor in steps of 1
+    noisy = uniform(labels, 0.5, seed=1, exact=exact)
+    counts = noisy.transition_matrix(counts=True)
+    off = counts[~np.eye(10, dtype=bool)].reshape(10, 9)
+    for row in off:
+        assert stats.chisquare(row).pvalue > 1e-3
+    assert counts[~np.eye(10, dtype=bool)].min() > 0
+    assert set(noisy.labels) == set(labels)
+
+
+def test_targets_of_unequal_classes_are_uniform() -> None:
+    labels = np.repeat([0, 1, 2, 3], [30_000, 300, 3_000, 3])
+    noisy = uniform(labels, 0.5)
+    from_largest = noisy.labels[noisy.is_noisy & (labels == 0)]
+    assert stats.chisquare(np.bincount(from_largest, minlength=4)[1:]).pvalue > 1e-3
+
+
+def test_uniform_swaps_two_classes() -> None:
+    labels = np.array([4, 9] * 5)
+    assert np.array_equal(uniform(labels, 1.0).labels, 13 - labels)
+
+
+def test_uniform_is_frozen() -> None:
+    noisy = uniform(np.arange(30) % 5, 0.3, seed=7)
+    assert "".join(map(str, noisy.labels)) == "012310023441034012342434201234"
+    noisy = uniform(np.arange(30) % 5, 0.3, seed=7, exact=False)
+    assert "".join(map(str, noisy.labels)) == "012140023400034012343021001234"
+
+
+# pair_flip: every class is mistaken for the next
+
+
+def test_pair_flip_to_the_next_class_and_from_the_last_the_first() -> None:
+    labels = np.tile([3, 5, 9], 40)
+    noisy = pair_flip(labels, 0.4)
+    following = {3: 5, 5: 9, 9: 3}
+    wrong = noisy.is_noisy
+    assert noisy.labels[wrong].tolist() == [following[x] for x in labels[wrong]]
+    expected = [[0.6, 0.4, 0.0], [0.0, 0.6, 0.4], [0.4, 0.0, 0.6]]
+    np.testing.assert_allclose(noisy.transition_matrix(), expected)
+
+
+def test_pair_flip_is_frozen() -> None:
+    assert (
+        "".join(map(str, pair_flip(np.arange(20) % 4, 0.3, seed=7).labels))
+        == "01200133023312230123"
+    )
+
+
+# class_frequency: only the largest or the rarest classes
+
+FREQUENCIES = np.array([50, 400, 100, 200, 300, 150])
+UNEVEN = np.repeat(np.arange(6), FREQUENCIES)
+
+
+@pytest.mark.parametrize(
+    ("which", "share", "group"),
+    [
+        ("largest", 0.5, [1, 4, 3]),
+        ("largest", 0.34, [1, 4, 3]),  # rounded up to whole classes
+        ("largest", 1 / 3, [1, 4]),
+        ("largest", 0.01, [1, 4]),  # two at least
+        ("rarest", 0.5, [0, 2, 5]),
+        ("rarest", 2 / 3, [0, 2, 5, 3]),
+        ("rarest", 1.0, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_class_frequency_corrupts_only_that_group(
+    which: Any, share: float, group: list[int]
+) -> None:
+    rate = 0.1
+    noisy = class_frequency(UNEVEN, rate, which=which, share=share)
+    assert set(UNEVEN[noisy.is_noisy]) == set(group)
+    assert set(noisy.labels[noisy.is_noisy]) <= set(group)
+    assert noisy.is_noisy.sum() == 120
+    per_class = np.bincount(UNEVEN, weights=noisy.is_noisy, minlength=6)[group]
+    assert (abs(per_class - 120 * FREQUENCIES[group] / FREQUENCIES[group].sum()) < 1).all()
+
+
+def test_targets_of_class_frequency() -> None:
+    labels = np.repeat(np.arange(5), [9000, 9000, 9000, 30, 30])
+    inside = class_frequency(labels, 0.3, share=0.6)
+    counts = inside.transition_matrix(counts=True)
+    assert stats.chisquare(counts[~np.eye(5, dtype=bool)].reshape(5, 4)[0, :2]).pvalue > 1e-3
+    assert not counts[:3, 3:].any()
+    outside = class_frequency(labels, 0.3, share=0.6, within=False)
+    counts = outside.transition_matrix(counts=True)
+    assert not outside.is_noisy[labels >= 3].any()
+    for i in range(3):
+        assert stats.chisquare(np.delete(counts[i], i)).pvalue > 1e-3
+
+
+def test_classes_of_equal_size_are_ranked_at_random() -> None:
+    labels = np.repeat(np.arange(6), 10)
+    groups = {
+        frozenset(labels[class_frequency(labels, 0.2, share=1 / 3, seed=seed).is_noisy].tolist())
+        for seed in range(100)
+    }
+    assert all(len(group) == 2 for group in groups)
+    assert len(groups) > 10  # of 15
+
+
+def test_the_whole_group_may_be_wrong() -> None:
+    noisy = class_frequency(UNEVEN, 0.25, which="rarest", share=0.5)
+    assert np.array_equal(noisy.is_noisy, np.isin(UNEVEN, [0, 2, 5]))
+
+
+def test_rounding_refuses_nothing() -> None:
+    """0.55 * 100 is 55.00000000000001."""
+    labels = np.repeat(np.arange(4), [30, 25, 23, 22])
+    for exact in (True, False):
+        noisy = class_frequency(labels, 0.55, share=0.5, exact=exact)
+        assert np.array_equal(noisy.is_noisy, labels < 2)
+
+
+def test_bernoulli_in_the_group() -> None:
+    labels = np.tile([0, 0, 0, 1, 1, 1, 2, 3], 5000)
+    noisy = class_frequency(labels, 0.3, exact=False)
+    assert set(labels[noisy.is_noisy]) == {0, 1}
+    assert abs(noisy.rate - 0.3) < 0.01
+    assert noisy.is_noisy.sum() != 12_000
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"which": "small"}, ValueError, "which must be 'largest' or 'rarest', got 'small'"),
+        ({"share": 0}, ValueError, "share must be above 0, got 0"),
+        ({"share": 1.5}, ValueError, r"share must be in \[0, 1\], got 1.5"),
+        ({"share": "all"}, TypeError, "share must be a number, got str"),
+        ({"within": 0}, TypeError, "within must be a bool, got int"),
+        (
+            {"rate": 0.3, "which": "rarest"},
+            ValueError,
+            "rate must be at most 0.25, the share of all samples in the 3 rarest classes, got 0.3",
+        ),
+    ],
+    ids=str,
+)
+def test_refusals_of_class_frequency(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        class_frequency(UNEVEN, **{"rate": 0.1, **options})
+
+
+def test_class_frequency_is_frozen() -> None:
+    labels = np.repeat(np.arange(4), [8, 6, 4, 2])
+    noisy = class_frequency(labels, 0.3, seed=7)
+    assert "".join(map(str, noisy.labels)) == "10100001000111222233"

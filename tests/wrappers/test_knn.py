@@ -127,7 +127,7 @@ def test_an_epoch_ends_by_itself_after_memory_size_samples() -> None:
     for step in range(4):
         loss_fn(torch.randn(6, WIDTH), torch.arange(6) % 3)
         assert (loss_fn.reference.total > 0) == (step == 3)
-    assert loss_fn.seen == 0
+    assert loss_fn.counters["seen"] == 0
     loss_fn(torch.randn(6, WIDTH), torch.arange(6) % 3)
     assert loss_fn.decision.suggested_labels is not None
 

@@ -51,66 +51,75 @@ def guidance_of(arguments: dict[str, Any], rows: Any = slice(None)) -> float:
     return float(np.mean(literal.language_guidance(x, table().numpy()[ids], labels)))
 
 
-def test_equals_equation_4() -> None:
+@pytest.mark.parametrize("sample_weight", [None, torch.linspace(0, 2, SIZE).double()])
+def test_outermost_equals_equation_4(sample_weight: torch.Tensor | None) -> None:
+    """No weight touches the second term, neither a wrapper's nor the caller's."""
     arguments = batch()
-    for loss_fn in (make(weighted(losses.MultiSimilarityLoss())), weighted(make())):
-        value = loss_fn(**arguments)
-        inner = loss_fn if isinstance(loss_fn, ConfidenceWeightedLoss) else loss_fn.loss
-        per_sample = per_sample_loss(
-            losses.MultiSimilarityLoss(), arguments["embeddings"], arguments["labels"]
-        )
-        expected = (inner.decision.weight * per_sample).mean().item()
-        assert (inner.decision.weight < 1).any()
-        assert value.item() == pytest.approx(expected + 0.5 * guidance_of(arguments), rel=1e-9)
-
-
-def test_inside_and_outside_are_the_same_to_the_gradient() -> None:
-    gradients = []
-    for nest in (lambda: make(weighted(nn_loss())), lambda: weighted(make(nn_loss()))):
-        arguments = batch()
-        nest()(**arguments, sample_weight=torch.linspace(0, 1, SIZE)).backward()
-        gradients.append(arguments["embeddings"].grad)
-    torch.testing.assert_close(*gradients)
+    loss_fn = make(weighted(losses.MultiSimilarityLoss()))
+    value = loss_fn(**arguments, sample_weight=sample_weight)
+    per_sample = per_sample_loss(
+        losses.MultiSimilarityLoss(), arguments["embeddings"], arguments["labels"]
+    )
+    weight = loss_fn.loss.decision.weight
+    assert (weight < 1).any()
+    if sample_weight is not None:
+        weight = weight * sample_weight
+    expected = (weight * per_sample).mean().item()
+    assert value.item() == pytest.approx(expected + 0.5 * guidance_of(arguments), rel=1e-9)
 
 
 def nn_loss() -> nn.Module:
     return losses.ContrastiveLoss()
 
 
-@pytest.mark.parametrize("depth", ["inside", "outside", "in the middle"])
-def test_a_filter_does_not_hide_rows_from_the_regularizer(depth: str) -> None:
+def test_outermost_sees_the_rows_that_a_filter_drops() -> None:
     is_noisy = torch.arange(SAMPLES) % 3 == 0
-    loss_fn = {
-        "inside": lambda: GroundTruthFilter(make(nn_loss()), is_noisy),
-        "outside": lambda: make(GroundTruthFilter(nn_loss(), is_noisy)),
-        "in the middle": lambda: GroundTruthFilter(make(weighted(nn_loss())), is_noisy),
-    }[depth]()
-    plain = {
-        "inside": lambda: GroundTruthFilter(nn_loss(), is_noisy),
-        "outside": lambda: GroundTruthFilter(nn_loss(), is_noisy),
-        "in the middle": lambda: GroundTruthFilter(weighted(nn_loss()), is_noisy),
-    }[depth]()
+    for inside in (nn_loss, lambda: weighted(nn_loss())):
+        arguments = batch()
+        plain = GroundTruthFilter(inside(), is_noisy)(**arguments).item()
+        value = make(GroundTruthFilter(inside(), is_noisy))(**arguments).item()
+        assert value == pytest.approx(plain + 0.5 * guidance_of(arguments), rel=1e-9)
+
+
+def test_inside_a_weighting_its_values_are_weighted() -> None:
+    """ProcSim's Table 1: regularization affected by confidence."""
     arguments = batch()
-    expected = plain(**arguments).item() + 0.5 * guidance_of(arguments)
-    assert loss_fn(**arguments).item() == pytest.approx(expected, rel=1e-9)
+    outer = torch.linspace(0, 2, SIZE).double()
+    for sample_weight in (None, outer):
+        loss_fn = weighted(make(nn_loss()))
+        value = loss_fn(**arguments, sample_weight=sample_weight).item()
+        weight = loss_fn.decision.weight.numpy()
+        if sample_weight is not None:
+            weight = weight * outer.numpy()
+        x, ids = arguments["embeddings"].detach().numpy(), arguments["sample_ids"].numpy()
+        rows = literal.language_guidance(x, table().numpy()[ids], arguments["labels"].numpy())
+        plain = weighted(nn_loss())(**arguments, sample_weight=sample_weight).item()
+        assert value == pytest.approx(plain + 0.5 * np.mean(weight * rows), rel=1e-9)
 
 
-def test_the_ablation_weights_and_drops_the_regularizer_too() -> None:
+def test_inside_a_filter_it_sees_the_kept_rows() -> None:
     arguments = batch()
-    loss_fn = weighted(make(nn_loss(), weighted=True))
-    value = loss_fn(**arguments).item()
-    weight = loss_fn.decision.weight.numpy()
-    x, ids = arguments["embeddings"].detach().numpy(), arguments["sample_ids"].numpy()
-    rows = literal.language_guidance(x, table().numpy()[ids], arguments["labels"].numpy())
-    plain = weighted(nn_loss())(**arguments).item()
-    assert value == pytest.approx(plain + 0.5 * np.mean(weight * rows), rel=1e-9)
-
     is_noisy = torch.arange(SAMPLES) % 3 == 0
     kept = ~is_noisy[arguments["sample_ids"]]
-    value = GroundTruthFilter(make(nn_loss(), weighted=True), is_noisy)(**arguments).item()
+    value = GroundTruthFilter(make(nn_loss()), is_noisy)(**arguments).item()
     plain = GroundTruthFilter(nn_loss(), is_noisy)(**arguments).item()
     expected = plain + 0.5 * guidance_of(arguments, kept.numpy())
     assert value == pytest.approx(expected, rel=1e-9)
+
+
+def test_one_number_cannot_be_weighted() -> None:
+    """It is fine outside and inside a filter, and refused inside a weighting, state unchanged."""
+    arguments = batch()
+    is_noisy = torch.arange(SAMPLES) % 3 == 0
+    for loss_fn in (
+        RegularizedLoss(weighted(nn_loss()), torch.sum, 1.0),
+        GroundTruthFilter(RegularizedLoss(nn_loss(), torch.sum, 1.0), is_noisy),
+    ):
+        assert loss_fn(**arguments).isfinite()
+    loss_fn = weighted(RegularizedLoss(nn_loss(), torch.sum, 1.0))
+    with pytest.raises(TypeError, match="one value per sample inside a wrapper that weights"):
+        loss_fn(**arguments)
+    assert loss_fn.step == 0
 
 
 def test_by_labels_one_row_per_class() -> None:
@@ -169,13 +178,12 @@ def test_a_regularizer_that_raises_leaves_the_state() -> None:
     def fails(embeddings: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("on purpose")
 
-    for weighted_too in (False, True):
-        inner = weighted(nn_loss())
-        loss_fn = RegularizedLoss(inner, fails, weight=1.0, weighted=weighted_too)
-        with pytest.raises(RuntimeError, match="on purpose"):
-            loss_fn(**batch())
-        assert inner.step == 0
-        assert inner.decision is loss_fn.decision is None
+    inner = weighted(nn_loss())
+    loss_fn = RegularizedLoss(inner, fails, weight=1.0)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        loss_fn(**batch())
+    assert inner.step == 0
+    assert inner.decision is loss_fn.decision is None
 
 
 def test_no_gradient_reaches_the_language_embeddings() -> None:
@@ -222,5 +230,5 @@ def test_a_bad_row_is_refused_only_where_it_is_used() -> None:
 
 
 def test_repr_shows_the_settings() -> None:
-    assert "weight=0.5, weighted=False" in repr(make())
+    assert "weight=0.5" in repr(make())
     assert "rows=40, by=sample_ids, direction=backward" in repr(make())

@@ -6,6 +6,7 @@ import csv
 import json
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,11 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browser import CHROMIUM, DRIVER, Browser, wait_for
+from audit.browser import CHROMIUM, DRIVER, Browser, wait_for
 
 import noisydml
-from noisydml import KNNDenoiser, LabelAudit, LabelIssues
+from noisydml import LabelIssues
 from noisydml.audit.pictures import data_uri
+
+pytestmark = pytest.mark.xdist_group("browser")
 
 SIZE, CLASSES = 12, 3
 HOSTILE = [
@@ -167,37 +170,6 @@ def test_bad_arguments(
         example().to_html(tmp_path / "page.html", **settings)
 
 
-# The neighbours ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_the_neighbors_are_the_nearest(metric: Any) -> None:
-    embeddings, labels = torch.randn(50, 3), torch.arange(50) % 2
-    issues = noisydml.find_label_issues(embeddings, labels, k=20, metric=metric, threshold=0.9)
-    assert len(issues.issues) > 5
-    points = torch.nn.functional.normalize(embeddings) if metric == "cosine" else embeddings
-    distance = torch.cdist(points.double(), points.double()).fill_diagonal_(torch.inf)
-    expected = distance.argsort(dim=1)[issues.issues, :8]
-    assert torch.equal(issues.neighbors, expected)
-    assert torch.equal(issues.with_neighbors(embeddings, metric=metric).neighbors, expected)
-    assert issues.with_neighbors(embeddings, 3, metric=metric).neighbors.shape == (len(expected), 3)
-
-
-def test_the_neighbors_of_a_training() -> None:
-    """Also of samples that were never judged."""
-    embeddings = torch.tensor([[1.0, 0], [1, 0.1], [0, 1], [0.1, 1], [0, 0.9], [0.02, 0.9]])
-    loss_fn = KNNDenoiser(lambda e, labels: e.sum(1), memory_size=5, k=2, vote="count")
-    audit = LabelAudit(loss_fn, dataset_size=6)
-    for _ in range(3):
-        loss_fn(embeddings[:5], torch.tensor([0, 0, 1, 1, 0]), sample_ids=torch.arange(5))
-    issues = audit.result()
-    assert issues.neighbors is None
-    assert issues.issues.tolist() == [4]
-    assert issues.with_neighbors(embeddings, k=3).neighbors.tolist() == [[2, 5, 3]]
-    with pytest.raises(ValueError, match="embeddings must have 6 rows, one per sample, got 5"):
-        issues.with_neighbors(embeddings[:5], k=3)
-
-
 # In a browser -----------------------------------------------------------------------------------
 
 NAMES = ["ant", "bee", "fly"]
@@ -219,20 +191,30 @@ def opened(browser: Browser, page: Path, issues: LabelIssues, **settings: Any) -
     browser.open(page)
 
 
+@contextmanager
+def sized(browser: Browser, width: int) -> Iterator[None]:
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.devtools("Emulation.setDeviceMetricsOverride", **size)
+    try:
+        yield
+    finally:
+        browser.devtools("Emulation.clearDeviceMetricsOverride")
+
+
 def progress(browser: Browser) -> str:
     return str(browser.js("return document.getElementById('progress').textContent"))
 
 
+def samples(browser: Browser, rows: str = "#list > li") -> list[int]:
+    """The samples of the rows that are drawn, from top to bottom."""
+    labels = browser.js(f"return [...document.querySelectorAll('{rows}')].map(x => x.ariaLabel)")
+    return [int(label.split(",")[0].removeprefix("Sample ")) for label in labels]
+
+
 def current(browser: Browser) -> int:
     """The sample whose row is marked."""
-    label = browser.js("return document.querySelector('[aria-current]').ariaLabel")
-    return int(label.split(",")[0].removeprefix("Sample "))
-
-
-def samples(browser: Browser) -> list[int]:
-    """The samples of the rows that are drawn, from top to bottom."""
-    labels = browser.js("return [...document.querySelectorAll('#list > li')].map(x => x.ariaLabel)")
-    return [int(label.split(",")[0].removeprefix("Sample ")) for label in labels]
+    (found,) = samples(browser, "#list > [aria-current]")
+    return found
 
 
 def choose(browser: Browser, box: str, value: str) -> None:
@@ -255,7 +237,6 @@ def downloaded(browser: Browser) -> list[list[str]]:
     return rows
 
 
-@pytest.mark.xdist_group("browser")
 def test_decisions_by_keyboard(browser: Browser, tmp_path: Path) -> None:
     opened(browser, tmp_path / "page.html", example(), images=PICTURES, class_names=NAMES)
     browser.press("a", "r", "a", "j", "o", "bee", "Enter")  # 3 has no suggestion: a does nothing
@@ -281,7 +262,6 @@ def test_decisions_by_keyboard(browser: Browser, tmp_path: Path) -> None:
     assert browser.js("return document.getElementById('undo').disabled")
 
 
-@pytest.mark.xdist_group("browser")
 def test_next_undecided(browser: Browser, tmp_path: Path) -> None:
     opened(browser, tmp_path / "page.html", example(), class_names=NAMES)
     browser.press("a", "r", "k", "k", "n")
@@ -292,7 +272,6 @@ def test_next_undecided(browser: Browser, tmp_path: Path) -> None:
     assert current(browser) == 3
 
 
-@pytest.mark.xdist_group("browser")
 def test_decisions_by_mouse(browser: Browser, tmp_path: Path) -> None:
     opened(browser, tmp_path / "page.html", example(), images=PICTURES, class_names=NAMES)
     assert browser.js("return document.querySelectorAll('.accept:disabled').length") == 2
@@ -317,7 +296,6 @@ def test_decisions_by_mouse(browser: Browser, tmp_path: Path) -> None:
     assert [row[3] for row in downloaded(browser)[:3]] == ["undecided", "accepted", "other"]
 
 
-@pytest.mark.xdist_group("browser")
 def test_sort_and_filter(browser: Browser, tmp_path: Path) -> None:
     opened(browser, tmp_path / "page.html", example(), texts=lambda i: f"text {i}")
     assert samples(browser) == [7, 2, 3, 5, 0, 10]
@@ -339,7 +317,6 @@ def test_sort_and_filter(browser: Browser, tmp_path: Path) -> None:
     assert progress(browser) == "1 of 6 decided: 1 accepted, 0 rejected, 0 other; 0 shown"
 
 
-@pytest.mark.xdist_group("browser")
 def test_decisions_survive_a_reload(browser: Browser, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     opened(browser, page, example())
@@ -354,7 +331,6 @@ def test_decisions_survive_a_reload(browser: Browser, tmp_path: Path) -> None:
     assert browser.js("return document.querySelector('#sort [value=suggested]')") is None
 
 
-@pytest.mark.xdist_group("browser")
 def test_without_storage(browser: Browser, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     example().to_html(page)
@@ -368,18 +344,11 @@ def test_without_storage(browser: Browser, tmp_path: Path) -> None:
     assert note == "This browser keeps no decisions: download before you leave."
 
 
-@pytest.mark.xdist_group("browser")
 def test_hostile_names_and_texts_are_text(browser: Browser, tmp_path: Path) -> None:
     texts = [HOSTILE[i % 3] for i in range(SIZE)]
     browser.log("browser")
-    opened(
-        browser,
-        tmp_path / "page.html",
-        example(),
-        texts=texts,
-        class_names=HOSTILE,
-        title=HOSTILE[0],
-    )
+    settings = {"texts": texts, "class_names": HOSTILE, "title": HOSTILE[0]}
+    opened(browser, tmp_path / "page.html", example(), **settings)
     assert browser.js("return document.title") == " ".join(HOSTILE[0].split())
     # As JSON, because half of a surrogate pair gets no other way out of the browser.
     all_texts = "[...document.querySelectorAll('.item div')].map(x => x.textContent)"
@@ -392,7 +361,6 @@ def test_hostile_names_and_texts_are_text(browser: Browser, tmp_path: Path) -> N
     assert browser.log("browser") == []
 
 
-@pytest.mark.xdist_group("browser")
 def test_no_other_script_runs_and_nothing_is_fetched(browser: Browser, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     browser.log("performance")
@@ -421,7 +389,6 @@ def test_no_other_script_runs_and_nothing_is_fetched(browser: Browser, tmp_path:
     assert all("Content Security Policy" in message for message in refused)
 
 
-@pytest.mark.xdist_group("browser")
 def test_few_of_many_rows_are_drawn(browser: Browser, tmp_path: Path) -> None:
     count = 1000
     issues = LabelIssues(
@@ -470,7 +437,6 @@ return [...document.body.querySelectorAll("*")]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.xdist_group("browser")
 def test_everyone_can_read_it(browser: Browser, tmp_path: Path, scheme: str) -> None:
     opened(browser, tmp_path / "page.html", example(), images=PICTURES, class_names=NAMES)
     media = [{"name": "prefers-color-scheme", "value": scheme}]
@@ -488,7 +454,6 @@ def test_everyone_can_read_it(browser: Browser, tmp_path: Path, scheme: str) -> 
 
 @pytest.mark.parametrize("width", [1300, 420])
 @pytest.mark.parametrize("pictures", [True, False])
-@pytest.mark.xdist_group("browser")
 def test_nothing_is_cut_off(browser: Browser, tmp_path: Path, width: int, pictures: bool) -> None:
     """What is too long scrolls inside its row."""
     near = torch.arange(8).repeat(6, 1)
@@ -496,9 +461,7 @@ def test_nothing_is_cut_off(browser: Browser, tmp_path: Path, width: int, pictur
     settings |= {"images": PICTURES} if pictures else {}
     names = ["a name of many words " * 4, "Donau" * 20, "short"]
     issues = replace(example(), neighbors=near)
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-    browser.devtools("Emulation.setDeviceMetricsOverride", **size)
-    try:
+    with sized(browser, width):
         opened(browser, tmp_path / "page.html", issues, class_names=names, **settings)
         over = (
             "return [...document.querySelectorAll('#list > li')].flatMap(row => [...row.children]"
@@ -507,18 +470,11 @@ def test_nothing_is_cut_off(browser: Browser, tmp_path: Path, width: int, pictur
         )
         assert browser.js("return document.querySelectorAll('.near li').length") >= 24
         assert browser.js(over) == []
-    finally:
-        browser.devtools("Emulation.clearDeviceMetricsOverride")
 
 
-@pytest.mark.xdist_group("browser")
 def test_a_narrow_window(browser: Browser, tmp_path: Path) -> None:
     opened(browser, tmp_path / "page.html", example(), images=PICTURES, class_names=NAMES)
-    width = {"width": 420, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-    browser.devtools("Emulation.setDeviceMetricsOverride", **width)
-    try:
+    with sized(browser, 420):
         tops = "return [...document.querySelectorAll('#list > li')].map(x => x.offsetTop)"
         wait_for(lambda: browser.js(tops)[:3] == [0, 300, 600])
         assert browser.js("return document.documentElement.scrollWidth") <= 420
-    finally:
-        browser.devtools("Emulation.clearDeviceMetricsOverride")

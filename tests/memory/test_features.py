@@ -13,9 +13,9 @@ import torch
 from fake_cuda import fake_cuda
 from torch import Tensor
 
-from noisydml.functional.repeats import last_of_equals
+from noisydml.memory.features import last_of_equals
 from noisydml.memory import FeatureMemory
-from noisydml.memory.entries import EMPTY
+from noisydml.memory.features import EMPTY
 
 CLASSES, WIDTH = 7, 5
 
@@ -103,22 +103,7 @@ def test_the_wrap_overwrites_the_oldest() -> None:
     assert in_order(memory) == [(5, -1), (6, -1), (7, -1), (8, -1)]
 
 
-@pytest.mark.parametrize("size", [0, 1, 5, 12, 13, 50])
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_the_masked_way_is_the_same(size: int, share: float) -> None:
-    """What CUDA does, where it is not known how many are kept, against what the CPU does."""
-    one, other = FeatureMemory(12, WIDTH, CLASSES), FeatureMemory(12, WIDTH, CLASSES)
-    for step in range(12):
-        embeddings, labels, ids, _ = rows(size, step)
-        keep = torch.rand(size, generator=torch.Generator().manual_seed(step)) < share
-        one.enqueue(embeddings, labels, ids, keep)
-        other._enqueue_masked(embeddings, labels, ids, keep)
-        same(one, other)
-        assert_exact(one)
-        assert_exact(other)
-
-
-def test_the_masked_way_asks_no_host() -> None:
+def test_no_method_asks_the_host() -> None:
     with fake_cuda() as device:
         memory = FeatureMemory(12, WIDTH, CLASSES)
         for name, buffer in memory.named_buffers():

@@ -1,4 +1,4 @@
-"""What is known of pytorch-metric-learning beyond the per-sample terms (see test_per_sample.py)."""
+"""Calls of pytorch-metric-learning's losses; their samples' parts are in test_per_sample.py."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
 from torch import nn
 
 from noisydml import pml
-from noisydml.pml import kinds
 from noisydml.pml.batch import Batch
-from noisydml.pml.state import UnsavedState
 
 CLASSES, WIDTH = 4, 8
 
@@ -77,13 +75,13 @@ def test_weights_multiply_terms_and_leave_regularizers_alone() -> None:
     ],
 )
 def test_embedding_shape(make, expected) -> None:  # type: ignore[no-untyped-def]
-    assert kinds.embedding_shape(make()) == expected
+    assert pml.embedding_shape(make()) == expected
 
 
 def test_unsaved_state_of_nested_losses() -> None:
     memory = losses.CrossBatchMemory(losses.ContrastiveLoss(), WIDTH, 16)
     both = losses.MultipleLosses([memory, losses.DynamicSoftMarginLoss()])
-    state = UnsavedState(both)
+    state = pml.UnsavedState(both)
     assert state
     data = batch(10)
     memory(data.embeddings, data.labels)
@@ -93,11 +91,11 @@ def test_unsaved_state_of_nested_losses() -> None:
 
     fresh = losses.CrossBatchMemory(losses.ContrastiveLoss(), WIDTH, 16)
     other = losses.DynamicSoftMarginLoss()
-    UnsavedState(losses.MultipleLosses([fresh, other])).set_extra_state(saved)
+    pml.UnsavedState(losses.MultipleLosses([fresh, other])).set_extra_state(saved)
     assert fresh.queue_idx == 10
     with pytest.raises(ValueError, match="2 losses, this one has 1"):
-        UnsavedState(fresh).set_extra_state(saved)
-    assert not UnsavedState(losses.ContrastiveLoss())
+        pml.UnsavedState(fresh).set_extra_state(saved)
+    assert not pml.UnsavedState(losses.ContrastiveLoss())
 
 
 def test_multiple_losses_take_no_reference() -> None:
@@ -163,6 +161,6 @@ def test_a_batch_compared_with_itself_stays_itself() -> None:
 def test_refusals_look_inside_containers() -> None:
     anchors = losses.MultipleLosses([losses.ProxyAnchorLoss(CLASSES, WIDTH)])
     with pytest.raises(TypeError, match="ProxyAnchorLoss cannot be weighted"):
-        kinds.refuse_unweightable(anchors)
+        pml.refuse_unweightable(anchors)
     with pytest.raises(TypeError, match="VICRegLoss takes no labels"):
-        kinds.refuse_unlabelled(losses.MultipleLosses({"a": losses.VICRegLoss()}))
+        pml.refuse_unlabelled(losses.MultipleLosses({"a": losses.VICRegLoss()}))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from fake_cuda import fake_cuda
 
+from noisydml.functional import neighbor_label_score, neighbor_weights
 from noisydml.memory.index import TorchIndex
 from noisydml.memory.neighbors import Neighborhood
 
@@ -56,17 +57,18 @@ def test_asking_never_asks_the_host(with_entries: bool) -> None:
     with fake_cuda() as device:
         neighborhood = Neighborhood("torch", "cosine")
         neighborhood.labels = torch.zeros(40, dtype=torch.long, device=device)
-        neighborhood.row = torch.arange(40, device=device)
-        neighborhood.classes = torch.arange(5, device=device)
-        neighborhood.counts = torch.ones(5, dtype=torch.long, device=device)
-        neighborhood.index = TorchIndex()
-        neighborhood.index.build(torch.randn(40, 8, device=device))
+        neighborhood._row = torch.arange(40, device=device)
+        neighborhood._classes = torch.arange(5, device=device)
+        neighborhood._counts = torch.ones(5, dtype=torch.long, device=device)
+        neighborhood._index = TorchIndex()
+        neighborhood._index.build(torch.randn(40, 8, device=device))
         labels = torch.zeros(6, dtype=torch.long, device=device)
         entries = torch.arange(6, device=device) if with_entries else None
-        for sharpness in (4.0, None):
-            vote, others = neighborhood.ask(
-                torch.randn(6, 8, device=device), labels, 7, sharpness, entries
-            )
+        distance, position, others = neighborhood.neighbors(
+            torch.randn(6, 8, device=device), labels, 7, entries
+        )
+        for weights in (neighbor_weights(distance, 4.0), None):
+            vote = neighbor_label_score(neighborhood.labels_at(position), labels, weights)
             assert vote.score.device.type == others.device.type == "cuda"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from audit_ranks import SAMPLES, batch, train
+from audit.ranks import SAMPLES, batch, train
 from processes import run_ranks
 from pytorch_metric_learning import losses
 
@@ -114,6 +114,7 @@ def test_a_resumed_run_ends_in_the_same_result() -> None:
         assert torch.equal(second.state_dict()[name], value), name
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("ranks")
 def test_two_ranks_collect_what_one_process_does(tmp_path: Path) -> None:
     expected = train(0, 1)
@@ -171,3 +172,18 @@ def test_half_precision_and_other_integer_types() -> None:
     wrapper(**arguments)
     assert audit.judged.sum() == 12
     assert math.isfinite(audit.result().noise_rate)
+
+
+def test_the_neighbors_of_a_training() -> None:
+    """Also of samples that were never judged."""
+    embeddings = torch.tensor([[1.0, 0], [1, 0.1], [0, 1], [0.1, 1], [0, 0.9], [0.02, 0.9]])
+    loss_fn = KNNDenoiser(lambda e, labels: e.sum(1), memory_size=5, k=2, vote="count")
+    audit = LabelAudit(loss_fn, dataset_size=6)
+    for _ in range(3):
+        loss_fn(embeddings[:5], torch.tensor([0, 0, 1, 1, 0]), sample_ids=torch.arange(5))
+    issues = audit.result()
+    assert issues.neighbors is None
+    assert issues.issues.tolist() == [4]
+    assert issues.with_neighbors(embeddings, k=3).neighbors.tolist() == [[2, 5, 3]]
+    with pytest.raises(ValueError, match="embeddings must have 6 rows, one per sample, got 5"):
+        issues.with_neighbors(embeddings[:5], k=3)

@@ -1,4 +1,4 @@
-"""A short audited run that the ranks of test_label_audit.py share; importable when spawned."""
+"""A short audited run that ranks share; importable when spawned."""
 
 from __future__ import annotations
 

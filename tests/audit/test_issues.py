@@ -171,3 +171,16 @@ def test_the_summary() -> None:
     assert len(example(True).summary(top=0).splitlines()) == 1
     with pytest.raises(ValueError, match="top"):
         example(True).summary(top=-1)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_the_neighbors_are_the_nearest(metric: Any) -> None:
+    embeddings, labels = torch.randn(50, 3), torch.arange(50) % 2
+    issues = find_label_issues(embeddings, labels, k=20, metric=metric, threshold=0.9)
+    assert len(issues.issues) > 5
+    points = torch.nn.functional.normalize(embeddings) if metric == "cosine" else embeddings
+    distance = torch.cdist(points.double(), points.double()).fill_diagonal_(torch.inf)
+    expected = distance.argsort(dim=1)[issues.issues, :8]
+    assert torch.equal(issues.neighbors, expected)
+    assert torch.equal(issues.with_neighbors(embeddings, metric=metric).neighbors, expected)
+    assert issues.with_neighbors(embeddings, 3, metric=metric).neighbors.shape == (len(expected), 3)

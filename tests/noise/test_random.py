@@ -8,8 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from noisydml.noise.checks import generator
-from noisydml.noise.draws import below, choose, exact_counts, other_than, shuffled
+from noisydml.noise.random import (
+    below,
+    choose,
+    exact_counts,
+    generator,
+    other_than,
+    shuffled,
+)
 
 
 def test_below_is_uniform() -> None:

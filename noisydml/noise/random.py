@@ -7,12 +7,29 @@ each, by operations that every platform rounds alike, so a seed means the same n
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from noisydml.noise.checks import Integers
+Integers = NDArray[np.int64]
+Seed = int | np.random.Generator
+
+_FUZZ = 1e-6  # keeps sums off the integers, where the rounding of rate * n would decide
+
+
+def generator(seed: Seed) -> np.random.Generator:
+    """The generator itself, or a new PCG64 generator from an integer of 0 or more.
+
+    ``None`` is refused: noise that cannot be drawn again cannot be compared.
+    """
+    if isinstance(seed, np.random.Generator):
+        return seed
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(
+            f"seed must be an integer or a numpy.random.Generator, got {type(seed).__name__}"
+        )
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
+    return np.random.Generator(np.random.PCG64(int(seed)))
 
 
 def below(rng: np.random.Generator, bound: Integers) -> Integers:
@@ -34,18 +51,10 @@ def other_than(rng: np.random.Generator, own: Integers, bound: int | Integers) -
 def choose(
     rng: np.random.Generator, codes: Integers, n_classes: int, rate: float, exact: bool
 ) -> NDArray[np.bool_]:
-    """Which samples get a wrong label.
+    """Which samples get a wrong label: (N,) bool for (N,) ``codes`` in [0, n_classes).
 
-    Args:
-        rng: the source of randomness.
-        codes: (N,) classes in [0, n_classes).
-        n_classes: C.
-        rate: the share wanted, in [0, 1].
-        exact: take an exact share of every class (see :func:`exact_counts`); else every sample
-            by a coin of its own.
-
-    Returns:
-        (N,) bool.
+    With ``exact`` the share ``rate`` of every class (see :func:`exact_counts`), else every sample
+    by a coin of its own.
     """
     keys = rng.random(len(codes))
     if not exact:
@@ -60,7 +69,7 @@ def choose(
     return chosen
 
 
-def exact_counts(rng: np.random.Generator, sizes: NDArray[Any], rate: float) -> Integers:
+def exact_counts(rng: np.random.Generator, sizes: Integers, rate: float) -> Integers:
     r"""How many samples of every class: the share of each, and of all together, rounded.
 
     With :math:`T_j = r \sum_{i \le j} n_i` along a random order of the classes, class j gets
@@ -79,6 +88,3 @@ def exact_counts(rng: np.random.Generator, sizes: NDArray[Any], rate: float) -> 
     counts = np.empty(len(sizes), dtype=np.int64)
     counts[order] = np.diff(reached, prepend=0)
     return counts
-
-
-_FUZZ = 1e-6  # keeps sums off the integers, where the rounding of rate * n would decide

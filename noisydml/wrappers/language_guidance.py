@@ -1,33 +1,18 @@
-"""Terms of a loss that no wrong label can harm: what RegularizedLoss adds."""
+"""PLG: the similarities of a batch are drawn towards those of its names in language."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from noisydml.functional import language_guidance
 from noisydml.functional.checks import require_floating
 from noisydml.functional.language_guidance import Direction, SameClass, check_settings
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.checks import ValueCheck, in_range
-
-
-class Regularizer(nn.Module, ABC):
-    """Base of regularisers that need more of a batch than its embeddings.
-
-    A plain callable of the embeddings needs no base class: :class:`RegularizedLoss` takes it.
-    """
-
-    @abstractmethod
-    def forward(self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None) -> Tensor:
-        """The term of every sample, (B,), or one number; ``embeddings`` (B, D), B at least 1."""
-
-    def own_checks(self, batch: Batch) -> list[ValueCheck]:
-        """What the regulariser asks of the values of a batch; raises for types and shapes."""
-        return []
+from noisydml.wrappers.regularized import Regularizer
 
 
 class LanguageGuidance(Regularizer):

@@ -172,5 +172,6 @@ for draw in (lambda: plot.score_histogram([1.0]), lambda: plot.hierarchy(tree)):
 """
 
 
+@pytest.mark.slow
 def test_matplotlib_is_imported_when_used() -> None:
     subprocess.run([sys.executable, "-c", WITHOUT], check=True)
