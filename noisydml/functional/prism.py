@@ -20,6 +20,7 @@ from noisydml.functional.products import affine
 
 _BLOCK = 4_000_000  # similarities that the pairwise form holds at once
 _TINY = 1e-12  # as in torch.nn.functional.normalize
+_NONE = 1e-9  # less than any number of samples
 _EXACT = 1e-9  # a product that rounding keeps below a whole number is that number: 0.29 * 100
 
 
@@ -407,6 +408,27 @@ def low_rank_counts(
     half = torch.sub(above, present, alpha=0.5).sign_()
     expected = known.sum(dtype=torch.float64) / 2
     return (half * known).sum(dtype=torch.float64).div_(2).add_(expected), expected
+
+
+def smooth_noise_rate(
+    similarities: Tensor, own: Tensor, counted: Tensor, counts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The share of wrong labels by :func:`low_rank_counts` over W batches, this one included.
+
+    Args:
+        similarities: (B, C) floating point.
+        own: (B,) the similarity to the class of each sample's label.
+        counted: (B,) bool, the samples that take part.
+        counts: (W, 2) float64, the counts of the batches before, the latest at the end.
+
+    Returns:
+        The rate, 0-dim float64 in ``[0, 1]``, 0 where there is nothing to go by; and the counts
+        with this batch. No transfer to the host.
+    """
+    latest = torch.stack(low_rank_counts(similarities, own, counted)).unsqueeze(0)
+    counts = torch.cat([counts.narrow(0, 1, len(counts) - 1), latest])
+    found, expected = counts.sum(dim=0).unbind()
+    return (found / expected.clamp_min(_NONE)).clamp_max(1), counts
 
 
 def _require_width(name: str, value: Tensor, embeddings: Tensor) -> None:

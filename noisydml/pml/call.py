@@ -98,9 +98,11 @@ def _output(loss: Loss, batch: Batch) -> Any:
     for name in _OPTIONAL:
         if getattr(batch, name) is not None:
             given[name] = getattr(batch, name)
-    if batch.synthetic is None:
+    memories = []
+    if batch.synthetic is not None:
+        memories = [part for part in parts(loss) if isinstance(part, CrossBatchMemory)]
+    if not memories:
         return loss(batch.embeddings, batch.labels, **given)
-    memories = [part for part in parts(loss) if isinstance(part, CrossBatchMemory)]
     with only_samples_remembered(memories, batch):
         return loss(batch.embeddings, batch.labels, **given)
 

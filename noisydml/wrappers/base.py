@@ -17,7 +17,7 @@ from noisydml.pml.batch import Batch
 from noisydml.wrappers.checks import (
     ValueCheck,
     agree_across_ranks,
-    leaf_checks,
+    in_range,
     make_batch,
     raise_first,
     value_checks,
@@ -56,6 +56,7 @@ class LossWrapper(nn.Module, ABC):
         self.validate_args = validate_args
         self.decision: Decision | None = None
         self._ranks_agree = False
+        self._num_classes, _ = pml.embedding_shape(loss)  # None but for a leaf with proxies
         if isinstance(loss, nn.Module) and not isinstance(loss, LossWrapper):
             unsaved = pml.UnsavedState(loss)
             if unsaved:
@@ -192,7 +193,10 @@ class LossWrapper(nn.Module, ABC):
         checks = self.own_checks(batch) if self.training else []
         if isinstance(self.loss, LossWrapper):
             return checks + self.loss._checks(batch)
-        return checks + leaf_checks(self.loss, batch)
+        if self._num_classes is not None:
+            what = "the classes of the wrapped loss"
+            checks = [*checks, in_range("labels", batch.labels, self._num_classes, what)]
+        return checks
 
     def _prepare(self, device: torch.device) -> None:
         """On first use: all state where the embeddings are, and the same on all ranks."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from noisydml import distributed
+from noisydml import distributed, pml
 from noisydml.functional.checks import require_floating, require_integer, require_vector
-from noisydml.pml import embedding_shape
 from noisydml.pml.batch import Batch, batch_columns, index_groups
 
 
@@ -51,11 +50,14 @@ def make_batch(
         if not sample_weight.is_floating_point():
             sample_weight = sample_weight.float()
         sample_weight = sample_weight.detach().to(device)
-    ref_emb, ref_labels = _check_reference(embeddings, ref_emb, ref_labels)
+    if ref_emb is not None or ref_labels is not None:
+        ref_emb, ref_labels = _checked_reference(embeddings, ref_emb, ref_labels)
+    if indices_tuple is not None:
+        indices_tuple = _checked_indices(indices_tuple, device)
     return Batch(
         embeddings,
         labels.to(device, torch.int64),
-        _check_indices(indices_tuple, device),
+        indices_tuple,
         ref_emb,
         ref_labels,
         sample_weight,
@@ -65,9 +67,11 @@ def make_batch(
 
 def value_checks(batch: Batch) -> list[ValueCheck]:
     """The conditions on values that hold for every wrapper."""
-    checks = [_finite("embeddings", batch.embeddings)]
-    if batch.ref_emb is not None:
-        checks.append(_finite("ref_emb", batch.ref_emb))
+    checks = []
+    for name, values in (("embeddings", batch.embeddings), ("ref_emb", batch.ref_emb)):
+        if values is not None:
+            bad = values.isfinite().all().logical_not()
+            checks.append(ValueCheck(bad, f"{name} must be finite, got NaN or infinity"))
     if batch.sample_weight is not None:
         weight = batch.sample_weight
         bad = ((weight >= 0) & weight.isfinite()).all().logical_not()
@@ -75,7 +79,8 @@ def value_checks(batch: Batch) -> list[ValueCheck]:
     if batch.sample_ids is not None:
         bad = (batch.sample_ids < 0).any()
         checks.append(ValueCheck(bad, "sample_ids must not be negative"))
-    checks.extend(_indices_in_range(batch))
+    if batch.indices_tuple is not None:
+        checks.extend(_indices_in_range(batch, batch.indices_tuple))
     return checks
 
 
@@ -91,19 +96,11 @@ def proxy_checks(judge: Callable[..., Any], batch: Batch, what: str) -> list[Val
     Raises:
         ValueError: if the embeddings have another width.
     """
-    num_classes, width = embedding_shape(judge)
+    num_classes, width = pml.embedding_shape(judge)
     require_width(batch, width, f"the proxies of {what}")
     if num_classes is None:
         return []
     return [in_range("labels", batch.labels, num_classes, f"the classes of {what}")]
-
-
-def leaf_checks(loss: Any, batch: Batch) -> list[ValueCheck]:
-    """The range of labels that the innermost loss has proxies for."""
-    num_classes, _ = embedding_shape(loss)
-    if num_classes is None:
-        return []
-    return [in_range("labels", batch.labels, num_classes, "the classes of the wrapped loss")]
 
 
 def require_width(batch: Batch, width: int | None, name: str) -> None:
@@ -113,12 +110,10 @@ def require_width(batch: Batch, width: int | None, name: str) -> None:
         raise ValueError(f"embeddings must be as wide as {name}, {width}, got {got}")
 
 
-def raise_first(checks: Iterable[ValueCheck]) -> None:
+def raise_first(checks: list[ValueCheck]) -> None:
     """Raise ValueError for the first check that fails; one host synchronisation for all."""
-    checks = list(checks)
-    if not checks:
-        return
-    for check, bad in zip(checks, torch.stack([c.bad for c in checks]).tolist(), strict=True):
+    failed = torch.stack([check.bad for check in checks]).tolist() if checks else []
+    for check, bad in zip(checks, failed, strict=True):
         if bad:
             raise ValueError(check.message)
 
@@ -152,13 +147,11 @@ def _signature(batch: Batch | None) -> int:
     return zlib.crc32(repr(kinds).encode())
 
 
-def _check_reference(
+def _checked_reference(
     embeddings: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor | None]:
     if ref_emb is None:
-        if ref_labels is not None:
-            raise ValueError("ref_labels was given without ref_emb; give both or neither")
-        return None, None
+        raise ValueError("ref_labels was given without ref_emb; give both or neither")
     require_floating("ref_emb", ref_emb, ndim=2)
     if ref_emb.shape[1] != embeddings.shape[1]:
         raise ValueError(
@@ -171,11 +164,7 @@ def _check_reference(
     return ref_emb.to(embeddings.device), ref_labels
 
 
-def _check_indices(
-    indices_tuple: tuple[Tensor, ...] | None, device: torch.device
-) -> tuple[Tensor, ...] | None:
-    if indices_tuple is None:
-        return None
+def _checked_indices(indices_tuple: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
     if not isinstance(indices_tuple, (tuple, list)) or len(indices_tuple) not in (3, 4):
         raise ValueError(
             "indices_tuple must be a tuple of 3 tensors (triplets) or 4 (pairs), "
@@ -193,20 +182,13 @@ def _check_indices(
     return tuple(column.to(device, torch.int64) for column in indices_tuple)
 
 
-def _indices_in_range(batch: Batch) -> list[ValueCheck]:
+def _indices_in_range(batch: Batch, indices_tuple: tuple[Tensor, ...]) -> list[ValueCheck]:
     checks = []
-    for group in index_groups(batch.indices_tuple) if batch.indices_tuple is not None else []:
+    for group in index_groups(indices_tuple):
         in_batch = batch_columns(group, batch.ref_emb is not None)
         for i, column in enumerate(group):
-            if i < in_batch or batch.ref_emb is None:
-                check = in_range("indices_tuple", column, len(batch), "the rows of the batch")
-            else:
-                check = in_range("indices_tuple", column, len(batch.ref_emb), "the rows of ref_emb")
-            checks.append(check)
+            size, what = len(batch), "the rows of the batch"
+            if i >= in_batch and batch.ref_emb is not None:
+                size, what = len(batch.ref_emb), "the rows of ref_emb"
+            checks.append(in_range("indices_tuple", column, size, what))
     return checks
-
-
-def _finite(name: str, values: Tensor) -> ValueCheck:
-    return ValueCheck(
-        values.isfinite().all().logical_not(), f"{name} must be finite, got NaN or infinity"
-    )

@@ -21,8 +21,8 @@ from noisydml.functional.prism import (
     batch_positive,
     class_similarity,
     class_similarity_pairs,
-    low_rank_counts,
     own_similarity,
+    smooth_noise_rate,
     smooth_top_r,
     softmax_probability,
 )
@@ -38,7 +38,6 @@ Score = Literal["centers", "pairs", "batch_positive", "memory_positive"]
 # An estimate of this or more says that the features tell too little yet, not that most labels are
 # wrong: to drop the lowest would be to drop nearly at random, too many for anything to be learned.
 _NOTHING_LEARNED = 0.7
-_NONE = 1e-9  # less than any number of samples
 
 
 class PRISMFilter(Filter):
@@ -235,12 +234,9 @@ class PRISMFilter(Filter):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """R, the share to drop, both 0-dim float64, and the window of low ranks after the batch."""
         if self.noise_rate is not None:
-            rate = torch.full_like(own, self.noise_rate, dtype=torch.float64).select(0, 0)
+            rate = torch.full_like(self.quantiles.select(0, 0), self.noise_rate)
             return rate, rate, self.low_ranks
-        latest = torch.stack(low_rank_counts(similarity, own, real)).unsqueeze(0)
-        low_ranks = torch.cat([self.low_ranks.narrow(0, 1, self.window - 1), latest])  # (W, 2)
-        found, expected = low_ranks.sum(dim=0).unbind()
-        rate = (found / expected.clamp_min(_NONE)).clamp_max(1)
+        rate, low_ranks = smooth_noise_rate(similarity, own, real, self.low_ranks)
         return rate, rate.masked_fill(rate >= _NOTHING_LEARNED, 0), low_ranks
 
     def _filling(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""The product that may be oneDNN's against the plain one."""
+"""The product with a matrix against the plain one, in any mode."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import math
 import pytest
 import torch
 
-from noisydml.functional import products
 from noisydml.functional.products import affine
 
-LARGE = (2100, 64)  # with 40 rows more than oneDNN is asked for
+LARGE = (2100, 64)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3, 40])
@@ -29,50 +28,6 @@ def test_against_the_plain_product(rows: int, shape: tuple[int, int], dtype: tor
     wide, twice = torch.cat([matrix, matrix], dim=1), x.repeat_interleave(2, dim=0)
     got = affine(twice[::2], wide[:, shape[1] :])
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=2e-5)
-
-
-def test_onednn_is_asked_where_the_product_is_large_and_there_is_no_graph(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked = []
-
-    def spy(rows: torch.Tensor, matrix: torch.Tensor, *others: object) -> torch.Tensor:
-        asked.append(others)
-        return rows @ matrix.T
-
-    monkeypatch.setattr(products, "_onednn", lambda: spy)
-    x, matrix = torch.randn(40, 64), torch.randn(LARGE)
-    affine(x.requires_grad_(), matrix)
-    affine(x.detach(), matrix[:10])
-    affine(x.detach().double(), matrix.double())
-    assert not asked
-    with torch.no_grad():
-        affine(x, matrix)
-    affine(x.detach(), matrix)
-    assert len(asked) == 2
-
-
-@pytest.mark.parametrize("fault", [AttributeError, RuntimeError, TypeError, None])
-def test_without_onednn_the_product_is_torchs(
-    fault: type[Exception] | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where torch has it no longer, or it does something else."""
-
-    def other(*arguments: object) -> torch.Tensor:
-        if fault is not None:
-            raise fault
-        return torch.zeros(1, 1)
-
-    monkeypatch.setattr(products, "_linear_of_the_compiler", lambda: other)
-    products._onednn.cache_clear()
-    assert products._onednn() is None
-    x, matrix = torch.randn(64, 64), torch.randn(LARGE)
-    assert torch.equal(affine(x, matrix), x @ matrix.T)
-    products._onednn.cache_clear()
-
-
-def test_this_build_has_onednn() -> None:
-    assert (products._onednn() is not None) == torch.backends.mkldnn.is_available()
 
 
 def test_gradients_and_second_derivatives() -> None:

@@ -13,9 +13,8 @@ import torch
 from fake_cuda import fake_cuda
 from torch import Tensor
 
-from noisydml.memory.features import last_of_equals
 from noisydml.memory import FeatureMemory
-from noisydml.memory.features import EMPTY
+from noisydml.memory.features import EMPTY, last_of_equals
 
 CLASSES, WIDTH = 7, 5
 
