@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from noisydml.pml.batch import Batch, batch_columns, index_groups
+from noisydml.pml.batch import Batch
 
 
 def world_size() -> int:
@@ -90,45 +90,18 @@ def gather_batch(batch: Batch) -> Batch:
     """The batch of all ranks' rows, in rank order, on every rank."""
     if batch.first_own is not None or world_size() == 1:
         return batch
-    reports = exchange(_row_counts(batch))
-    sizes, ref_sizes, *column_sizes = (list(counts) for counts in zip(*reports, strict=True))
-    start = sum(sizes[: rank()])
-
-    def gather(rows: Tensor | None, counts: list[int]) -> Tensor | None:
-        return None if rows is None else gather_rows(rows, counts)
-
+    counts = [len(batch), batch.num_refs, *map(len, batch.indices_tuple or ())]
+    sizes, ref_sizes, *column_sizes = map(list, zip(*exchange(counts), strict=True))
+    start, ref_start = sum(sizes[: rank()]), sum(ref_sizes[: rank()])
+    columns: list[Tensor] = []  # of pairs or triplets, pointing into the gathered rows
+    for in_batch, in_ref in batch.index_columns():
+        columns += [column + start for column in in_batch]
+        columns += [column + ref_start for column in in_ref]
+    ref_emb, ref_labels = batch.ref_emb, batch.ref_labels
     return replace(
-        batch,
-        embeddings=gather_rows(batch.embeddings, sizes),
-        labels=gather_rows(batch.labels, sizes),
-        indices_tuple=_gather_indices(batch, sizes, ref_sizes, column_sizes),
-        ref_emb=gather(batch.ref_emb, ref_sizes),
-        ref_labels=gather(batch.ref_labels, ref_sizes),
-        sample_weight=gather(batch.sample_weight, sizes),
-        sample_ids=gather(batch.sample_ids, sizes),
-        synthetic=gather(batch.synthetic, sizes),
-        negative_only=gather(batch.negative_only, sizes),
+        batch.map_rows(lambda rows: gather_rows(rows, sizes)),
+        indices_tuple=tuple(map(gather_rows, columns, column_sizes)) or None,
+        ref_emb=None if ref_emb is None else gather_rows(ref_emb, ref_sizes),
+        ref_labels=None if ref_labels is None else gather_rows(ref_labels, ref_sizes),
         first_own=start,
     )
-
-
-def _row_counts(batch: Batch) -> list[int]:
-    ref = 0 if batch.ref_emb is None else len(batch.ref_emb)
-    return [len(batch), ref, *(len(column) for column in batch.indices_tuple or ())]
-
-
-def _gather_indices(
-    batch: Batch, sizes: list[int], ref_sizes: list[int], column_sizes: list[list[int]]
-) -> tuple[Tensor, ...] | None:
-    """Pairs and triplets of all ranks, pointing into the gathered rows."""
-    if batch.indices_tuple is None:
-        return None
-    me = rank()
-    columns: list[Tensor] = []
-    for group in index_groups(batch.indices_tuple):
-        in_batch = batch_columns(group, batch.ref_emb is not None)
-        for i, column in enumerate(group):
-            shift = sum((sizes if i < in_batch else ref_sizes)[:me])
-            counts = column_sizes[len(columns)]
-            columns.append(gather_rows(column + shift, counts))
-    return tuple(columns)

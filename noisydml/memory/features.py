@@ -281,7 +281,8 @@ class FeatureMemory(nn.Module):
     def _add(self, features: Tensor, labels: Tensor, counted: Tensor, sign: int) -> None:
         present = counted & (labels != EMPTY)
         classes = labels.clamp_min(0)  # what is not there adds zeros to class 0
-        self.sums.index_add_(0, classes, features.double() * present.unsqueeze(1), alpha=sign)
+        features = features.double().masked_fill(present.logical_not().unsqueeze(1), 0)
+        self.sums.index_add_(0, classes, features, alpha=sign)
         self.counts.index_add_(0, classes, present.long(), alpha=sign)
 
     def _recount(self, *_: Any) -> None:

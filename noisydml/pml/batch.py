@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,6 +45,11 @@ class Batch:
         return self.embeddings.device
 
     @property
+    def num_refs(self) -> int:
+        """The number of rows of ``ref_emb``, R."""
+        return 0 if self.ref_emb is None else len(self.ref_emb)
+
+    @property
     def real(self) -> Tensor:
         """(B,) bool, which rows are samples of the data set."""
         if self.synthetic is None:
@@ -83,9 +89,25 @@ class Batch:
         rows = keep.nonzero().squeeze(1)
         if len(rows) == len(self):
             return self
+        position = keep.cumsum(dim=0) - 1  # (B,), of a kept row among the kept ones
+        columns: list[Tensor] = []
+        for in_batch, in_ref in self.index_columns():
+            alive = torch.stack([keep[column] for column in in_batch]).all(dim=0)
+            entries = alive.nonzero().squeeze(1)
+            columns += [position[column[entries]] for column in in_batch]
+            columns += [column[entries] for column in in_ref]
+        selected = self.map_rows(lambda values: values[rows])
+        return replace(selected, indices_tuple=tuple(columns) or None)
+
+    def without_synthetic(self) -> Batch:
+        """The samples of the data set alone; asks the host only where a wrapper has added rows."""
+        return self if self.synthetic is None else self.select(self.real)
+
+    def map_rows(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor that has a row for each sample changed."""
         given = {name: getattr(self, name) for name in _PER_ROW}
-        cut: dict[str, Any] = {n: None if v is None else v[rows] for n, v in given.items()}
-        return replace(self, indices_tuple=self._selected_indices(keep), **cut)
+        changed: dict[str, Any] = {n: change(v) for n, v in given.items() if v is not None}
+        return replace(self, **changed)
 
     def reweight(self, weight: Tensor) -> Batch:
         """The same rows with their ``sample_weight`` multiplied by ``weight`` (B,)."""
@@ -104,6 +126,10 @@ class Batch:
         def twice(rows: Tensor | None) -> Tensor | None:
             return None if rows is None else torch.cat([rows, rows])
 
+        columns: list[Tensor] = []
+        for in_batch, in_ref in self.index_columns():
+            columns += [torch.cat([column, column + len(self)]) for column in in_batch]
+            columns += [torch.cat([column, column]) for column in in_ref]
         ids, ref_labels = self.sample_ids, self.ref_labels
         if self.ref_emb is not None and ref_labels is None:
             ref_labels = self.labels  # what PML takes, before they are twice as many
@@ -111,7 +137,7 @@ class Batch:
             self,
             embeddings=torch.cat([self.embeddings, synthetic]),
             labels=torch.cat([self.labels, self.labels]),
-            indices_tuple=self._repeated_indices(),
+            indices_tuple=tuple(columns) or None,
             ref_labels=ref_labels,
             sample_weight=twice(self.sample_weight),
             sample_ids=None if ids is None else torch.cat([ids, torch.full_like(ids, -1)]),
@@ -119,28 +145,12 @@ class Batch:
             negative_only=twice(self.negative_only),
         )
 
-    def _repeated_indices(self) -> IndicesTuple | None:
-        if self.indices_tuple is None:
-            return None
-        columns: list[Tensor] = []
-        for group in index_groups(self.indices_tuple):
-            in_batch = batch_columns(group, self.ref_emb is not None)
-            columns += [torch.cat([column, column + len(self)]) for column in group[:in_batch]]
-            columns += [torch.cat([column, column]) for column in group[in_batch:]]
-        return tuple(columns)
-
-    def _selected_indices(self, keep: Tensor) -> IndicesTuple | None:
-        if self.indices_tuple is None:
-            return None
-        new_position = torch.cumsum(keep, dim=0) - 1
-        columns: list[Tensor] = []
-        for group in index_groups(self.indices_tuple):
-            in_batch = batch_columns(group, self.ref_emb is not None)
-            alive = torch.stack([keep[column] for column in group[:in_batch]]).all(dim=0)
-            rows = alive.nonzero().squeeze(1)
-            columns += [new_position[column[rows]] for column in group[:in_batch]]
-            columns += [column[rows] for column in group[in_batch:]]
-        return tuple(columns)
+    def index_columns(self) -> Iterator[tuple[IndicesTuple, IndicesTuple]]:
+        """Of each part of ``indices_tuple``: its columns into the batch, and those into ref_emb."""
+        if self.indices_tuple is not None:
+            for group in index_groups(self.indices_tuple):
+                in_batch = len(group) if self.ref_emb is None else 1
+                yield group[:in_batch], group[in_batch:]
 
 
 def index_groups(indices_tuple: IndicesTuple) -> list[IndicesTuple]:
@@ -148,8 +158,3 @@ def index_groups(indices_tuple: IndicesTuple) -> list[IndicesTuple]:
     if len(indices_tuple) == 4:
         return [indices_tuple[:2], indices_tuple[2:]]
     return [indices_tuple]
-
-
-def batch_columns(group: IndicesTuple, has_ref: bool) -> int:
-    """How many leading columns of a part point into the batch; the others point into ref_emb."""
-    return 1 if has_ref else len(group)

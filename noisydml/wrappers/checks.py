@@ -12,7 +12,7 @@ from torch import Tensor
 
 from noisydml import distributed, pml
 from noisydml.functional.checks import require_floating, require_integer, require_vector
-from noisydml.pml.batch import Batch, batch_columns, index_groups
+from noisydml.pml.batch import Batch, index_groups
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def value_checks(batch: Batch) -> list[ValueCheck]:
         bad = (batch.sample_ids < 0).any()
         checks.append(ValueCheck(bad, "sample_ids must not be negative"))
     if batch.indices_tuple is not None:
-        checks.extend(_indices_in_range(batch, batch.indices_tuple))
+        checks.extend(_indices_in_range(batch))
     return checks
 
 
@@ -182,13 +182,9 @@ def _checked_indices(indices_tuple: tuple[Tensor, ...], device: torch.device) ->
     return tuple(column.to(device, torch.int64) for column in indices_tuple)
 
 
-def _indices_in_range(batch: Batch, indices_tuple: tuple[Tensor, ...]) -> list[ValueCheck]:
-    checks = []
-    for group in index_groups(indices_tuple):
-        in_batch = batch_columns(group, batch.ref_emb is not None)
-        for i, column in enumerate(group):
-            size, what = len(batch), "the rows of the batch"
-            if i >= in_batch and batch.ref_emb is not None:
-                size, what = len(batch.ref_emb), "the rows of ref_emb"
-            checks.append(in_range("indices_tuple", column, size, what))
+def _indices_in_range(batch: Batch) -> list[ValueCheck]:
+    checks, name = [], "indices_tuple"
+    for in_batch, in_ref in batch.index_columns():
+        checks += [in_range(name, c, len(batch), "the rows of the batch") for c in in_batch]
+        checks += [in_range(name, c, batch.num_refs, "the rows of ref_emb") for c in in_ref]
     return checks

@@ -42,41 +42,39 @@ class ConfidenceWeightedLoss(LossWrapper):
     r"""Weights each sample's loss by the confidence in its label (ProcSim).
 
     A second loss, Proxy-NCA with proxies of its own, tells how far each embedding is from the
-    representative of its given class. A threshold :math:`\tau` splits the batch in two, and the
-    confidence :math:`\sigma_i = \exp\{-W([(\ell_i - \tau)/2\lambda]_+)\}` (Eq. 3) falls from 1
-    for what lies above it. The result is :math:`\frac{1}{B}\sum_i \sigma_i\, \ell_i^{DML}`
-    (Eq. 4 without its regulariser). No noise rate is asked for.
+    representative of its given class. Up to a threshold :math:`\tau` of that loss the confidence
+    :math:`\sigma_i` in the label is 1, and it falls above
+    (:func:`~noisydml.functional.confidence`, Eq. 3). The value is
+    :math:`\frac{1}{B}\sum_i \sigma_i\, \ell_i^{DML}` (Eq. 4 without its regulariser). No noise
+    rate is asked for.
 
     Args:
         loss: the loss to train with: any PML loss whose terms have an anchor, ``CrossBatchMemory``
             around one, another wrapper, or a callable that returns one loss per sample.
-        confidence_loss: the loss that judges the samples, in the paper
-            ``ProxyNCALoss(num_classes, embedding_size)`` with its default settings. Its proxies
-            are trained here, without moving the embeddings or the value returned, as long as an
-            optimiser has them: see :meth:`parameter_groups`. Pass ``loss`` itself to judge by the
-            training loss (a variant of the paper's Table 1).
+        confidence_loss: the loss that judges, in the paper
+            ``ProxyNCALoss(num_classes, embedding_size)``. Its proxies are trained here, without
+            moving the embeddings or the value returned, as long as an optimiser has them: see
+            :meth:`parameter_groups`. Give ``loss`` itself to judge by the training loss (Table 1).
         lam: :math:`\lambda`, finite and above 0, in the unit of the confidence loss; the larger,
             the milder. The paper has 1.0 for CUB200 and 0.1 for Cars196 and SOP.
-        threshold: ``"otsu"`` (Alg. 1, the paper's), ``"running_mean"`` (SuperLoss'; Table 1,
-            "global average"), ``"gaussian_mixture"`` (Table 1; two components fitted to the
-            batch), a number, the same for every batch, or a callable from the (N,) float64
-            losses of the batch to a number or 0-dim tensor.
-        decay: weight of the past in ``"running_mean"``, in [0, 1), or None for the plain mean
-            over all batches so far; each batch enters the mean before its own samples are judged.
-        warmup: number of training steps at the start in which every weight is 1. The proxies
-            learn and the running mean fills meanwhile.
+        threshold: :math:`\tau`: ``"otsu"`` (Alg. 1), ``"running_mean"`` or ``"gaussian_mixture"``
+            (Table 1), a number, or a callable from the (N,) float64 losses of the batch to a
+            number or 0-dim tensor.
+        decay: weight of the past in ``"running_mean"``, in [0, 1); None for the plain mean over
+            all batches.
+        warmup: number of training steps at the start in which every weight is 1.
         validate_args: whether values are checked; see :class:`LossWrapper`.
 
     Forward:
-        As every wrapper; ``labels`` in ``[0, num_classes)`` of the confidence loss.
-        ``decision.weight`` is :math:`\sigma` (B,), ``decision.score`` is minus the confidence loss
-        (B,), ``decision.threshold`` is :math:`-\tau`, all float64. With fewer than four samples
-        (on all ranks together), or all of equal loss, Otsu has nothing to split: every weight is
-        1 and the threshold ``-inf``. Nothing is ever dropped: ``decision.keep`` is all True.
+        As every wrapper, with ``labels`` in ``[0, num_classes)`` of the confidence loss. Nothing
+        is dropped. ``decision.weight`` (B,) is :math:`\sigma`, ``decision.score`` (B,) minus the
+        confidence loss, ``decision.threshold`` :math:`-\tau`, all float64. With fewer than four
+        samples on all ranks together, or all of equal loss, Otsu and the mixture have nothing to
+        split: every weight is 1 and the threshold ``-inf``.
 
     Raises:
-        TypeError: if the loss cannot be weighted sample by sample (raised by the first call,
-            even in warm-up), or an argument has the wrong type.
+        TypeError: if the loss cannot be weighted sample by sample (raised by the first call),
+            or an argument has the wrong type.
         ValueError: if an argument is out of range.
 
     Under ``torch.distributed`` the losses of all ranks' rows are split together, and every rank
@@ -125,9 +123,9 @@ class ConfidenceWeightedLoss(LossWrapper):
         pml.refuse_unweightable(confidence_loss)
         pml.refuse_memory("confidence_loss", confidence_loss)
         require_positive("lam", lam)
-        is_nan = threshold != threshold
-        fixed = isinstance(threshold, Real) and not isinstance(threshold, bool) and not is_nan
-        if not fixed and threshold not in get_args(Named) and not callable(threshold):
+        number = isinstance(threshold, Real) and not isinstance(threshold, bool)
+        known = number and threshold == threshold  # and not NaN
+        if not known and threshold not in get_args(Named) and not callable(threshold):
             raise ValueError(
                 "threshold must be 'otsu', 'running_mean', 'gaussian_mixture', a number or a "
                 f"callable, got {threshold!r}"
@@ -144,28 +142,28 @@ class ConfidenceWeightedLoss(LossWrapper):
             self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
         # Of the warning about proxies that nobody trains: steps watched, what the proxies were.
         self.watched = Counters(steps=0)
-        proxies = len(self.own_parameters())
-        self.register_buffer("fingerprint", torch.zeros(proxies, dtype=torch.float64))
+        sums = torch.zeros(len(self.own_parameters()), dtype=torch.float64)
+        self.register_buffer("fingerprint", sums)
 
     def judge(self, batch: Batch) -> Judgement:
-        rows = replace(batch.judged(), sample_ids=None, synthetic=None)
-        everyone = gather_batch(rows)  # the rows of all ranks
+        everyone = gather_batch(replace(batch.judged(), sample_ids=None, synthetic=None))
+        own = self.own_parameters()
         if len(everyone) == 0:
-            zero = zero_with_graph(batch.embeddings.detach(), self.own_parameters())
+            zero = zero_with_graph(everyone.embeddings, own)
             return Judgement(Decision.trusting(batch), own_loss=zero)
-        trains = bool(self.own_parameters()) and torch.is_grad_enabled()
-        losses = losses_by(self.confidence_loss, everyone, trains)  # (N,)
+        trains = bool(own) and torch.is_grad_enabled()
+        losses = losses_by(self.confidence_loss, everyone, trains)  # (N,), of all ranks' rows
         scores = losses.detach().double()
         tau = self._threshold(scores)
         sigma = confidence(scores, tau, self.lam)  # Eq. 3
         sigma = torch.where(self.step < self.warmup, 1.0, sigma)
-        decision = Decision(
-            keep=torch.ones(len(batch), dtype=torch.bool, device=batch.device),
+        decision = replace(
+            Decision.trusting(batch),
             weight=batch.own_rows(everyone, sigma),
             score=batch.own_rows(everyone, -scores),
             threshold=-tau,
         )
-        return Judgement(decision, losses.mean() if trains else None, memo=tau)
+        return Judgement(decision, own_loss=losses.mean(), memo=tau)
 
     def value(self, batch: Batch, judgement: Judgement) -> Tensor:
         return call_loss(self.loss, batch.reweight(judgement.decision.weight))  # Eq. 4
@@ -185,49 +183,41 @@ class ConfidenceWeightedLoss(LossWrapper):
         return parameters_besides(self.confidence_loss, self.loss)
 
     def extra_repr(self) -> str:
-        threshold = self.threshold if isinstance(self.threshold, str) else repr(self.threshold)
-        return f"lam={self.lam}, threshold={threshold}, warmup={self.warmup}"
+        return f"lam={self.lam}, threshold={self.threshold}, warmup={self.warmup}"
 
     def _threshold(self, losses: Tensor) -> Tensor:
+        """0-dim float64."""
         if self.threshold == "otsu":
             return otsu_threshold(losses)
         if self.threshold == "running_mean":
             return running_mean(self.mean, self.step, losses, self.decay)
         if self.threshold == "gaussian_mixture":
             return gaussian_mixture_threshold(losses)
-        if isinstance(self.threshold, Real):
-            return torch.full_like(losses.select(0, 0), float(self.threshold))
-        assert callable(self.threshold)
-        tau = self.threshold(losses)
-        if not isinstance(tau, (Tensor, Real)):
-            raise TypeError(
-                f"threshold must return a number or a 0-dim tensor, got {type(tau).__name__}"
-            )
-        tau = torch.as_tensor(tau, dtype=torch.float64, device=losses.device)
+        tau = self.threshold(losses) if callable(self.threshold) else self.threshold
+        if isinstance(tau, Real):
+            return losses.new_full((), float(tau))
+        wanted = "threshold must return a number or a 0-dim tensor"
+        if not isinstance(tau, Tensor):
+            raise TypeError(f"{wanted}, got {type(tau).__name__}")
         if tau.numel() != 1:
-            raise ValueError(
-                f"threshold must return a number or a 0-dim tensor, got shape {tuple(tau.shape)}"
-            )
-        return tau.detach().reshape(())
+            raise ValueError(f"{wanted}, got shape {tuple(tau.shape)}")
+        return tau.detach().to(losses.device, torch.float64).reshape(())
 
     def _warn_if_forgotten(self) -> None:
         """Compare the proxies once, after many steps, with what they were in the first."""
-        proxies = [p for p in self.own_parameters() if p.requires_grad]
-        steps = self.watched["steps"]
-        if steps > _IDLE_STEPS or not proxies or not torch.is_grad_enabled():
+        proxies, steps = self.own_parameters(), self.watched["steps"]
+        trained = torch.is_grad_enabled() and any(p.requires_grad for p in proxies)
+        if steps > _IDLE_STEPS or not trained:
             return
-        if steps == 0:
-            overwrite(self.fingerprint, _fingerprint(self.own_parameters()))
-        now = _fingerprint(self.own_parameters()) if steps == _IDLE_STEPS else None
-        if now is not None and torch.equal(self.fingerprint, now):
-            warnings.warn(
-                f"the proxies of the confidence loss have not changed in {_IDLE_STEPS} steps; "
-                "give them to an optimiser: "
-                'Adam([{"params": model.parameters()}, *loss_fn.parameter_groups(lr)])',
-                stacklevel=7,  # the line that called the wrapper
-            )
+        if steps in (0, _IDLE_STEPS):
+            now = torch.stack([p.detach().double().square().sum() for p in proxies])
+            if steps == 0:
+                overwrite(self.fingerprint, now)
+            elif torch.equal(self.fingerprint, now):
+                warnings.warn(
+                    f"the proxies of the confidence loss have not changed in {_IDLE_STEPS} steps; "
+                    "give them to an optimiser: "
+                    'Adam([{"params": model.parameters()}, *loss_fn.parameter_groups(lr)])',
+                    stacklevel=7,  # the line that called the wrapper
+                )
         self.watched.set(steps=steps + 1)
-
-
-def _fingerprint(tensors: list[nn.Parameter]) -> Tensor:
-    return torch.stack([tensor.detach().double().square().sum() for tensor in tensors])

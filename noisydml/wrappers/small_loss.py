@@ -30,15 +30,15 @@ class SmallLossFilter(Filter):
 
     A network fits right labels before wrong ones, so that early on a small loss speaks for a
     label. Of the n samples of a batch the :math:`\lfloor R(t)\, n \rfloor` with the largest loss
-    are dropped, where :math:`R(t) = \tau \min(t / t_k, 1)` grows from 0 to the noise rate
-    :math:`\tau`. The paper's two networks that select for one another are not here: this is the
-    selection of one network for itself.
+    are dropped; the rate :math:`R(t)` grows from 0 to the noise rate :math:`\tau` (Algorithm 1,
+    :func:`~noisydml.functional.forget_rate`). The paper's two networks select for one another;
+    here one network selects for itself.
 
     Args:
         loss: any loss that a wrapper takes.
         noise_rate: :math:`\tau` in ``[0, 1)``, the share of wrong labels.
-        ramp: :math:`t_k`, the number of training steps in which R grows; 0 for none. The paper
-            has 10 epochs: ``10 * len(data_loader)``.
+        ramp: the number of training steps in which R grows; 0 for none. The paper has 10 epochs:
+            ``10 * len(data_loader)``.
         score_loss: the loss that judges the samples, such as
             ``ProxyNCALoss(num_classes, embedding_size)``. Parameters that ``loss`` does not have
             are trained here, on the kept samples, without moving the embeddings or the value
@@ -47,20 +47,20 @@ class SmallLossFilter(Filter):
         validate_args: whether values are checked; see :class:`LossWrapper`.
 
     Forward:
-        As every wrapper; ``labels`` in ``[0, num_classes)`` of the loss that judges.
-        ``decision.score`` is minus that loss (B,), ``decision.threshold`` minus the largest loss
+        As every wrapper, with ``labels`` in ``[0, num_classes)`` of the loss that judges.
+        ``decision.score`` (B,) is minus that loss, ``decision.threshold`` minus the largest loss
         that was kept, ``-inf`` where nothing was dropped, ``decision.noise_rate`` R(t), all
         float64. Samples of equal loss are kept or dropped together, and kept where only some of
         them would have to go; so fewer may be dropped, and never all.
 
     Raises:
-        TypeError: if the loss that judges has no value per sample (raised by the first call) or
-            would remember what it judges, as ``CrossBatchMemory`` does; if ``loss`` is a wrapper
-            and ``score_loss`` is not given; if an argument has the wrong type.
+        TypeError: if the loss that judges has no value per sample (raised by the first call),
+            would remember what it judges (``CrossBatchMemory``) or is a wrapper, or an argument
+            has the wrong type.
         ValueError: if an argument is out of range.
 
-    Under ``torch.distributed`` the losses of all ranks' rows are selected from together, and
-    every rank trains the parameters of ``score_loss`` on all rows.
+    Under ``torch.distributed`` the rows of all ranks are selected from together, and every rank
+    trains the parameters of ``score_loss`` on all rows.
 
     References:
         Han et al., Co-teaching: Robust Training of Deep Neural Networks with Extremely Noisy
@@ -109,16 +109,17 @@ class SmallLossFilter(Filter):
 
     def judge(self, batch: Batch) -> Judgement:
         everyone = gather_batch(replace(batch.judged(), sample_ids=None))  # the rows of all ranks
+        own = self.own_parameters()
         if len(everyone) == 0:
-            zero = zero_with_graph(batch.embeddings.detach(), self.own_parameters())
+            zero = zero_with_graph(everyone.embeddings, own)
             return Judgement(Decision.trusting(batch), own_loss=zero)
-        trains = bool(self.own_parameters()) and torch.is_grad_enabled()
+        trains = bool(own) and torch.is_grad_enabled()
         losses = losses_by(self._judge, everyone, trains)  # (N,)
         scores = losses.detach().double()
         rate = forget_rate(self.step, self.noise_rate, self.ramp)
         threshold = small_loss_threshold(scores, rate, everyone.real)
         keep = scores <= threshold
-        own_loss = (losses * keep).sum() / keep.sum().clamp_min(1) if trains else None
+        own_loss = (losses * keep).sum() / keep.sum().clamp_min(1)
         return self.filtered(
             batch, everyone, keep, -scores, -threshold, noise_rate=rate, own_loss=own_loss
         )

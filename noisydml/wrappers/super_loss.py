@@ -21,7 +21,6 @@ from noisydml.wrappers.decision import Decision, Judgement
 
 _LOWEST = -2 / math.e  # Eq. 2 clamps here, at the branch point of Lambert's W
 _KINDS = ("pos_pair", "neg_pair")
-_PER_ROW = ("keep", "weight", "score")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +40,12 @@ class SuperLossDecision(Decision):
 class SuperLoss(LossWrapper):
     r"""Weights samples or pairs by how easy they are (SuperLoss; ProcSim, Eq. 1-2).
 
-    .. math::
-        \sigma = \exp\{-W(\tfrac12 \max\{-2/e, (\ell - \tau)/\lambda\})\}
-
-    with :math:`\ell` the loss of a sample or pair, the one that is trained, and :math:`\tau` the
-    running mean of such losses. What is easier than :math:`\tau` gets a weight above 1, at most
-    e; what is harder gets one below 1. No gradient passes through :math:`\sigma`, so that of the
-    weighted loss is that of Eq. 1; its value lacks the part
-    :math:`-\tau\sigma + \lambda (\log \sigma)^2`, a constant to the gradient.
+    With :math:`\ell` the loss of a sample or pair, the one that is trained, and :math:`\tau` the
+    running mean of such losses, the weight is
+    :math:`\sigma = \exp\{-W(\tfrac12 \max\{-2/e, (\ell - \tau)/\lambda\})\}`: above 1, at most e,
+    for what is easier than :math:`\tau`, and below 1 for what is harder. No gradient passes
+    through :math:`\sigma`. So the weighted loss has the gradient of Eq. 1, and its value lacks
+    the part :math:`-\tau\sigma + \lambda (\log \sigma)^2`, a constant to the gradient.
 
     Args:
         loss: for ``level="sample"`` any PML loss whose terms have an anchor,
@@ -57,19 +54,17 @@ class SuperLoss(LossWrapper):
             SuperLoss judges by the loss it trains, so it is the innermost.
         lam: :math:`\lambda`, finite and above 0, in the unit of the loss; the larger, the milder.
         level: ``"sample"``, or ``"pair"`` with a :math:`\tau` each for positive and negative
-            pairs, as in ProcSim's Eq. 1.
-        decay: weight of the past in :math:`\tau`, in [0, 1), or None for the plain mean over all
-            batches so far (ProcSim: the "global average across all iterations"). Each batch
-            enters before it is judged. The first sets the mean.
-        warmup: number of training steps at the start in which every weight is 1; the means fill.
+            pairs, as ProcSim has it.
+        decay: weight of the past in :math:`\tau`, in [0, 1); None for the plain mean over all
+            batches (ProcSim's "global average"). Each batch enters before it is judged.
+        warmup: number of training steps at the start in which every weight is 1.
         validate_args: whether values are checked; see :class:`LossWrapper`.
 
     Forward:
-        As every wrapper. ``decision.weight`` (B,) is :math:`\sigma`; at the level of pairs what
-        the pairs' weights make of the loss of each anchor, 1 for an anchor without loss.
-        ``decision.score`` is minus the loss (B,), ``decision.threshold`` :math:`-\tau`; at the
-        level of pairs the score is the weight and the threshold 1. ``decision.mean`` holds
-        :math:`\tau`, (1,), or (2,) for positive and negative pairs. All float64.
+        As every wrapper, with a :class:`SuperLossDecision`, all float64. ``weight`` (B,) is
+        :math:`\sigma`, ``score`` (B,) minus the loss, ``threshold`` :math:`-\tau`. At the level
+        of pairs ``weight`` and ``score`` are what the pairs' weights make of the loss of each
+        anchor, 1 for an anchor without loss, and the threshold is 1.
 
     Raises:
         TypeError: if the loss has no terms of that level (raised by the first call), or an
@@ -137,23 +132,23 @@ class SuperLoss(LossWrapper):
         everyone = everyone.to(torch.promote_types(batch.embeddings.dtype, torch.float32))
         weigh = self._weigh_samples if self.level == "sample" else self._weigh_pairs
         decision, value = weigh(everyone)
-        own = {name: batch.own_rows(everyone, getattr(decision, name)) for name in _PER_ROW}
-        return Judgement(replace(decision, **own), memo=value)
+        rows = ("keep", "weight", "score")
+        own = {name: batch.own_rows(everyone, getattr(decision, name)) for name in rows}
+        return Judgement(replace(decision, **own), memo=(value, decision.mean, decision.count))
 
     def value(self, batch: Batch, judgement: Judgement) -> Tensor:
         if judgement.memo is None:  # no row on any rank
             return call_loss(self.loss, batch)
-        value: Tensor = judgement.memo
+        value: Tensor = judgement.memo[0]
         return value
 
     def commit(self, batch: Batch, judgement: Judgement) -> None:
-        decision = judgement.decision
-        if isinstance(decision, SuperLossDecision):
-            assert decision.mean is not None
-            assert decision.count is not None
-            self.step += 1
-            overwrite(self.mean, decision.mean)
-            overwrite(self.count, decision.count)
+        if judgement.memo is None:
+            return
+        _, mean, count = judgement.memo
+        overwrite(self.mean, mean)
+        overwrite(self.count, count)
+        self.step += 1
 
     def extra_repr(self) -> str:
         return f"lam={self.lam}, level={self.level}, warmup={self.warmup}"
@@ -164,8 +159,6 @@ class SuperLoss(LossWrapper):
         mean, count = self.mean.select(0, 0), self.count.select(0, 0)
         tau = running_mean(mean, count, losses, self.decay)
         sigma = self._confidence(losses, tau)
-        weighted = batch.reweight(sigma).sample_weight
-        assert weighted is not None
         decision = SuperLossDecision(
             keep=torch.ones_like(sigma, dtype=torch.bool),
             weight=sigma,
@@ -174,14 +167,14 @@ class SuperLoss(LossWrapper):
             mean=tau.unsqueeze(0),
             count=(count + 1).unsqueeze(0),
         )
-        return decision, terms.weighted(weighted)
+        outer = batch.sample_weight
+        return decision, terms.weighted(sigma if outer is None else sigma * outer)
 
     def _weigh_pairs(self, batch: Batch) -> tuple[SuperLossDecision, Tensor]:
         value, parts = pml.split_pairs(self.loss, batch)
-        means = [self.mean.select(0, i) for i in range(len(_KINDS))]
-        counts = [self.count.select(0, i) for i in range(len(_KINDS))]
-        plain = torch.zeros(len(batch), dtype=torch.float64, device=batch.device)
-        weighted = plain  # both: the share of each anchor in the value, without and with weights
+        means, counts = [*self.mean.unbind()], [*self.count.unbind()]  # of _KINDS
+        # The share of each anchor in the value without and with weights, and that of no anchor.
+        plain = weighted = torch.zeros(len(batch), dtype=torch.float64, device=batch.device)
         unweighted = plain.sum()
         for part in parts:
             shares = part.shares.flatten().double()
@@ -200,7 +193,7 @@ class SuperLoss(LossWrapper):
             keep=torch.ones_like(weight, dtype=torch.bool),
             weight=weight,
             score=weight,
-            threshold=torch.ones_like(unweighted).detach(),
+            threshold=torch.ones_like(unweighted),
             mean=torch.stack(means),
             count=torch.stack(counts),
         )
