@@ -33,8 +33,7 @@ class TextEncoder:
 
     Args:
         name: what tells it from other models; part of the key under which embeddings are cached.
-        load: returns a function from a list of n texts to their (n, E) embeddings. Those of this
-            module raise ImportError if their package is missing, OSError if its weights are.
+        load: returns a function from a list of n texts to their (n, E) embeddings.
 
     Example:
         >>> import torch
@@ -68,10 +67,10 @@ def embed_names(
         (N, E) or (N, k, E) float32, on the CPU, not normalised. Equal names are encoded once.
 
     Raises:
-        TypeError: if ``names`` are not strings.
-        ValueError: if there are none, their numbers differ, or ``prompt`` has no ``{}``.
-        ImportError: if the encoder's package is not installed.
-        OSError: if its weights cannot be had.
+        TypeError, ValueError: if ``names`` are not strings, there are none, or their numbers
+            differ; if ``prompt`` has no ``{}``.
+        ImportError, OSError: if the encoder's package is not installed, or its weights cannot be
+            had.
 
     Example:
         >>> import torch
@@ -105,15 +104,14 @@ def top_classes(
         logits: (N, C) floating point, the classifier's output for the samples of the data set.
         k: how many, from 1 to C; 5 as published.
         labels: (N,) integers, not negative; with them the classes of the mean logits of each
-            label, as in the published code. A label without samples gets those of logits 0.
+            label, as published. A label without samples gets those of logits 0.
         num_classes: number of labels; default: the largest label plus 1.
 
     Returns:
         (N, k) integers, or (num_classes, k) with ``labels``; the likeliest first.
 
     Raises:
-        TypeError: if a tensor has the wrong kind of dtype.
-        ValueError: if a shape, ``k`` or ``num_classes`` is impossible.
+        TypeError, ValueError: if a dtype, a shape, ``k`` or ``num_classes`` is impossible.
 
     Example:
         >>> import torch
@@ -153,8 +151,7 @@ def sentence_transformers_encoder(model: str, *, device: str = "cpu") -> TextEnc
     """
 
     def load() -> Encode:
-        package = _imported("sentence_transformers", "sentence-transformers")
-        with _weights(model):
+        with _package("sentence_transformers", "sentence-transformers", model) as package:
             loaded = package.SentenceTransformer(model, device=device)
         return lambda texts: loaded.encode(texts, convert_to_tensor=True, show_progress_bar=False)
 
@@ -181,8 +178,7 @@ def open_clip_encoder(model: str, pretrained: str, *, device: str = "cpu") -> Te
         raise ValueError("pretrained must name weights; without them the model is random")
 
     def load() -> Encode:
-        package = _imported("open_clip", "open_clip_torch")
-        with _weights(f"{model} {pretrained}"):
+        with _package("open_clip", "open_clip_torch", f"{model} {pretrained}") as package:
             loaded = package.create_model(model, pretrained=pretrained, device=device)
         loaded.eval()
         tokenize = package.get_tokenizer(model)
@@ -214,8 +210,7 @@ def transformers_encoder(
         raise ValueError(f"pooling must be 'pooler' or 'mean', got {pooling!r}")
 
     def load() -> Encode:
-        package = _imported("transformers", "transformers")
-        with _weights(model):
+        with _package("transformers", "transformers", model) as package:
             tokenize = package.AutoTokenizer.from_pretrained(model)
             loaded = package.AutoModel.from_pretrained(model)
         loaded.to(device).eval()
@@ -286,21 +281,19 @@ def _cached(texts: list[str], encoder: TextEncoder, folder: Path) -> Tensor:
     return embedded
 
 
-def _imported(module: str, package: str) -> Any:
+@contextmanager
+def _package(module: str, package: str, weights: str) -> Iterator[Any]:
+    """An optional package, with which a model's weights are loaded inside."""
     try:
-        return importlib.import_module(module)
+        imported = importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
             f"{package} is not installed: pip install 'noisydml[language]', or {package} alone"
         ) from error
-
-
-@contextmanager
-def _weights(what: str) -> Iterator[None]:
     try:
-        yield
+        yield imported
     except Exception as error:  # each package and hub has errors of its own
         raise OSError(
-            f"the weights of {what} cannot be had ({type(error).__name__}: {error}). Without "
+            f"the weights of {weights} cannot be had ({type(error).__name__}: {error}). Without "
             "access to the hub, give the path of a copy on this machine"
         ) from error

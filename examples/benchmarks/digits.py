@@ -26,15 +26,16 @@ import quickstart
 
 from noisydml import GroundTruthFilter
 from noisydml.pml.batch import Batch
-from noisydml.wrappers.base import Decision
+from noisydml.wrappers.base import call_loss
+from noisydml.wrappers.decision import Judgement
 
 
 class PerfectWeights(GroundTruthFilter):
     """Weights 0 and 1 where the filter drops and keeps: a wrong label is no anchor any more, but
     the sample is still a positive and a negative of others."""
 
-    def narrowed(self, batch: Batch, decision: Decision) -> Batch:
-        return batch.reweight(decision.weight)
+    def value(self, batch: Batch, judgement: Judgement) -> torch.Tensor:
+        return call_loss(self.loss, batch.reweight(judgement.decision.weight))
 
 
 def softmax_loss() -> nn.Module:

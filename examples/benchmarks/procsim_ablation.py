@@ -168,8 +168,8 @@ class Parts:
         judge = judge or self.proxies()
         return ConfidenceWeightedLoss(loss or self.ms(), judge, lam=self.run.lam, **settings)
 
-    def guided(self, loss: Any, **settings: Any) -> nn.Module:
-        return RegularizedLoss(loss, self.guidance(), self.run.omega, **settings)
+    def guided(self, loss: Any) -> nn.Module:
+        return RegularizedLoss(loss, self.guidance(), self.run.omega)
 
     def judged_by_itself(self, loss: nn.Module) -> nn.Module:
         return self.weighted(loss, loss)
@@ -184,14 +184,14 @@ VARIANTS: dict[str, Callable[[Parts], nn.Module]] = {
     "ProcSim without PLG": lambda p: p.weighted(),
     "Threshold on MS instead of Proxy-NCA": lambda p: p.guided(p.judged_by_itself(p.ms())),
     "Proxy-NCA instead of MS as DML loss": lambda p: p.guided(p.judged_by_itself(p.proxies())),
-    "Regularization affected by confidence": lambda p: p.weighted(p.guided(p.ms(), weighted=True)),
+    "Regularization affected by confidence": lambda p: p.weighted(p.guided(p.ms())),
     "Global average instead of Otsu's method": lambda p: p.guided(
         p.weighted(threshold="running_mean", decay=None)
     ),
     "Gaussian Mixture Model instead of Otsu's method": lambda p: p.guided(
         p.weighted(threshold="gaussian_mixture")
     ),
-    "Ground-truth filter (ceiling)": lambda p: GroundTruthFilter(p.guided(p.ms()), p.is_noisy),
+    "Ground-truth filter (ceiling)": lambda p: p.guided(GroundTruthFilter(p.ms(), p.is_noisy)),
 }
 
 

@@ -9,7 +9,7 @@ and the number of its decisions to keep or to drop that differ. Where no Gathere
 pair loss sees its own rank's pairs, so that the model cannot be the same: it stays as it is, and
 value and gradients are not compared. The last columns are the bytes that a rank hands to
 collectives in a step, each of which goes to all other ranks: counted at the collectives, and by
-the formulas of docs/scale.md.
+the formulas of docs/scale.md, in all steps but the first, in which the state crosses, too.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def prism(loss: nn.Module) -> noisydml.LossWrapper:
 
 
 def knn(loss: nn.Module) -> noisydml.LossWrapper:
-    return noisydml.KNNDenoiser(loss, memory_size=SAMPLES, k=9)
+    return noisydml.KNNDenoiser(loss, memory_size=SAMPLES, embedding_size=WIDTH, k=9)
 
 
 def small_loss(loss: nn.Module) -> noisydml.LossWrapper:
@@ -153,7 +153,7 @@ WRAPPERS = [
     Wrapper(
         "GatheredLoss(RegularizedLoss)",
         lambda: noisydml.GatheredLoss(regularized(pair_loss())),
-        lambda rows: 2 * sent(rows.all, ids=True),  # for the term, and for the loss
+        judged(True),
         True,
     ),
 ]
@@ -264,15 +264,13 @@ def row(wrapper: Wrapper, world: int, one: Any, ranks: list[Any]) -> str:
         pairs = [[(r[n], one[n]) for r in ranks] for n in ("values", "gradients")]
         trained = [short(largest(each)) for each in pairs]
     measured, formula = 0, 0
-    for step in steps:
+    for step in steps[1:]:
         rows = Rows(*(max(r["rows"][step][i] for r in ranks) for i in range(2)))
         measured += ranks[0]["sent"][step]
-        # In the first step KNNDenoiser asks once for the width of the memory.
         formula += (16 + wrapper.payload(rows)) if world > 1 else 0
-        formula += 8 * (step == 0 and world > 1 and "KNN" in wrapper.name)
     dropped = 100 - 100 * torch.cat(one["keep"]).double().mean()
     numbers = [f"{dropped:.0f}", short(scores), str(other), short(state), *trained]
-    sizes = [f"{measured / len(steps):.0f}", f"{formula / len(steps):.0f}"]
+    sizes = [f"{total / (len(steps) - 1):.0f}" for total in (measured, formula)]
     return " | ".join([f"`{wrapper.name}`", str(world), *numbers, *sizes])
 
 

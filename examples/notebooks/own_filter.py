@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Build your own filter
 #
-# A wrapper of noisydml is a class of about fifty lines: it says what it makes of a batch, and
+# A filter of noisydml is a class of about forty lines: it says which rows of a batch it keeps, and
 # writes down what it wants to remember. Gradients, eval mode, `indices_tuple`, nesting, several
-# GPUs and the checks of the arguments come with the base class. Here we build a filter, try it on
+# GPUs and the checks of the arguments come with the base class. Here we build one, try it on
 # digits with wrong labels, and run the library's own tests on it.
 #
 # It takes about a minute on a CPU. The tests at the end need a clone of the repository and
@@ -26,8 +26,8 @@ from torch.nn.functional import normalize
 
 import noisydml
 from noisydml.distributed import gather_batch
-from noisydml.wrappers.base import Decision, Judgement, LossWrapper
-from noisydml.wrappers.checks import in_range
+from noisydml.wrappers.base import Filter
+from noisydml.wrappers.checks import in_range, require_width
 
 torch.set_num_threads(1)
 
@@ -43,20 +43,21 @@ torch.set_num_threads(1)
 #
 # ## The class
 #
-# Two methods matter:
+# A wrapper that drops rows and does nothing else is a `Filter`. Two methods matter:
 #
-# * **`judge`** decides and changes nothing. It returns a `Judgement`: the `Decision` (what is
-#   kept, the weights, a score that is higher for cleaner labels), and as `evidence` whatever
-#   `commit` needs.
-# * **`commit`** writes the state. It runs after the wrapped loss has returned, so that a loss
-#   that raises leaves everything as it was. All state is buffers, so that `state_dict` has it.
+# * **`judge`** decides and changes nothing. It ends in `self.filtered`: which rows are kept, a
+#   score that is higher for cleaner labels, the threshold, what else belongs to the decision, and
+#   as `memo` whatever `commit` needs. What the wrapped loss sees follows from it.
+# * **`commit`** writes the state, in place. It runs after the wrapped loss has returned, so that a
+#   loss that raises leaves everything as it was. All state is buffers, so that `state_dict` has it.
 #
 # `gather_batch` makes the batch that of all ranks under `torch.distributed`, and is free without;
-# `batch.own_rows` picks this rank's rows of a result.
+# `filtered` picks this rank's rows of what is computed for all. `real` tells samples from rows that
+# another wrapper made up.
 
 
 # %%
-class CenterFilter(LossWrapper):
+class CenterFilter(Filter):
     """Drops the samples that are nearer to the center of another class than to their own's."""
 
     def __init__(
@@ -68,54 +69,43 @@ class CenterFilter(LossWrapper):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def judge(self, batch):
-        everyone = gather_batch(batch.judged())  # detached, float32 or better
-        if len(everyone) == 0:
-            return Judgement(Decision.trusting(batch))
-        with torch.autocast(batch.device.type, enabled=False):
-            features = normalize(everyone.embeddings)  # (N, D)
-            cosines = features @ normalize(self.centers.to(features.dtype)).T  # (N, C)
+        everyone = gather_batch(batch.judged())  # of all ranks; detached, float32 or better
+        features, labels = normalize(everyone.embeddings), everyone.labels.unsqueeze(1)
+        cosines = features @ normalize(self.centers.to(features.dtype)).T  # (N, C)
         unknown = (self.centers == 0).all(dim=1)  # classes without a center yet
         cosines = cosines.masked_fill(unknown, -torch.inf)
-        labels = everyone.labels.unsqueeze(1)
         own = cosines.gather(1, labels).squeeze(1)
         best_other = cosines.scatter(1, labels, -torch.inf).amax(dim=1)
-        comparable = (own > -torch.inf) & (best_other > -torch.inf)
-        score = torch.where(comparable, own - best_other, 0.0)
-
+        comparable = own.isfinite() & best_other.isfinite()
+        score = torch.where(comparable, own - best_other, 0.0)  # (N,)
         # While warming up nothing is below the threshold. No `if`: a GPU need not be waited for.
-        zero = torch.zeros((), device=score.device)
-        threshold = torch.where(self.step < self.warmup, -torch.inf, zero)
+        threshold = torch.where(self.step < self.warmup, -torch.inf, 0.0)
         keep = score >= threshold
-        own_keep = batch.own_rows(everyone, keep)
-        decision = Decision(
-            keep=own_keep,
-            weight=own_keep.float(),
-            score=batch.own_rows(everyone, score),
-            threshold=threshold,
-            suggested_labels=batch.own_rows(everyone, cosines.argmax(dim=1)),
+        return self.filtered(
+            batch,
+            everyone,
+            keep,
+            score,
+            threshold,
+            suggested_labels=cosines.argmax(dim=1),
+            memo=(features, labels, keep & everyone.real),
         )
-        return Judgement(decision, evidence=(features, everyone.labels, keep))
 
     def commit(self, batch, judgement):
-        if judgement.evidence is None:  # no sample on any rank
+        features, labels, kept = judgement.memo
+        if len(labels) == 0:  # no sample on any rank
             return
-        features, labels, keep = judgement.evidence
-        counts = torch.zeros(len(self.centers), 1, device=features.device, dtype=features.dtype)
-        counts = counts.index_add(0, labels, keep.to(features.dtype).unsqueeze(1))  # (C, 1)
-        sums = torch.zeros_like(self.centers, dtype=features.dtype)
-        sums = sums.index_add(0, labels, features * keep.unsqueeze(1))  # (C, D)
-        means = sums / counts.clamp_min(1)
-        is_new = (self.centers == 0).all(dim=1, keepdim=True)
-        moved = torch.where(is_new, means, self.decay * self.centers + (1 - self.decay) * means)
-        self.centers = torch.where(counts > 0, moved, self.centers).to(self.centers.dtype)
+        classes = torch.arange(len(self.centers), device=labels.device)
+        member = ((labels == classes) & kept.unsqueeze(1)).to(features.dtype)  # (N, C)
+        counts = member.sum(dim=0).unsqueeze(1)  # (C, 1)
+        means = member.T @ features / counts.clamp_min(1)  # (C, D)
+        unknown = (self.centers == 0).all(dim=1, keepdim=True)
+        rate = torch.where(unknown, 1.0, 1 - self.decay) * (counts > 0)
+        self.centers += rate * (means - self.centers)
         self.step += 1
 
     def own_checks(self, batch):
-        if batch.embeddings.shape[1] != self.centers.shape[1]:
-            raise ValueError(
-                f"embeddings must be as wide as the centers, {self.centers.shape[1]}, "
-                f"got {batch.embeddings.shape[1]}"
-            )
+        require_width(batch, self.centers.shape[1], "the centers")
         return [in_range("labels", batch.labels, len(self.centers), "num_classes of CenterFilter")]
 
 
@@ -236,7 +226,6 @@ with contextlib.redirect_stdout(report):
             "-q",
             "-p",
             "no:cacheprovider",
-            "-n0",
             "--color=no",
             f"--rootdir={REPOSITORY}",
             f"--config-file={REPOSITORY / 'pyproject.toml'}",
@@ -252,6 +241,5 @@ assert status == 0
 
 # %% [markdown]
 # A test that says what the filter should decide is still missing: the algorithm written once more
-# as a plain loop, compared with `decision` over random batches. And a nest with
-# `PrototypicalMixer` would let mixed rows into the centers; `batch.synthetic` marks them. "Add a
-# method" on the page "Contributing" lists what else belongs to a method of the library.
+# as a plain loop, compared with `decision` over random batches. "Add a method" on the page
+# "Contributing" lists what else belongs to a method of the library.

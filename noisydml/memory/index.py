@@ -60,8 +60,8 @@ class NeighborIndex(ABC):
         Args:
             queries: (B, D) floating point.
             k: how many, at least 1.
-            exclude: (B,) integers, for each query a position that is never returned, such as that
-                of the query itself; -1 for none.
+            exclude: (B,) integers, for each query a position that is never returned, such as its
+                own; -1 for none.
 
         Returns:
             :class:`Neighbors` of ``min(k, N)`` columns. With ``exclude`` and k of N or more, the
@@ -74,13 +74,17 @@ class NeighborIndex(ABC):
                 f"queries must be as wide as the features, {self.width}, got {queries.shape[1]}"
             )
         if exclude is None:
-            return self._found(queries, min(k, self.size))
+            return self._nearest(queries, min(k, self.size))
         require_integer("exclude", exclude, len(queries), "query")
-        found = self._found(queries, min(k + 1, self.size))
-        met = (found.position == exclude.unsqueeze(1)).long().cumsum(dim=1)
-        return without_one(found, met, k)
+        distance, position = self._nearest(queries, min(k + 1, self.size))
+        passed = (position == exclude.unsqueeze(1)).long().cumsum(dim=1)  # 1 from the excluded on
+        columns = min(k, self.size)
+        source = torch.arange(columns, device=passed.device) + passed.narrow(1, 0, columns)
+        distance = torch.nn.functional.pad(distance, (0, 1), value=math.inf)
+        position = torch.nn.functional.pad(position, (0, 1), value=-1)
+        return Neighbors(distance.gather(1, source), position.gather(1, source))
 
-    def _found(self, queries: Tensor, k: int) -> Neighbors:
+    def _nearest(self, queries: Tensor, k: int) -> Neighbors:
         if k == 0 or len(queries) == 0:
             empty = torch.zeros(len(queries), k, device=queries.device)
             return Neighbors(empty, empty.long())
@@ -97,37 +101,20 @@ class NeighborIndex(ABC):
     def _search(self, queries: Tensor, k: int) -> Neighbors: ...
 
 
-def without_one(found: Neighbors, passed: Tensor, k: int) -> Neighbors:
-    """The first k, leaving out one of each row, or none.
-
-    Args:
-        found: the k + 1 nearest, or all there are.
-        passed: (B, columns) int64, 1 from the column on that is left out, 0 before it.
-        k: how many to return, or as many as there are.
-    """
-    columns = min(k, found.position.shape[1])
-    source = torch.arange(columns, device=passed.device) + passed.narrow(1, 0, columns)
-    pad = torch.nn.functional.pad
-    distance = pad(found.distance, (0, 1), value=math.inf)
-    position = pad(found.position, (0, 1), value=-1)
-    return Neighbors(distance.gather(1, source), position.gather(1, source))
-
-
 class FaissIndex(NeighborIndex):
     """FAISS on the CPU; queries from elsewhere are brought there and their neighbours back.
 
     Args:
         factory: a `FAISS factory string <https://github.com/facebookresearch/faiss/wiki/
-            The-index-factory>`_. ``"Flat"`` is exact; for millions of samples for instance
-            ``"IVF4096,Flat"`` or, compressed to 64 bytes a sample, ``"IVF4096,PQ64"``.
-        metric: as for every index.
+            The-index-factory>`_, such as ``"Flat"`` (exact), ``"IVF4096,Flat"`` for millions of
+            samples, or ``"IVF4096,PQ64"``, compressed to 64 bytes a sample. An index that has to
+            be trained is trained on all features.
+        metric: ``"cosine"`` or ``"euclidean"``.
         nprobe: how many of the cells of an inverted file (``"IVF..."``) are searched; None for
             FAISS' own setting, which is 1 and misses many neighbours.
 
-    An index that has to be trained is trained on all features.
-
     Raises:
-        TypeError, ValueError: for a factory string that FAISS does not know, and for an ``nprobe``
+        TypeError, ValueError: if FAISS does not know the factory string, or ``nprobe`` is given
             without an inverted file.
 
     Example:
@@ -187,11 +174,10 @@ class FaissIndex(NeighborIndex):
 class TorchIndex(NeighborIndex):
     """Exact search by blocks of matrix products, on the device of the features.
 
-    Nothing leaves the device and the host is never asked. Memory: the features, and for a search
-    ``B * block_size`` numbers at a time.
+    The host is never asked. A search takes ``B * block_size`` numbers beside the features.
 
     Args:
-        metric: as for every index.
+        metric: ``"cosine"`` or ``"euclidean"``.
         block_size: how many features are compared with the queries at once.
         dtype: in which the features are stored; ``torch.float16`` halves their memory.
     """
@@ -215,10 +201,16 @@ class TorchIndex(NeighborIndex):
 
     def _search(self, queries: Tensor, k: int) -> Neighbors:
         assert self._features is not None
-        best: Neighbors | None = None
+        cosine = self.metric == "cosine"
+        best: Neighbors | None = None  # by scores, which fall as distances rise
         start = 0
         for block in torch.split(self._features, self.block_size):
-            score, position = self._scores(queries, block.float()).topk(min(k, len(block)), dim=1)
+            rows = block.float()
+            if cosine:
+                score = queries @ rows.T  # (B, block)
+            else:  # minus half of the squared distance, but for the query's own part
+                score = torch.addmm(-0.5 * rows.square().sum(dim=1), queries, rows.T)
+            score, position = score.topk(min(k, len(rows)), dim=1)
             if best is not None:
                 score = torch.cat([best.distance, score], dim=1)
                 position = torch.cat([best.position, position + start], dim=1)
@@ -227,15 +219,5 @@ class TorchIndex(NeighborIndex):
             best = Neighbors(score, position)
             start += len(block)
         assert best is not None
-        return Neighbors(self._distance(queries, best.distance), best.position)
-
-    def _scores(self, queries: Tensor, block: Tensor) -> Tensor:
-        """(B, block) the cosine, or minus half of the squared distance but for the query's own."""
-        if self.metric == "cosine":
-            return queries @ block.T
-        return torch.addmm(-0.5 * block.square().sum(dim=1), queries, block.T)
-
-    def _distance(self, queries: Tensor, score: Tensor) -> Tensor:
-        if self.metric == "cosine":
-            return (1 - score).clamp_min(0)
-        return (0.5 * queries.square().sum(dim=1, keepdim=True) - score).clamp_min(0)
+        least = 1.0 if cosine else 0.5 * queries.square().sum(dim=1, keepdim=True)
+        return Neighbors((least - best.distance).clamp_min(0), best.position)

@@ -26,13 +26,10 @@ _MODELS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read labels, make some of them wrong, write them and print the summary.
+    """Read labels, make some of them wrong, write them, print the summary and return 0.
 
-    Args:
-        arguments: those of the command line; default: the program's own.
-
-    Returns:
-        0. Bad arguments and files end the program with status 2 and a message.
+    Bad arguments and files end the program with status 2 and a message. By default the arguments
+    are the program's own.
     """
     parser = _parser()
     options = vars(parser.parse_args(arguments))

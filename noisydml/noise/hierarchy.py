@@ -161,8 +161,8 @@ class ClassHierarchy:
     ) -> ClassHierarchy:
         """From the class names, by WordNet's hypernyms (ProcSim, appendix F).
 
-        Each class becomes a leaf below the synset of its name, and each synset has one parent,
-        the one that a depth-first search from the class to the root finds first.
+        Each class becomes a leaf below the synset of its name, on the way to the root that a
+        depth-first search over the hypernyms finds first.
 
         Args:
             names: of length C, names of the classes; :func:`match_wordnet` says how it finds them.
@@ -172,12 +172,11 @@ class ClassHierarchy:
 
         Raises:
             TypeError: if an argument has the wrong type.
-            ValueError: if names are unknown (the message lists all of them), one is given twice,
-                or ``root`` or a fix is not in WordNet.
+            ValueError: if names are unknown (it lists them all), one is given twice, or ``root``
+                or a fix is not in WordNet.
 
         Warns:
-            UserWarning: if names have several meanings below the root (it lists all of them and
-                the one taken).
+            UserWarning: if names have several meanings below the root; it lists them all.
 
         Example:
             >>> wordnet = {"n1": [["bird"], []], "n2": [["owl"], ["n1"]]}

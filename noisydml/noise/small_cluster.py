@@ -33,8 +33,7 @@ def small_cluster(
 
     Args:
         labels: (N,) integers of any value: list, numpy array or tensor.
-        rate: R, the least share of wrong labels, in [0, 1]. It is exceeded by less than the class
-            removed last.
+        rate: R, the least share of wrong labels, in [0, 1]; the class removed last may exceed it.
         features: (N, D) finite real numbers, array or tensor. The paper takes those of a
             ResNet-18 trained on ImageNet.
         images_per_cluster: Z, the mean number of images in a cluster, at least 1.

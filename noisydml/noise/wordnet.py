@@ -32,36 +32,20 @@ class Nouns:
         """The synsets of a noun, or the one that goes by that id."""
         return [query] if query in self.lemmas else self.senses.get(key(query), [])
 
-    def parents_below(self, root: str) -> dict[str, str]:
-        """The parent of every synset below ``root`` on the first way up that leads there.
+    def way(
+        self, root: str, synset: str, been: frozenset[str] = frozenset()
+    ) -> tuple[str, ...] | None:
+        """The synsets from the root down to this one, or None if it is not below the root.
 
-        A depth-first search over hypernyms takes at each synset the first hypernym from which
-        the root can be reached without coming back to where the search has been.
+        A depth-first search takes at each synset the first hypernym from which the root can be
+        reached without coming back to where the search has been.
         """
-        hyponyms: dict[str, list[str]] = {}
-        for synset, above in self.hypernyms.items():
-            for hypernym in above:
-                hyponyms.setdefault(hypernym, []).append(synset)
-        below, todo = {root: None}, [root]  # a dictionary for its order
-        while todo:
-            found = [x for x in hyponyms.get(todo.pop(), ()) if x not in below]
-            below |= dict.fromkeys(found)
-            todo += found
-        parents: dict[str, str] = {}
-
-        def climb(synset: str, been: frozenset[str]) -> bool:
-            if synset == root or synset in parents:
-                return True
-            been |= {synset}
-            for hypernym in self.hypernyms[synset]:
-                if hypernym in below and hypernym not in been and climb(hypernym, been):
-                    parents[synset] = hypernym
-                    return True
-            return False
-
-        for synset in below:
-            climb(synset, frozenset())
-        return parents
+        if synset == root:
+            return (root,)
+        for hypernym in self.hypernyms.get(synset, ()):
+            if hypernym not in been and (way := self.way(root, hypernym, been | {synset})):
+                return (*way, synset)
+        return None
 
 
 class Match(NamedTuple):
@@ -87,7 +71,6 @@ class WordNetMatches:
     root: str
     matches: tuple[Match, ...]
     _nouns: Nouns = field(repr=False)
-    _parents: dict[str, str] = field(repr=False)
 
     @property
     def unknown(self) -> list[str]:
@@ -105,10 +88,7 @@ class WordNetMatches:
 
     def path(self, match: Match) -> list[str]:
         """The synsets from the root to the one taken for a name."""
-        path = [match.synsets[0]]
-        while path[-1] != self.root:
-            path.append(self._parents[path[-1]])
-        return path[::-1]
+        return list(self._nouns.way(self.root, match.synsets[0]) or ())
 
     def report(self) -> str:
         """In words: how names were found, and which ones need a look."""
@@ -200,12 +180,10 @@ def match_wordnet(
     roots = nouns.synsets(root)
     if not roots:
         raise ValueError(f"root must be a noun or synset of WordNet, got {root!r}")
-    candidates = []
-    for synset in roots:
-        parents = nouns.parents_below(synset)
-        below = parents.keys() | {synset}
-        matches = tuple(_match(nouns, below, name, fixes.get(name)) for name in names)
-        candidates.append(WordNetMatches(synset, matches, nouns, parents))
+    candidates = [
+        WordNetMatches(r, tuple(_match(nouns, r, name, fixes.get(name)) for name in names), nouns)
+        for r in roots
+    ]
     best = min(candidates, key=lambda candidate: len(candidate.unknown))
     for name in best.unknown:
         if name in fixes:
@@ -247,11 +225,11 @@ def key(name: str) -> str:
     return re.sub(r"['’]s\b|[\W_]+", "", name.lower().replace("_", " "))
 
 
-def _match(nouns: Nouns, below: set[str], name: str, fix: str | None) -> Match:
+def _match(nouns: Nouns, root: str, name: str, fix: str | None) -> Match:
     words = re.split(r"[\s_]+", name.strip())
     queries = [("last words" if i else "name", " ".join(words[i:])) for i in range(len(words))]
     for kind, query in queries if fix is None else [("fixed", fix)]:
-        if synsets := tuple(s for s in nouns.synsets(query) if s in below):
+        if synsets := tuple(s for s in nouns.synsets(query) if nouns.way(root, s)):
             return Match(name, query, kind, synsets)
     return Match(name, name, "unknown", ())
 

@@ -320,10 +320,18 @@ def loss_against_memory(
     return call_loss(loss, replace(batch, indices_tuple=None, ref_emb=features, ref_labels=labels))
 
 
-def losses_by(judge: Callable[..., Any], rows: Batch, trains: bool) -> Tensor:
-    """(N,) losses of another loss that judges the rows, with a graph if its parameters train."""
-    with torch.set_grad_enabled(trains):
-        return pml.sample_losses(judge, rows)
+def losses_by(
+    judge: Callable[..., Any], batch: Batch, own: list[nn.Parameter]
+) -> tuple[Batch, Tensor]:
+    """The rows of all ranks, and their (N,) losses by another loss, which train its ``own``.
+
+    Without a row on any rank there is no loss; the empty tensor has a graph all the same.
+    """
+    everyone = distributed.gather_batch(replace(batch.judged(), sample_ids=None))
+    with torch.set_grad_enabled(bool(own) and torch.is_grad_enabled()):
+        if len(everyone) == 0:
+            return everyone, zero_with_graph(everyone.embeddings, own).expand(0)
+        return everyone, pml.sample_losses(judge, everyone)
 
 
 def zero_with_graph(embeddings: Tensor, parameters: Iterable[Tensor]) -> Tensor:

@@ -12,23 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from noisydml import pml
-from noisydml.distributed import gather_batch
-from noisydml.functional import (
-    confidence,
-    gaussian_mixture_threshold,
-    otsu_threshold,
-    running_mean,
-)
+from noisydml.functional import confidence, gaussian_mixture_threshold, otsu_threshold, running_mean
 from noisydml.functional.checks import require_count, require_decay, require_loss, require_positive
 from noisydml.memory.state import Counters, overwrite
 from noisydml.pml.batch import Batch
-from noisydml.wrappers.base import (
-    LossWrapper,
-    call_loss,
-    losses_by,
-    parameters_besides,
-    zero_with_graph,
-)
+from noisydml.wrappers.base import LossWrapper, call_loss, losses_by, parameters_besides
 from noisydml.wrappers.checks import ValueCheck, proxy_checks
 from noisydml.wrappers.decision import Decision, Judgement
 
@@ -41,44 +29,41 @@ _IDLE_STEPS = 500  # proxies that nobody has trained for so long were most likel
 class ConfidenceWeightedLoss(LossWrapper):
     r"""Weights each sample's loss by the confidence in its label (ProcSim).
 
-    A second loss, Proxy-NCA with proxies of its own, tells how far each embedding is from the
-    representative of its given class. Up to a threshold :math:`\tau` of that loss the confidence
-    :math:`\sigma_i` in the label is 1, and it falls above
-    (:func:`~noisydml.functional.confidence`, Eq. 3). The value is
+    A second loss, Proxy-NCA with proxies of its own, judges the samples. The confidence in a
+    label, :math:`\sigma_i`, is 1 up to a threshold :math:`\tau` of that loss and falls above it
+    (Eq. 3, :func:`~noisydml.functional.confidence`). The value is
     :math:`\frac{1}{B}\sum_i \sigma_i\, \ell_i^{DML}` (Eq. 4 without its regulariser). No noise
     rate is asked for.
 
     Args:
-        loss: the loss to train with: any PML loss whose terms have an anchor, ``CrossBatchMemory``
+        loss: the loss to train with: a PML loss whose terms have an anchor, ``CrossBatchMemory``
             around one, another wrapper, or a callable that returns one loss per sample.
-        confidence_loss: the loss that judges, in the paper
-            ``ProxyNCALoss(num_classes, embedding_size)``. Its proxies are trained here, without
-            moving the embeddings or the value returned, as long as an optimiser has them: see
-            :meth:`parameter_groups`. Give ``loss`` itself to judge by the training loss (Table 1).
+        confidence_loss: the loss that judges: in the paper
+            ``ProxyNCALoss(num_classes, embedding_size)``; ``loss`` itself is a row of its Table 1.
+            Its proxies are trained here, without a change of the value or the embeddings' gradient,
+            as long as an optimiser has them: see :meth:`parameter_groups`.
         lam: :math:`\lambda`, finite and above 0, in the unit of the confidence loss; the larger,
             the milder. The paper has 1.0 for CUB200 and 0.1 for Cars196 and SOP.
         threshold: :math:`\tau`: ``"otsu"`` (Alg. 1), ``"running_mean"`` or ``"gaussian_mixture"``
-            (Table 1), a number, or a callable from the (N,) float64 losses of the batch to a
-            number or 0-dim tensor.
-        decay: weight of the past in ``"running_mean"``, in [0, 1); None for the plain mean over
-            all batches.
+            (Table 1), a number, or a callable from (N,) float64 losses to a number or 0-dim
+            tensor.
+        decay: weight of the past in ``"running_mean"``, in [0, 1); None for the plain mean.
         warmup: number of training steps at the start in which every weight is 1.
         validate_args: whether values are checked; see :class:`LossWrapper`.
 
     Forward:
-        As every wrapper, with ``labels`` in ``[0, num_classes)`` of the confidence loss. Nothing
+        As every wrapper, with ``labels`` in ``[0, num_classes)`` of the confidence loss. No row
         is dropped. ``decision.weight`` (B,) is :math:`\sigma`, ``decision.score`` (B,) minus the
-        confidence loss, ``decision.threshold`` :math:`-\tau`, all float64. With fewer than four
-        samples on all ranks together, or all of equal loss, Otsu and the mixture have nothing to
-        split: every weight is 1 and the threshold ``-inf``.
+        confidence loss, ``decision.threshold`` :math:`-\tau`, all float64. Otsu and the mixture
+        trust everyone where all losses are equal, or fewer than four on all ranks: the threshold
+        is ``-inf``.
 
     Raises:
-        TypeError: if the loss cannot be weighted sample by sample (raised by the first call),
-            or an argument has the wrong type.
-        ValueError: if an argument is out of range.
+        TypeError, ValueError: if an argument has the wrong type or value; in the first call if
+            the loss cannot be weighted sample by sample.
 
-    Under ``torch.distributed`` the losses of all ranks' rows are split together, and every rank
-    trains its proxies on all rows, so they stay equal without ``DistributedDataParallel``.
+    Under ``torch.distributed`` the losses of all ranks are split together, and every rank trains
+    its proxies on all rows, so they stay equal without ``DistributedDataParallel``.
 
     References:
         Barbany et al., ProcSim: Proxy-based Confidence for Robust Similarity Learning, WACV 2024.
@@ -146,14 +131,10 @@ class ConfidenceWeightedLoss(LossWrapper):
         self.register_buffer("fingerprint", sums)
 
     def judge(self, batch: Batch) -> Judgement:
-        everyone = gather_batch(replace(batch.judged(), sample_ids=None, synthetic=None))
-        own = self.own_parameters()
+        everyone, losses = losses_by(self.confidence_loss, batch, self.own_parameters())
         if len(everyone) == 0:
-            zero = zero_with_graph(everyone.embeddings, own)
-            return Judgement(Decision.trusting(batch), own_loss=zero)
-        trains = bool(own) and torch.is_grad_enabled()
-        losses = losses_by(self.confidence_loss, everyone, trains)  # (N,), of all ranks' rows
-        scores = losses.detach().double()
+            return Judgement(Decision.trusting(batch), own_loss=losses.sum())
+        scores = losses.detach().double()  # (N,), of all ranks' rows
         tau = self._threshold(scores)
         sigma = confidence(scores, tau, self.lam)  # Eq. 3
         sigma = torch.where(self.step < self.warmup, 1.0, sigma)

@@ -15,19 +15,17 @@ class GatheredLoss(LossWrapper):
 
     Every rank gathers all rows and computes the same value. Averaging the gradients over the
     ranks, as ``DistributedDataParallel`` does, gives those of one process that saw the
-    concatenated batch; a parameter of the loss has that gradient on every rank already.
-
-    Put it around the leaf loss, inside the filters: ``Filter(GatheredLoss(loss))``. Outside
+    concatenated batch; a parameter of the loss has that gradient on every rank already. Put it
+    around the leaf loss, inside the filters: ``Filter(GatheredLoss(loss))``. Outside
     ``torch.distributed``, and in eval mode, it is the wrapped loss.
 
     Args:
-        loss: as for every wrapper.
-        validate_args: as for every wrapper.
+        loss: any loss that a wrapper takes. One that draws random numbers must draw the same on
+            all ranks.
+        validate_args: whether values are checked; see :class:`LossWrapper`.
 
-    Notes:
-        On the wire per step: from each rank the rows of the largest rank, 4 D bytes each in
-        float32, 8 bytes for the label, and the optional arguments that are given. A loss that
-        draws random numbers must draw the same on all ranks.
+    On the wire per step: from each rank the rows of the largest rank, 4 D bytes each in float32,
+    8 bytes for the label, and the optional arguments that are given.
 
     Example:
         >>> import torch

@@ -17,8 +17,8 @@ from noisydml.wrappers.decision import Judgement
 class GroundTruthFilter(Filter):
     """Drops the samples that are known to have a wrong label.
 
-    What remains is the wrapped loss on the clean samples: what a perfect detector of wrong labels
-    would reach by dropping them. Compare every other wrapper with it.
+    This is what a perfect detector of wrong labels would reach by dropping them. Compare every
+    other wrapper with it.
 
     Args:
         loss: any PML loss, another wrapper, or any callable ``loss(embeddings, labels)``.
@@ -30,9 +30,8 @@ class GroundTruthFilter(Filter):
         ``decision.score`` is 1 for clean and 0 for noisy samples, ``decision.threshold`` 0.5.
 
     Raises:
-        TypeError: if ``is_noisy`` is not a bool tensor.
-        ValueError: if it has not one dimension; while training if ``sample_ids`` is missing or
-            out of range.
+        TypeError, ValueError: if ``is_noisy`` is no bool tensor of one dimension; while training if
+            ``sample_ids`` is missing or out of range.
 
     Example:
         >>> import torch
@@ -64,17 +63,16 @@ class GroundTruthFilter(Filter):
         assert batch.sample_ids is not None  # own_checks has seen to it
         clean = self.is_noisy.index_select(0, batch.sample_ids.clamp_min(0)).logical_not()
         keep = clean if batch.synthetic is None else clean | batch.synthetic
-        threshold = torch.full((), 0.5, device=batch.device, dtype=torch.float32)
-        return self.filtered(batch, batch, keep, keep.float(), threshold)
+        score = keep.float()
+        return self.filtered(batch, batch, keep, score, score.new_full((), 0.5))
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
         if batch.sample_ids is None:
             raise ValueError(
                 "GroundTruthFilter needs sample_ids, the position of each sample in is_noisy"
             )
-        return [
-            in_range("sample_ids", batch.sample_ids, len(self.is_noisy), "the length of is_noisy")
-        ]
+        size = len(self.is_noisy)
+        return [in_range("sample_ids", batch.sample_ids, size, "the length of is_noisy")]
 
     def extra_repr(self) -> str:
         return f"num_samples={len(self.is_noisy)}"

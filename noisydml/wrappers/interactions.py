@@ -15,31 +15,27 @@ from noisydml.wrappers.decision import Judgement
 
 
 class SelectedInteractions(AroundFilter):
-    """Keeps the samples that a filter distrusts as negatives, and lets them be no positives.
+    """Keeps the samples that a filter distrusts as negatives, not as positives (after T-SINT).
 
-    A wrong label spoils the positive pairs of its sample. Of the negative ones most are right all
-    the same: two samples of different labels are rarely of one class, whether or not one of the
-    labels is wrong. T-SINT therefore selects interactions, elements of the distance matrix,
-    rather than samples. Here a filter judges the samples as ever, but instead of dropping the
-    distrusted ones this wrapper takes them out of all positive pairs, as anchor and as positive,
-    and leaves them in the negative pairs of other labels. With few classes that costs more than
-    it gains, see the documentation for figures.
+    A wrong label spoils the positive pairs of its sample. Most of its negative pairs are right
+    even so: two samples of different labels are rarely of one class. So the samples that a filter
+    distrusts are not dropped but taken out of all positive pairs, as anchor and as positive. With
+    few classes that costs more than it gains; the documentation has figures.
 
     Args:
-        loss: a filter, a wrapper that drops what it distrusts: ``GroundTruthFilter``,
-            ``KNNDenoiser``, ``PRISMFilter`` or ``SmallLossFilter``. Innermost in it, or in the
-            wrappers inside it, is one of PML's pair or triplet losses.
+        loss: a filter: ``GroundTruthFilter``, ``KNNDenoiser``, ``PRISMFilter`` or
+            ``SmallLossFilter``. Innermost in it, or in the wrappers inside it, is one of PML's
+            pair or triplet losses.
         validate_args: whether values are checked; see :class:`LossWrapper`.
 
     Forward:
-        As every wrapper, and as the filter asks. ``decision`` is the filter's, which has the same
-        one, except that ``keep`` is True for all rows: the loss sees them all. ``decision.weight``
-        is 0 for those that are only negatives and 1 for the others.
+        As every wrapper, and as the filter asks. ``decision`` is the filter's, with ``keep`` True
+        for all rows, which the loss sees, and ``weight`` 0 for those that are only negatives.
 
     Raises:
         TypeError: if ``loss`` is no filter, or the innermost loss compares no pairs or triplets
-            that it can be given. ``CrossBatchMemory`` is refused, since the samples in its memory
-            would be positives of later ones.
+            that it can be given, or is a ``CrossBatchMemory``, in which distrusted samples would
+            be positives of later ones.
 
     References:
         Ibrahimi et al., Learning with Label Noise for Image Retrieval by Selecting Interactions,

@@ -173,9 +173,7 @@ class KNNDenoiser(Filter):
         )
 
     def commit(self, batch: Batch, judgement: Judgement) -> None:
-        rows: Batch = judgement.memo
-        if rows.synthetic is not None:  # that another wrapper made up
-            rows = rows.select(rows.real)
+        rows: Batch = judgement.memo.without_synthetic()
         if len(rows) == 0:
             return
         self.memory.remember(rows.embeddings, rows.labels, rows.sample_ids)

@@ -19,33 +19,30 @@ class LanguageGuidance(Regularizer):
     r"""Draws the similarities of a batch towards those of its names in language (PLG).
 
     The regulariser of ProcSim's Eq. 4 and of MS + PLG: the row-wise divergence between the
-    cosines of the embeddings and the mean cosines of their language embeddings. See
-    :func:`noisydml.functional.language_guidance` for the equation.
+    cosines of the embeddings and the mean cosines of their language embeddings
+    (:func:`~noisydml.functional.language_guidance`).
 
     Args:
-        language: (N, E), or (N, k, E) for k pseudo-classes, floating point: one row for every
-            sample of the data set, or for every class. They are looked up, never trained, and
-            have to be finite. :mod:`noisydml.language` makes them from names. CLIP's image
-            embeddings of the samples take their place in ProcSim's appendix C.
-        by: ``"sample_ids"`` if row i is that of sample i of the data set, ``"labels"`` if it is
-            that of class i. The published code takes ``"labels"``, with pseudo-classes of the
-            mean prediction for a class; a wrong label then takes the wrong row.
+        language: (N, E), or (N, k, E) for k pseudo-classes, floating point and finite: a row for
+            every sample of the data set, or for every class. They are never trained.
+            :mod:`noisydml.language` makes them from names.
+        by: ``"sample_ids"`` if row i is that of sample i of the data set, ``"labels"`` (published)
+            if it is that of class i; then a wrong label takes a wrong row.
         direction: ``"backward"`` (published) or ``"forward"``.
-        temperature: 1 as published.
-        shift: 1 as published.
+        temperature: finite and above 0; 1 as published.
+        shift: finite; 1 as published.
         same_class: ``"fill"`` (published), ``"diagonal"`` or ``"keep"``.
 
     Forward:
-        ``(embeddings, labels, sample_ids)`` to one divergence a sample, (B,).
-        :class:`RegularizedLoss` calls it.
+        ``(embeddings, labels, sample_ids)`` to (B,) divergences, called by
+        :class:`RegularizedLoss`.
 
     Raises:
-        TypeError: if ``language`` is not a floating-point tensor.
-        ValueError: if its shape or a setting is impossible; while training if ids are missing,
-            there is no row for one, or its row is not finite.
+        TypeError, ValueError: for an impossible table or setting; while training if ids are
+            missing, there is no row for one, or its row is not finite.
 
-    The table is a buffer, so it moves with the loss, but it is no part of ``state_dict``: like
-    ``lam`` it is a setting, and large. It keeps its dtype, so float16 halves its memory.
+    The table is a buffer and moves with the loss, but is a setting and no part of
+    ``state_dict``. It keeps its dtype, so float16 halves its memory.
 
     References:
         Roth, Vinyals, Akata, Integrating Language Guidance into Vision-based Deep Metric
@@ -117,12 +114,10 @@ class LanguageGuidance(Regularizer):
         rows = len(self.table)
         # Before the first step the table is not where the batch is.
         looked_up = self.table.to(row.device).index_select(0, row.clamp(0, rows - 1))
+        bad = looked_up.isfinite().all().logical_not()
         return [
             in_range(self.by, row, rows, "the rows of language"),
-            ValueCheck(
-                looked_up.isfinite().all().logical_not(),
-                "language must be finite, got NaN or infinity",
-            ),
+            ValueCheck(bad, "language must be finite, got NaN or infinity"),
         ]
 
     def extra_repr(self) -> str:

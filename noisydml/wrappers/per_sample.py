@@ -26,8 +26,8 @@ def per_sample_loss(
     embeddings or weights belongs to no sample and is spread evenly. ``loss`` is left as it was.
 
     Args:
-        loss: any loss of pytorch-metric-learning whose terms have an anchor, with any reducer
-            that is homogeneous of degree one in its terms (all built-in ones are),
+        loss: any loss of pytorch-metric-learning whose terms have an anchor, with a reducer that
+            is homogeneous of degree one in its terms (all built-in ones are),
             ``CrossBatchMemory`` or ``MultipleLosses`` around such, or a callable
             ``loss(embeddings, labels)`` that returns shape (B,) already.
         embeddings: (B, D) floating point.
@@ -38,13 +38,12 @@ def per_sample_loss(
 
     Returns:
         (B,) tensor with ``per_sample.mean()`` equal to ``loss(embeddings, labels, ...)`` in value
-        and, for every built-in reducer, in gradient: the share of a term is taken as a constant, so
-        a reducer that itself uses the embeddings or has parameters passes no gradient to them.
-        With no sample, an empty tensor that has a graph.
+        and, for every built-in reducer, in gradient. With no sample, an empty tensor that has a
+        graph.
 
     Raises:
-        TypeError: for a loss that is reduced before a sample's part can be told
-            (``HistogramLoss``, ``ProxyAnchorLoss`` and others); the message says why.
+        TypeError: if the loss is reduced before a sample's part can be told, as
+            ``HistogramLoss`` and ``ProxyAnchorLoss`` are; the message says why.
         ValueError: if shapes do not fit.
 
     Example:

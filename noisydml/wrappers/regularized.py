@@ -33,36 +33,35 @@ class Regularizer(nn.Module, ABC):
 class RegularizedLoss(LossWrapper):
     r"""Adds a term of the embeddings, such as a self-supervised one (ProcSim, Eq. 4).
 
-    The result is :math:`\frac{1}{B}\sum_i \sigma_i \ell_i + \omega\, \ell_i^{SSL}`. Its place in a
-    nesting says what the regulariser sees. As the outermost wrapper, the paper's place, it sees
-    every row, and no weight and no filter touches its term. Inside another wrapper it sees what
-    that one hands on: the rows that are left, and values that are weighted like the loss's, the
-    ablation "regularization affected by confidence" of ProcSim's Table 1.
+    The value is :math:`\frac{1}{B}\sum_i \sigma_i \ell_i + \omega\, \ell_i^{SSL}`. Its place in a
+    nest says what the regulariser sees. Outermost, as in the paper, it sees every row, and no
+    weight and no filter touches its term. Inside another wrapper it sees the rows that are left,
+    and its values are weighted like the loss's (Table 1, "regularization affected by
+    confidence").
 
     Args:
         loss: any PML loss, another wrapper, or any callable ``loss(embeddings, labels)``.
         regularizer: a :class:`Regularizer` such as :class:`LanguageGuidance`, or any callable of
-            the (B, D) embeddings. It returns one value per sample, (B,), or one number. If it is
-            a module, its parameters are those of this loss.
+            the (B, D) embeddings. It returns one value per sample, (B,), or one number. The
+            parameters of a module are those of this loss.
         weight: :math:`\omega`, finite and not negative; 0 switches the term off. ProcSim has 10
             for CUB200, 5.5 for Cars196 and 0.5 for SOP.
         validate_args: whether values are checked; see :class:`LossWrapper`.
 
     Attributes:
-        regularization: 0-dim, the detached value of the regulariser's term in the last training
-            step, before :math:`\omega`; None before the first, and with ``weight=0``.
+        regularization: 0-dim, the detached term of the last training step, before
+            :math:`\omega`; None before the first, and with ``weight=0``.
 
     Forward:
-        As every wrapper. In eval mode, and for no rows at all, there is no term. Its own
-        ``decision`` trusts every sample. Rows that another wrapper has made up are left out.
+        As every wrapper. In eval mode and for no rows there is no term, and rows that another
+        wrapper has made up have none. ``decision`` trusts every sample.
 
     Raises:
-        TypeError: if an argument has the wrong type, or the regulariser returns something else:
-            inside a wrapper that weights, anything but one value per sample.
-        ValueError: if ``weight`` is out of range.
+        TypeError, ValueError: if an argument has the wrong type or value; if the regulariser
+            returns something else: inside a wrapper that weights, anything but (B,) values.
 
-    Under ``torch.distributed`` the regulariser sees its own rank's rows, like a wrapped loss,
-    and with a ``GatheredLoss`` around this wrapper those of all ranks.
+    Under ``torch.distributed`` the regulariser sees its own rank's rows, and with a
+    ``GatheredLoss`` around this wrapper those of all ranks.
 
     References:
         Barbany et al., ProcSim: Proxy-based Confidence for Robust Similarity Learning, WACV 2024.
@@ -120,34 +119,25 @@ class RegularizedLoss(LossWrapper):
 
     def _term(self, batch: Batch) -> Tensor:
         """0-dim, the regulariser's mean over the rows; weighted inside another wrapper."""
-        if batch.synthetic is not None:
-            batch = batch.select(batch.real)
-        values = self._values(batch)
-        weight = batch.sample_weight if batch.nested and len(batch) else None
-        if weight is None:
-            return values if values.ndim == 0 else values.mean()
-        if values.ndim == 0:
-            raise TypeError(
-                "regularizer must return one value per sample inside a wrapper that weights "
-                "samples; put RegularizedLoss outside of it"
-            )
-        return (weight.to(values.dtype) * values).mean()
-
-    def _values(self, batch: Batch) -> Tensor:
-        """(B,) or 0-dim, what the regulariser returns for the rows of a batch."""
+        batch, regularizer = batch.without_synthetic(), self.regularizer
         if len(batch) == 0:
-            module = self.regularizer if isinstance(self.regularizer, nn.Module) else nn.Module()
-            return zero_with_graph(batch.embeddings, module.parameters())
-        if isinstance(self.regularizer, Regularizer):
-            values = self.regularizer(batch.embeddings, batch.labels, batch.sample_ids)
+            parameters = regularizer.parameters() if isinstance(regularizer, nn.Module) else ()
+            return zero_with_graph(batch.embeddings, parameters)
+        if isinstance(regularizer, Regularizer):
+            values = regularizer(batch.embeddings, batch.labels, batch.sample_ids)
         else:
-            values = self.regularizer(batch.embeddings)
-        if not isinstance(values, Tensor) or values.shape not in ((), (len(batch),)):
-            got = type(values).__name__
-            if isinstance(values, Tensor):
-                got = f"shape {tuple(values.shape)}"
-            raise TypeError(
-                f"regularizer must return one value per sample, shape ({len(batch)},), or a "
-                f"0-dim tensor, got {got}"
-            )
-        return values.to(torch.promote_types(values.dtype, torch.float32))
+            values = regularizer(batch.embeddings)
+        wanted = f"regularizer must return one value per sample, shape ({len(batch)},), or a"
+        if not isinstance(values, Tensor):
+            raise TypeError(f"{wanted} 0-dim tensor, got {type(values).__name__}")
+        if values.shape not in ((), (len(batch),)):
+            raise TypeError(f"{wanted} 0-dim tensor, got shape {tuple(values.shape)}")
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        if batch.nested and batch.sample_weight is not None:
+            if values.ndim == 0:
+                raise TypeError(
+                    "regularizer must return one value per sample inside a wrapper that weights "
+                    "samples; put RegularizedLoss outside of it"
+                )
+            values = batch.sample_weight.to(values.dtype) * values
+        return values.mean()

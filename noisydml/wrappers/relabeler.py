@@ -14,30 +14,28 @@ from noisydml.memory.features import FeatureMemory
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import AroundFilter, Filter, loss_against_memory
 from noisydml.wrappers.checks import ValueCheck, require_width
-from noisydml.wrappers.decision import Decision, Judgement
+from noisydml.wrappers.decision import Judgement
 
 
 class MemoryRelabeler(AroundFilter):
     r"""Adds the loss against a memory, in which relabelled samples take part.
 
-    A filter such as :class:`KNNDenoiser` leaves out what it distrusts, half of the data set with
-    half of the labels wrong. Of many of these samples the neighbours also say what the label
-    should have been. In the batch it would not help to know it: a sampler that draws several
-    samples of each class goes by the given labels, and hardly another sample there has the new
-    one. In a memory of the latest features there are positives for all. The value is
+    Where a filter distrusts a sample, its neighbours often agree on another label. In the batch,
+    which was sampled by given labels, there is hardly a positive for that one; in a memory there
+    are some for all. The value is
 
     .. math:: \ell(\text{kept}) + w\, \ell(\text{kept and relabelled}; \text{memory})
 
     where the memory holds the latest features of kept and relabelled samples, with these labels.
-    A sample is relabelled if its neighbours' strongest label has ``lead`` times the votes of any
-    other. No paper's method: the memory is PRISM's Eq. 9 (and that of XBM), the vote N2D2's.
+    No paper's method: the memory is PRISM's Eq. 9 (and that of XBM), the vote N2D2's.
 
     Args:
         loss: a filter that suggests labels, :class:`KNNDenoiser`, around one of PML's pair or
             triplet losses.
         embedding_size: width of the embeddings, D.
         memory_size: entries of the memory, M; the size of the data set, or what is affordable.
-        lead: at least 1, and ``math.inf`` to relabel nobody.
+        lead: a sample is relabelled if the strongest label has so many times the votes of any
+            other; at least 1, and ``math.inf`` to relabel nobody.
         weight: w, finite and above 0.
         validate_args: whether values are checked; see :class:`LossWrapper`.
 
@@ -45,15 +43,15 @@ class MemoryRelabeler(AroundFilter):
         memory: the :class:`~noisydml.memory.FeatureMemory` of kept and relabelled samples.
 
     Forward:
-        As every wrapper; ``ref_emb`` must not be given, the memory is in its place.
-        ``decision`` is the filter's: ``decision.runner_up`` (B,) is what ``lead`` is compared
-        with, and ``decision.suggested_labels`` (B,) are the new labels. Nothing is added before
-        the filter has a reference to judge by. The memory is the one before the batch.
+        As every wrapper, without ``ref_emb``: the memory before the batch is in its place.
+        ``decision`` is the filter's; ``lead`` is compared with its ``runner_up`` (B,), and
+        ``suggested_labels`` (B,) are the new labels. Nothing is added before the filter has a
+        reference to judge by.
 
     Raises:
-        TypeError, ValueError: for impossible settings and bad arguments.
+        TypeError, ValueError: if an argument has the wrong type or value, or ``ref_emb`` is given.
 
-    Under ``torch.distributed`` every rank has the same memory, of all ranks' rows.
+    Under ``torch.distributed`` every rank has one memory, of all ranks' rows.
 
     References:
         Liu et al., Noise-resistant Deep Metric Learning with Ranking-based Instance Selection,
@@ -101,12 +99,16 @@ class MemoryRelabeler(AroundFilter):
         self.weight = float(weight)
 
     def rejudged(self, batch: Batch, judged: Judgement) -> Judgement:
-        members = self._members(batch, judged.decision)
-        everyone = None
-        if members is not None:
-            rows = members.judged()
-            everyone = gather_batch(rows if rows.synthetic is None else rows.select(rows.real))
-        return Judgement(judged.decision, judged.own_loss, memo=(judged, members, everyone))
+        decision = judged.decision
+        suggested, runner_up = decision.suggested_labels, decision.runner_up
+        if suggested is None or runner_up is None:  # the filter has no reference yet
+            return Judgement(decision, judged.own_loss, memo=(judged, None, None))
+        relabelled = decision.keep.logical_not() & (runner_up * self.lead <= 1)
+        labels = torch.where(relabelled, suggested, batch.labels)
+        members = replace(batch, labels=labels, indices_tuple=None)
+        members = members.select(decision.keep | relabelled)
+        everyone = gather_batch(members.judged().without_synthetic())
+        return Judgement(decision, judged.own_loss, memo=(judged, members, everyone))
 
     def value(self, batch: Batch, judgement: Judgement) -> Tensor:
         value = self.filter.kept_value(batch.select(judgement.decision.keep))
@@ -134,12 +136,3 @@ class MemoryRelabeler(AroundFilter):
 
     def extra_repr(self) -> str:
         return f"lead={self.lead}, weight={self.weight}"
-
-    def _members(self, batch: Batch, decision: Decision) -> Batch | None:
-        """The rows to compare with the memory and to remember, with the labels to go by."""
-        suggested, runner_up = decision.suggested_labels, decision.runner_up
-        if suggested is None or runner_up is None:
-            return None
-        relabelled = decision.keep.logical_not() & (runner_up * self.lead <= 1)
-        labels = torch.where(relabelled, suggested, batch.labels)
-        return replace(batch, labels=labels, indices_tuple=None).select(decision.keep | relabelled)

@@ -13,15 +13,15 @@ from noisydml.wrappers.decision import Decision
 
 @torch.no_grad()
 def decision_stats(decision: Decision) -> dict[str, float]:
-    """The figures of a decision, as a call leaves it in ``loss_fn.decision``, for a log or table.
+    """The figures of a decision, for a log or table.
 
-    The keys are always the same, so that every step is a row of one table. What a decision does
-    not have is NaN: TensorBoard leaves a gap, and so do the means of pandas.
+    Every decision has all keys, so that a step is a row of a table. What it does not know is NaN:
+    TensorBoard leaves a gap, and the means of pandas leave it out.
 
     * ``size``: number of samples, B;
     * ``kept``: share of them that the wrapped loss saw;
     * ``mean_weight``: of all B, dropped ones included;
-    * ``threshold``, ``noise_rate``: as in the decision;
+    * ``threshold``, ``noise_rate``: the decision's;
     * ``score_q10``, ``score_q50``, ``score_q90``: quantiles of the scores, each one of them.
 
     Costs one host synchronisation on CUDA: call it in the steps that are logged.
@@ -55,7 +55,7 @@ def decision_stats(decision: Decision) -> dict[str, float]:
 def decision_summary(loss: LossWrapper) -> str:
     """One line for a log: what each wrapper of a nest made of the last batch, the outermost first.
 
-    Costs one host synchronisation for each wrapper on CUDA: call it in the steps that are logged.
+    Costs one host synchronisation for each wrapper on CUDA.
 
     Raises:
         TypeError: if ``loss`` is not a wrapper.

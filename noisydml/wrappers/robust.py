@@ -13,19 +13,14 @@ _SMALL_CLASS = 50  # samples; with 20 the low threshold is better, with 140 the 
 
 
 def robust(
-    loss: Callable[..., Any],
-    num_classes: int,
-    embedding_size: int,
-    dataset_size: int,
+    loss: Callable[..., Any], num_classes: int, embedding_size: int, dataset_size: int
 ) -> LossWrapper:
     """Wrap a loss in what the project's own experiments speak for, with nothing to tune.
 
-    No noise rate is asked for, and the training loop stays as it is; ``sample_ids`` are worth
-    passing. At present it is a :class:`KNNDenoiser` over the whole data set, with its
-    ``threshold`` at 0.25 where classes have fewer than 50 samples on average, and at the paper's
-    0.5 where they have more. With ids it undoes most of the damage of random labels and of those of
-    similar classes, and without wrong labels it costs next to nothing. A later version may compose
-    something else. The results page of the documentation has the figures.
+    No noise rate is asked for; ``sample_ids`` are worth passing. At present it is a
+    :class:`KNNDenoiser` over the whole data set, with ``threshold`` at 0.25 where classes have
+    fewer than 50 samples on average, and the paper's 0.5 where they have more. A later version
+    may compose something else. The results page of the documentation has figures.
 
     Args:
         loss: any loss that a wrapper takes.
@@ -37,8 +32,8 @@ def robust(
         The wrapper. It holds three features of every sample: about 12 N D bytes.
 
     Raises:
-        TypeError, ValueError: for a number that is no positive integer, a loss that cannot be
-            wrapped, and fewer samples than classes.
+        TypeError, ValueError: if a number is no positive integer, the loss cannot be wrapped, or
+            there are fewer samples than classes.
 
     Example:
         >>> import torch

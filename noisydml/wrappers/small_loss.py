@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from noisydml import pml
-from noisydml.distributed import gather_batch
 from noisydml.functional import forget_rate, small_loss_threshold
 from noisydml.functional.checks import require_count, require_loss, require_noise_rate
 from noisydml.pml.batch import Batch
-from noisydml.wrappers.base import (
-    Filter,
-    LossWrapper,
-    losses_by,
-    parameters_besides,
-    zero_with_graph,
-)
+from noisydml.wrappers.base import Filter, LossWrapper, losses_by, parameters_besides
 from noisydml.wrappers.checks import ValueCheck, proxy_checks
 from noisydml.wrappers.decision import Decision, Judgement
 
@@ -29,38 +21,36 @@ class SmallLossFilter(Filter):
     r"""Keeps the samples of a batch that have the smallest losses (Co-teaching's selection).
 
     A network fits right labels before wrong ones, so that early on a small loss speaks for a
-    label. Of the n samples of a batch the :math:`\lfloor R(t)\, n \rfloor` with the largest loss
-    are dropped; the rate :math:`R(t)` grows from 0 to the noise rate :math:`\tau` (Algorithm 1,
+    label. Of the n samples of a batch the :math:`\lfloor R(t)\, n \rfloor` of largest loss are
+    dropped, where R grows from 0 to the noise rate (Algorithm 1,
     :func:`~noisydml.functional.forget_rate`). The paper's two networks select for one another;
     here one network selects for itself.
 
     Args:
         loss: any loss that a wrapper takes.
         noise_rate: :math:`\tau` in ``[0, 1)``, the share of wrong labels.
-        ramp: the number of training steps in which R grows; 0 for none. The paper has 10 epochs:
+        ramp: number of training steps in which R grows; 0 for none. The paper has 10 epochs:
             ``10 * len(data_loader)``.
-        score_loss: the loss that judges the samples, such as
-            ``ProxyNCALoss(num_classes, embedding_size)``. Parameters that ``loss`` does not have
-            are trained here, on the kept samples, without moving the embeddings or the value
-            returned, as long as an optimiser has them: see :meth:`parameter_groups`. None to
-            judge by ``loss`` itself, which is then called twice.
+        score_loss: the loss that judges, such as ``ProxyNCALoss(num_classes, embedding_size)``;
+            None for ``loss`` itself, which is then called twice. Parameters that ``loss`` does
+            not have are trained here, on the kept samples, without a change of the value or the
+            embeddings' gradient, as long as an optimiser has them: see :meth:`parameter_groups`.
         validate_args: whether values are checked; see :class:`LossWrapper`.
 
     Forward:
         As every wrapper, with ``labels`` in ``[0, num_classes)`` of the loss that judges.
-        ``decision.score`` (B,) is minus that loss, ``decision.threshold`` minus the largest loss
-        that was kept, ``-inf`` where nothing was dropped, ``decision.noise_rate`` R(t), all
-        float64. Samples of equal loss are kept or dropped together, and kept where only some of
-        them would have to go; so fewer may be dropped, and never all.
+        ``decision.score`` (B,) is minus that loss, ``decision.threshold`` minus the largest that
+        was kept, ``-inf`` if nothing was dropped, ``decision.noise_rate`` R(t), all float64.
+        Samples of equal loss are dropped together, or kept if only some of them would have to go;
+        so fewer may be dropped, and never all.
 
     Raises:
-        TypeError: if the loss that judges has no value per sample (raised by the first call),
-            would remember what it judges (``CrossBatchMemory``) or is a wrapper, or an argument
-            has the wrong type.
-        ValueError: if an argument is out of range.
+        TypeError, ValueError: if an argument has the wrong type or value, or the loss that judges
+            is a wrapper or would remember what it judges, as ``CrossBatchMemory`` does; in the
+            first call if it has no value per sample.
 
     Under ``torch.distributed`` the rows of all ranks are selected from together, and every rank
-    trains the parameters of ``score_loss`` on all rows.
+    trains the parameters of ``score_loss`` on all of them.
 
     References:
         Han et al., Co-teaching: Robust Training of Deep Neural Networks with Extremely Noisy
@@ -108,14 +98,10 @@ class SmallLossFilter(Filter):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def judge(self, batch: Batch) -> Judgement:
-        everyone = gather_batch(replace(batch.judged(), sample_ids=None))  # the rows of all ranks
-        own = self.own_parameters()
+        everyone, losses = losses_by(self._judge, batch, self.own_parameters())
         if len(everyone) == 0:
-            zero = zero_with_graph(everyone.embeddings, own)
-            return Judgement(Decision.trusting(batch), own_loss=zero)
-        trains = bool(own) and torch.is_grad_enabled()
-        losses = losses_by(self._judge, everyone, trains)  # (N,)
-        scores = losses.detach().double()
+            return Judgement(Decision.trusting(batch), own_loss=losses.sum())
+        scores = losses.detach().double()  # (N,), of all ranks' rows
         rate = forget_rate(self.step, self.noise_rate, self.ramp)
         threshold = small_loss_threshold(scores, rate, everyone.real)
         keep = scores <= threshold

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -25,35 +25,27 @@ _KINDS = ("pos_pair", "neg_pair")
 
 @dataclass(frozen=True, eq=False)
 class SuperLossDecision(Decision):
-    r"""A decision with the state that follows from it.
+    """A decision with the running means that follow from it."""
 
-    Attributes:
-        mean: (1,) float64, the running mean :math:`\tau` of the samples' losses; (2,) of the
-            positive and of the negative pairs' at the level of pairs.
-        count: int64 like ``mean``, the number of batches in each.
-    """
-
-    mean: Tensor | None = None
-    count: Tensor | None = None
+    mean: Tensor | None = None  # (1,) float64, of samples; (2,) of positive and of negative pairs
+    count: Tensor | None = None  # int64 of that shape, the batches in each
 
 
 class SuperLoss(LossWrapper):
     r"""Weights samples or pairs by how easy they are (SuperLoss; ProcSim, Eq. 1-2).
 
-    With :math:`\ell` the loss of a sample or pair, the one that is trained, and :math:`\tau` the
-    running mean of such losses, the weight is
-    :math:`\sigma = \exp\{-W(\tfrac12 \max\{-2/e, (\ell - \tau)/\lambda\})\}`: above 1, at most e,
-    for what is easier than :math:`\tau`, and below 1 for what is harder. No gradient passes
-    through :math:`\sigma`. So the weighted loss has the gradient of Eq. 1, and its value lacks
-    the part :math:`-\tau\sigma + \lambda (\log \sigma)^2`, a constant to the gradient.
+    What is easier than usual, with a loss below the running mean :math:`\tau`, gets a weight
+    :math:`\sigma` above 1, at most e; what is harder gets one below 1
+    (:func:`~noisydml.functional.confidence` with ``lower=-2/e``). The weights are constants to
+    the gradient, which is therefore that of Eq. 1; the value lacks the part of Eq. 1 that has none.
 
     Args:
-        loss: for ``level="sample"`` any PML loss whose terms have an anchor,
-            ``CrossBatchMemory`` around one, or a callable that returns one loss per sample. For
-            ``level="pair"`` a PML loss on pairs, such as ``ContrastiveLoss``. Not a wrapper:
-            SuperLoss judges by the loss it trains, so it is the innermost.
+        loss: for ``level="sample"`` a PML loss whose terms have an anchor, ``CrossBatchMemory``
+            around one, or a callable that returns one loss per sample; for ``level="pair"`` a PML
+            loss on pairs, such as ``ContrastiveLoss``. Not a wrapper: SuperLoss judges by the
+            loss it trains, so it is the innermost.
         lam: :math:`\lambda`, finite and above 0, in the unit of the loss; the larger, the milder.
-        level: ``"sample"``, or ``"pair"`` with a :math:`\tau` each for positive and negative
+        level: ``"sample"``, or ``"pair"``, with a :math:`\tau` each for positive and negative
             pairs, as ProcSim has it.
         decay: weight of the past in :math:`\tau`, in [0, 1); None for the plain mean over all
             batches (ProcSim's "global average"). Each batch enters before it is judged.
@@ -61,15 +53,14 @@ class SuperLoss(LossWrapper):
         validate_args: whether values are checked; see :class:`LossWrapper`.
 
     Forward:
-        As every wrapper, with a :class:`SuperLossDecision`, all float64. ``weight`` (B,) is
-        :math:`\sigma`, ``score`` (B,) minus the loss, ``threshold`` :math:`-\tau`. At the level
-        of pairs ``weight`` and ``score`` are what the pairs' weights make of the loss of each
-        anchor, 1 for an anchor without loss, and the threshold is 1.
+        As every wrapper. ``decision`` is a :class:`SuperLossDecision`, in float64: ``weight`` (B,)
+        is :math:`\sigma`, ``score`` (B,) minus the loss, ``threshold`` :math:`-\tau`. With pairs
+        ``weight`` and ``score`` are what their weights make of the loss of each anchor, 1 for an
+        anchor without loss, and ``threshold`` is 1.
 
     Raises:
-        TypeError: if the loss has no terms of that level (raised by the first call), or an
-            argument has the wrong type.
-        ValueError: if an argument is out of range.
+        TypeError, ValueError: if an argument has the wrong type or value; in the first call if
+            the loss has no terms of that level.
 
     The loss is computed in float32 or better, with autocast off, as its terms are the scores.
     Under ``torch.distributed`` it is computed on the rows of all ranks, as by ``GatheredLoss``.
@@ -131,10 +122,16 @@ class SuperLoss(LossWrapper):
             return Judgement(Decision.trusting(batch))
         everyone = everyone.to(torch.promote_types(batch.embeddings.dtype, torch.float32))
         weigh = self._weigh_samples if self.level == "sample" else self._weigh_pairs
-        decision, value = weigh(everyone)
-        rows = ("keep", "weight", "score")
-        own = {name: batch.own_rows(everyone, getattr(decision, name)) for name in rows}
-        return Judgement(replace(decision, **own), memo=(value, decision.mean, decision.count))
+        weight, score, threshold, mean, count, value = weigh(everyone)
+        decision = SuperLossDecision(
+            keep=torch.ones(len(batch), dtype=torch.bool, device=batch.device),
+            weight=batch.own_rows(everyone, weight),
+            score=batch.own_rows(everyone, score),
+            threshold=threshold,
+            mean=mean,
+            count=count,
+        )
+        return Judgement(decision, memo=(value, mean, count))
 
     def value(self, batch: Batch, judgement: Judgement) -> Tensor:
         if judgement.memo is None:  # no row on any rank
@@ -153,24 +150,18 @@ class SuperLoss(LossWrapper):
     def extra_repr(self) -> str:
         return f"lam={self.lam}, level={self.level}, warmup={self.warmup}"
 
-    def _weigh_samples(self, batch: Batch) -> tuple[SuperLossDecision, Tensor]:
+    def _weigh_samples(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Weights and scores (N,), threshold, means, counts, and the value of the loss."""
         terms = pml.split(self.loss, batch)
         losses = terms.per_sample.detach().double()
-        mean, count = self.mean.select(0, 0), self.count.select(0, 0)
-        tau = running_mean(mean, count, losses, self.decay)
+        tau = running_mean(self.mean.select(0, 0), self.count.select(0, 0), losses, self.decay)
         sigma = self._confidence(losses, tau)
-        decision = SuperLossDecision(
-            keep=torch.ones_like(sigma, dtype=torch.bool),
-            weight=sigma,
-            score=-losses,
-            threshold=-tau,
-            mean=tau.unsqueeze(0),
-            count=(count + 1).unsqueeze(0),
-        )
         outer = batch.sample_weight
-        return decision, terms.weighted(sigma if outer is None else sigma * outer)
+        value = terms.weighted(sigma if outer is None else sigma * outer)
+        return sigma, -losses, -tau, tau.unsqueeze(0), self.count + 1, value
 
-    def _weigh_pairs(self, batch: Batch) -> tuple[SuperLossDecision, Tensor]:
+    def _weigh_pairs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Weights and scores (N,), threshold, means, counts, and the value of the loss."""
         value, parts = pml.split_pairs(self.loss, batch)
         means, counts = [*self.mean.unbind()], [*self.count.unbind()]  # of _KINDS
         # The share of each anchor in the value without and with weights, and that of no anchor.
@@ -189,19 +180,13 @@ class SuperLoss(LossWrapper):
                 plain = plain.index_add(0, part.anchors, shares.detach())
                 weighted = weighted.index_add(0, part.anchors, sigma * shares)
         weight = torch.where(plain == 0, 1.0, weighted.detach() / plain)
-        decision = SuperLossDecision(
-            keep=torch.ones_like(weight, dtype=torch.bool),
-            weight=weight,
-            score=weight,
-            threshold=torch.ones_like(unweighted),
-            mean=torch.stack(means),
-            count=torch.stack(counts),
-        )
         outer = torch.ones_like(weight) if batch.sample_weight is None else batch.sample_weight
         # Where every pair's weight is 1, the loss's own value, to the bit.
         total = (outer * weighted).sum() + unweighted
         unit = ((weight == 1) & (outer == 1)).all()
-        return decision, torch.where(unit, value, total.to(value.dtype))
+        value = torch.where(unit, value, total.to(value.dtype))
+        one = torch.ones_like(unweighted)
+        return weight, weight, one, torch.stack(means), torch.stack(counts), value
 
     def _confidence(self, losses: Tensor, tau: Tensor) -> Tensor:
         sigma = confidence(losses, tau, self.lam, lower=_LOWEST)
