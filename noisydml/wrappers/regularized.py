@@ -53,8 +53,9 @@ class RegularizedLoss(LossWrapper):
             :math:`\omega`; None before the first, and with ``weight=0``.
 
     Forward:
-        As every wrapper. In eval mode and for no rows there is no term, and rows that another
-        wrapper has made up have none. ``decision`` trusts every sample.
+        As every wrapper. In eval mode, and for no rows at all, there is no term. ``decision`` is
+        that of the wrapper inside; it trusts every sample where there is none. Rows that another
+        wrapper has made up are left out.
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type or value; if the regulariser
@@ -97,6 +98,12 @@ class RegularizedLoss(LossWrapper):
         self.regularizer = regularizer
         self.weight = float(weight)
         self.regularization: Tensor | None = None
+
+    def run(self, batch: Batch) -> Tensor:
+        value = super().run(batch)
+        if isinstance(self.loss, LossWrapper):  # which judges for both
+            self.decision = self.loss.decision
+        return value
 
     def judge(self, batch: Batch) -> Judgement:
         return Judgement(Decision.trusting(batch))

@@ -74,9 +74,11 @@ class PrototypicalMixer(LossWrapper):
         weights: ``"tempered"``: the density's geometric mean over the dimensions; ``"density"``:
             the density itself, the paper's; None: no weights. Mean 1 in a batch.
         variance_floor: no variance is below this share of what is usual in its dimension.
-        alpha, beta: of the Beta distribution of :math:`\lambda`.
-        mixing, refinement, similarity: False leaves out the mixed samples, keeps all labels as
-            given, or leaves out the wrapped loss after warm-up (the paper's Table 4).
+        alpha: first parameter of the Beta distribution of :math:`\lambda`, above 0.
+        beta: second parameter of it, above 0.
+        mixing: False leaves out the mixed samples (the paper's Table 4, like the next two).
+        refinement: False keeps all labels as given.
+        similarity: False leaves out the wrapped loss after warm-up.
         seed: of the random numbers; None takes ``torch.initial_seed()``.
         validate_args: whether values are checked; see :class:`LossWrapper`.
 

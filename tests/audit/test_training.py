@@ -13,7 +13,7 @@ from audit.ranks import SAMPLES, batch, train
 from processes import run_ranks
 from pytorch_metric_learning import losses
 
-from noisydml import GroundTruthFilter, KNNDenoiser, LabelAudit
+from noisydml import GroundTruthFilter, KNNDenoiser, LabelAudit, RegularizedLoss
 
 
 def make(decay: float = 0.5) -> tuple[GroundTruthFilter, LabelAudit]:
@@ -53,6 +53,16 @@ def test_the_result_of_a_filter() -> None:
     assert result.suggested_labels is None
     assert result.noise_rate == len(result.issues) / judged.sum()
     assert f"of {judged.sum()} labels" in result.summary()
+
+
+def test_a_regularizer_around_a_filter_hides_none_of_its_decisions() -> None:
+    wrapper, _ = make()
+    outermost = RegularizedLoss(wrapper, lambda x: x.square().sum(dim=1), weight=0.1)
+    audit = LabelAudit(outermost, SAMPLES)
+    outermost(**batch(0))
+    assert outermost.decision is wrapper.decision
+    ids = batch(0)["sample_ids"]
+    assert set(audit.result().issues.tolist()) == {int(i) for i in ids if i % 4 == 0}
 
 
 def test_suggestions_of_a_wrapper_that_makes_them() -> None:

@@ -417,7 +417,9 @@ def kept_rows(wrapper: LossWrapper, size: int = 24) -> Tensor:
     """The rows of the last batch that reached the innermost loss, by the decisions of all."""
     rows = torch.arange(size)
     for each in chain(wrapper):
-        if not isinstance(each, MemoryRelabeler):  # its filter has the same decision
+        # Of these two the decision is that of the wrapper inside, if there is one.
+        around = isinstance(each, (MemoryRelabeler, RegularizedLoss))
+        if not (around and isinstance(each.loss, LossWrapper)):
             rows = rows[each.decision.keep.cpu()]
     return rows
 
