@@ -413,14 +413,21 @@ def chain(wrapper: LossWrapper) -> list[LossWrapper]:
     return found
 
 
+def judges(wrapper: LossWrapper) -> list[LossWrapper]:
+    """Those of a nest whose decision is their own, and not that of the wrapper inside them."""
+    handing_on = (MemoryRelabeler, RegularizedLoss)
+    return [
+        each
+        for each in chain(wrapper)
+        if not (isinstance(each, handing_on) and isinstance(each.loss, LossWrapper))
+    ]
+
+
 def kept_rows(wrapper: LossWrapper, size: int = 24) -> Tensor:
     """The rows of the last batch that reached the innermost loss, by the decisions of all."""
     rows = torch.arange(size)
-    for each in chain(wrapper):
-        # Of these two the decision is that of the wrapper inside, if there is one.
-        around = isinstance(each, (MemoryRelabeler, RegularizedLoss))
-        if not (around and isinstance(each.loss, LossWrapper)):
-            rows = rows[each.decision.keep.cpu()]
+    for each in judges(wrapper):
+        rows = rows[each.decision.keep.cpu()]
     return rows
 
 

@@ -11,6 +11,7 @@ from contract.cases import (
     WIDTH,
     build,
     chain,
+    judges,
     make_batch,
     naming,
 )
@@ -28,7 +29,7 @@ def effective_weight(case: str, leaf: str) -> tuple[Tensor, Tensor, Tensor, dict
     wrapper = build(case, leaf)
     value = wrapper(**arguments)
     weight = torch.ones(24, dtype=torch.float64)
-    for each in chain(wrapper):
+    for each in judges(wrapper):
         weight = weight * each.decision.weight
     (grad,) = torch.autograd.grad(value, arguments["embeddings"])
     return value, grad, weight, arguments
