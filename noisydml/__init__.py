@@ -4,7 +4,7 @@ from noisydml import distributed, functional, noise
 from noisydml.audit import plot
 from noisydml.audit.issues import LabelIssues, find_label_issues
 from noisydml.audit.training import LabelAudit
-from noisydml.wrappers.base import LossWrapper
+from noisydml.wrappers.base import Filter, LossWrapper
 from noisydml.wrappers.confidence import ConfidenceWeightedLoss
 from noisydml.wrappers.decision import Decision
 from noisydml.wrappers.gathered import GatheredLoss
@@ -27,6 +27,7 @@ __version__ = "0.1.0"  # the one place that says it; the build backend reads it
 __all__ = [
     "ConfidenceWeightedLoss",
     "Decision",
+    "Filter",
     "GatheredLoss",
     "GroundTruthFilter",
     "KNNDenoiser",

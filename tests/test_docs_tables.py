@@ -276,7 +276,6 @@ def test_api_page_has_every_public_name() -> None:
 # The import rule -------------------------------------------------------------------------------
 
 
-# Packages whose files may import one another, and which others they may import from.
 def test_imports_point_down() -> None:
     """The rooms of docs/design.md, the lowest last: each uses its own and those below it."""
     floors = [re.findall(r"`(\w+)`", row[0]) for row in tables("design.md", "Room")]

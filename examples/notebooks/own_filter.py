@@ -25,8 +25,8 @@ from torch import nn
 from torch.nn.functional import normalize
 
 import noisydml
+from noisydml import Filter
 from noisydml.distributed import gather_batch
-from noisydml.wrappers.base import Filter
 from noisydml.wrappers.checks import in_range, require_width
 
 torch.set_num_threads(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +82,7 @@ class RegularizedLoss(LossWrapper):
 
     def __init__(
         self,
-        loss: Callable[..., object],
+        loss: Callable[..., Any],
         regularizer: Callable[..., Tensor],
         weight: float,
         *,
