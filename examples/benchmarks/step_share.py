@@ -95,7 +95,8 @@ class Step:
     def __init__(self, network: nn.Module, loss: nn.Module, inputs: Tensor, labels: Tensor) -> None:
         self.network, self.loss, self.inputs, self.labels = network, loss, inputs, labels
         parameters = list(nn.ModuleList([network, loss]).parameters())
-        self.optimizer = torch.optim.Adam(parameters) if parameters else None
+        # A rate of 0: the network stays the one whose features the memories hold.
+        self.optimizer = torch.optim.Adam(parameters, lr=0.0) if parameters else None
 
     def __call__(self, ids: Tensor) -> None:
         # Features, which have two dimensions, stand for a network that wants their gradient.
