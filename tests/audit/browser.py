@@ -57,8 +57,9 @@ class Browser:
         assert self.driver.stdout is not None
         self.driver.stdout.close()
 
-    def open(self, page: Path) -> None:
-        self._post("/url", {"url": page.as_uri()})
+    def open(self, page: Path | str) -> None:
+        """A file or an address."""
+        self._post("/url", {"url": page if isinstance(page, str) else page.as_uri()})
 
     def js(self, script: str, *arguments: Any) -> Any:
         """What a script returns."""
