@@ -1,8 +1,9 @@
-"""The documentation's tables say what the code does: losses, refusals, public names."""
+"""The documentation's tables say what the code does: losses, refusals, public names, figures."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -354,3 +355,64 @@ def pml_takes(target: Any, name: str) -> bool:
     return inspect.isclass(target) and any(
         name in inspect.signature(base).parameters for base in inspect.getmro(target)
     )
+
+
+# What robust gains -----------------------------------------------------------------------------
+
+
+ROBUST = "KNNDenoiser (0.25)"  # the row of the results that robust is, with 20 samples a class
+README = DOCS.parent / "README.md"
+
+
+def results_of(heading: str) -> dict[str, list[str]]:
+    """The first table of docs/results.md after a text, a list of cells a row."""
+    page = (DOCS / "results.md").read_text(encoding="utf-8")
+    lines = page[page.index(heading) :].partition("\n| ")[2].partition("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip(" |").split("|")] for line in lines]
+    return {first: cells for first, *cells in rows}
+
+
+@pytest.mark.parametrize("page", [README, DOCS / "robust.md"], ids=lambda page: page.name)
+def test_table_of_robust(page: Path) -> None:
+    found = results_of("### Noise by noise")
+    columns = (found[name] for name in ("method", "plain", ROBUST, "GroundTruthFilter"))
+    rows = ["| " + " | ".join(cells) + " |" for cells in zip(*columns, strict=True)]
+    head = "| wrong labels | plain loss | `robust` | ceiling |\n|---|---|---|---|\n"
+    assert f"\n\n{head}" + "\n".join(rows) + "\n\n" in page.read_text(encoding="utf-8")
+
+
+def test_number_of_the_first_page() -> None:
+    found = results_of("\nRecovered:")
+    share = found[ROBUST][found["method"].index("uniform 50%")]
+    text = " ".join((DOCS / "index.md").read_text(encoding="utf-8").split())
+    assert f"with half of the labels wrong, it undoes {share} of the damage" in text
+
+
+def test_what_digits_prints_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row of the script, whether it speaks for a method or not."""
+    pytest.importorskip("tqdm")
+    monkeypatch.syspath_prepend(str(DOCS.parent / "examples" / "benchmarks"))
+    digits = importlib.import_module("digits")
+    shown = [row[:2] for row in tables("choose.md", "setting")]
+    settings = list(digits.settings(short=False))
+    assert shown == [
+        [name, method[0]] for name, loss, _ in settings for method in digits.methods(loss)
+    ]
+
+
+# The README ------------------------------------------------------------------------------------
+
+
+def test_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").partition("\n## Details\n")[0].split()) < 700
+
+
+def test_links_of_the_readme() -> None:
+    """To files that exist, and to headings in them; MkDocs checks the links of the pages."""
+    targets = re.findall(r"\]\((?!https:)([^)#]+)#?([^)]*)\)", README.read_text(encoding="utf-8"))
+    assert len(targets) > 30
+    for file, heading in targets:
+        text = (README.parent / file).read_text(encoding="utf-8") if heading else ""
+        titles = [re.sub(r"[^\w\s-]", "", t) for t in re.findall(r"^#+ (.*)", text, re.MULTILINE)]
+        assert (README.parent / file).exists(), file
+        assert heading in ["", *("-".join(title.lower().split()) for title in titles)], heading

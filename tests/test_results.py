@@ -195,11 +195,22 @@ def test_a_figure_of_incomplete_runs(tmp_path: Path) -> None:
     assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
-def test_the_tables_of_the_page_are_those_of_its_runs() -> None:
-    runs = sorted((ROOT / "examples" / "benchmarks" / "results").glob("*.jsonl"))
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    assert page.count("<!-- table ") >= 5
-    assert script("report").rewritten(page, script("report").load(runs)) == page
+def runs() -> list[Any]:
+    folder = ROOT / "examples" / "benchmarks" / "results"
+    return list(script("report").load(sorted(folder.glob("*.jsonl"))))
+
+
+@pytest.mark.parametrize("name", ["results", "knn", "prism", "titan"])
+def test_the_tables_of_a_page_are_those_of_its_runs(name: str) -> None:
+    page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    assert page.count("<!-- table ") >= (5 if name == "results" else 1)
+    assert script("report").rewritten(page, runs()) == page
+
+
+def test_the_cycles_of_titan_are_those_of_its_runs() -> None:
+    page = (ROOT / "docs" / "titan.md").read_text(encoding="utf-8")
+    wanted = {"loss": "SupCon (0.5)", "method": "TITAN"}
+    assert f"\n\n{script('report').cycles(runs(), wanted)}\n\n" in page
 
 
 @pytest.mark.parametrize("recipe", ["omniglot", "mnist", "cifar100"])
