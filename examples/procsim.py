@@ -1,7 +1,7 @@
 """ProcSim as in the paper, on handwritten digits of which half the labels are wrong.
 
     python examples/procsim.py
-    python examples/procsim.py --language all-MiniLM-L6-v2  # needs pip install "noisydml[language]"
+    python examples/procsim.py --language all-MiniLM-L6-v2  # needs pip install ".[language]"
 
 The recipe: multi-similarity loss 2/40/0.1, weighted by the confidence in each label, plus omega
 times language guidance, with an optimiser of its own for the proxies. Without a language model

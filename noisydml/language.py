@@ -1,4 +1,4 @@
-"""From class names to language embeddings, for LanguageGuidance; needs ``noisydml[language]``.
+"""From class names to language embeddings, for LanguageGuidance; needs the extra ``language``.
 
 The models come from sentence-transformers, open_clip or transformers, the user's choice. They are
 imported when they are used, and not loaded at all where the embeddings are cached.

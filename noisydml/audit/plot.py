@@ -1,4 +1,4 @@
-"""Figures of what is distrusted; needs matplotlib, ``pip install "noisydml[plot]"``.
+"""Figures of what is distrusted; needs matplotlib, the extra ``plot``.
 
 Functions take the axes to draw on, or make some, and return them; nothing is shown or saved.
 Imported by itself: ``from noisydml import plot``.
