@@ -400,6 +400,15 @@ def test_what_digits_prints_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_figures_of_the_prose_stand_in_a_table() -> None:
+    """So that a sentence does not keep a mean and a spread that have been measured anew."""
+    figure = re.compile(r"\d+\.\d ± \d+\.\d")
+    lines = [line for page in DOCS.glob("*.md") for line in page.read_text("utf-8").splitlines()]
+    prose = {each for line in lines if line[:1] != "|" for each in figure.findall(line)}
+    assert len(prose) >= 10
+    assert not prose - {each for line in lines if line[:1] == "|" for each in figure.findall(line)}
+
+
 # The README ------------------------------------------------------------------------------------
 
 
