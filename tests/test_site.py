@@ -64,9 +64,11 @@ def test_what_is_broken_fails(tmp_path: Path) -> None:
 def test_every_object_has_a_page(site: Path) -> None:
     objects = re.findall(r"^::: noisydml\.(\S+)$", (ROOT / "docs" / "api.md").read_text(), re.M)
     overview = (site / "api" / "index.html").read_text()
-    for name in objects:
+    for path in objects:
+        name = re.sub(r"\.(\w+)\.\1$", r".\1", path)
         page = (site / "api" / name / "index.html").read_text()
-        assert f'id="noisydml.{name}"' in page
+        assert f'id="noisydml.{path}"' in page
+        assert re.search('class="doc doc-object doc-(class|function)"', page), path
         assert f'<a href="{name}/"><code>{name}</code></a>: ' in overview
     assert len(list((site / "api").glob("*/index.html"))) == len(objects)
 
