@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -388,15 +389,30 @@ def test_number_of_the_first_page() -> None:
     assert f"with half of the labels wrong, it undoes {share} of the damage" in text
 
 
-def test_what_digits_prints_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every row of the script, whether it speaks for a method or not."""
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Imports a script of examples/benchmarks."""
     pytest.importorskip("tqdm")
     monkeypatch.syspath_prepend(str(DOCS.parent / "examples" / "benchmarks"))
-    digits = importlib.import_module("digits")
-    shown = [row[:2] for row in tables("choose.md", "setting")]
-    settings = list(digits.settings(short=False))
-    assert shown == [
-        [name, method[0]] for name, loss, _ in settings for method in digits.methods(loss)
+    return importlib.import_module
+
+
+def test_what_digits_prints_is_shown(benchmarks: Callable[[str], Any]) -> None:
+    """Every row of the script, whether it speaks for a method or not."""
+    digits = benchmarks("digits")
+    assert [row[:2] for row in tables("choose.md", "setting")] == [
+        [setting, method[0]]
+        for setting, loss, _ in digits.settings(short=False)
+        for method in digits.methods(loss)
+    ]
+
+
+def test_what_selection_digits_prints_is_shown(benchmarks: Callable[[str], Any]) -> None:
+    methods = benchmarks("selection_digits").methods(pml_losses.ContrastiveLoss)
+    assert [row[:2] for row in tables("interactions.md", "loss")] == [
+        [loss, method[0]]
+        for loss in ("MultiSimilarityLoss", "ContrastiveLoss")
+        for method in methods
     ]
 
 
