@@ -416,6 +416,13 @@ def test_what_selection_digits_prints_is_shown(benchmarks: Callable[[str], Any])
     ]
 
 
+def test_what_titan_digits_prints_is_shown(benchmarks: Callable[[str], Any]) -> None:
+    shown = [row[:2] for row in tables("titan.md", "noise") if len(row) == 5]
+    variants = benchmarks("titan_digits").VARIANTS
+    digits = [row for row in shown if row[1] in variants]
+    assert digits == [[n, v] for n in ("uniform 50%", "pair flip 50%") for v in variants]
+
+
 def test_figures_of_the_prose_stand_in_a_table() -> None:
     """So that a sentence does not keep a mean and a spread that have been measured anew."""
     figure = re.compile(r"\d+\.\d ± \d+\.\d")
