@@ -377,9 +377,10 @@ def results_of(heading: str) -> dict[str, list[str]]:
 def test_table_of_robust(page: Path) -> None:
     found = results_of("### Noise by noise")
     columns = (found[name] for name in ("method", "plain", ROBUST, "GroundTruthFilter"))
-    rows = ["| " + " | ".join(cells) + " |" for cells in zip(*columns, strict=True)]
     head = "| wrong labels | plain loss | `robust` | ceiling |\n|---|---|---|---|\n"
-    assert f"\n\n{head}" + "\n".join(rows) + "\n\n" in page.read_text(encoding="utf-8")
+    rows = ["| " + " | ".join(cells) + " |" for cells in zip(*columns, strict=True)]
+    table = head + "\n".join(rows)
+    assert f"\n\n{table}\n\n" in page.read_text(encoding="utf-8"), f"it must be\n{table}"
 
 
 def test_number_of_the_first_page() -> None:
