@@ -2,6 +2,11 @@
 
 from noisydml.functional.confidence import confidence, running_mean
 from noisydml.functional.interactions import selected_interactions
+from noisydml.functional.judge import (
+    leave_one_out_similarity,
+    principal_components,
+    within_class_whitening,
+)
 from noisydml.functional.lambertw import lambertw
 from noisydml.functional.language_guidance import language_guidance
 from noisydml.functional.mixture import gaussian_mixture, gaussian_mixture_threshold
@@ -51,6 +56,7 @@ __all__ = [
     "gaussian_mixture_threshold",
     "lambertw",
     "language_guidance",
+    "leave_one_out_similarity",
     "low_rank_counts",
     "mix",
     "mix_with_prototypes",
@@ -58,6 +64,7 @@ __all__ = [
     "neighbor_weights",
     "otsu_threshold",
     "own_similarity",
+    "principal_components",
     "proxy_nca",
     "refine_labels",
     "retrieval_number",
@@ -66,4 +73,5 @@ __all__ = [
     "small_loss_threshold",
     "softmax_probability",
     "top_r_threshold",
+    "within_class_whitening",
 ]

@@ -1,0 +1,277 @@
+"""How well wrong labels are found, and counted, beside cleanlab.
+
+    python examples/benchmarks/judge_quality.py --cache FOLDER --output results/judge.jsonl
+    python examples/benchmarks/judge_quality.py --output results/judge.jsonl --table
+
+Pixels of handwritten digits, Gaussian classes of five, and the features of a network pretrained on
+ImageNet (EfficientNet-Lite0, frozen; pretrained.py): Cars196's training half with PRISM's published
+lists, and CIFAR-100 with uniform, semantic and pair-flip noise and with labels drawn from a
+confusion matrix of people. The image sets are npz files in the folder NOISYDML_DATA, in the format
+of image_sets.py. Three methods see the same features and labels and are told nothing:
+``noisydml`` (find_label_issues), ``cleanlab`` (Datalab on the features) and ``cleanlab 5-fold``
+(its strongest form: out-of-sample probabilities of a logistic regression).
+
+Every row is a line of JSON in the output file; a row that is there already is not repeated.
+``--table`` prints the Markdown table of what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, f1_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import noisydml
+from noisydml import noise
+
+SEEDS = 3
+METHODS = ("noisydml", "cleanlab", "cleanlab 5-fold")
+
+
+class Problem(NamedTuple):
+    """Labelled features, some of the labels wrong."""
+
+    features: np.ndarray  # (N, D)
+    given: np.ndarray  # (N,)
+    truth: np.ndarray  # (N,)
+
+
+Made = tuple[str, int, Callable[[int], Problem]]  # name, number of seeds, from a seed
+
+
+class Found(NamedTuple):
+    """What a method says of the labels."""
+
+    flagged: np.ndarray  # (N,) bool
+    score: np.ndarray  # (N,) higher is cleaner
+    rate: float  # the estimated share of wrong labels
+
+
+def ours(problem: Problem) -> Found:
+    found = noisydml.find_label_issues(problem.features, problem.given)
+    flagged = np.zeros(len(problem.given), dtype=bool)
+    flagged[found.issues] = True
+    return Found(flagged, found.score.numpy(), found.noise_rate)
+
+
+def datalab(problem: Problem, **evidence: Any) -> Found:
+    from cleanlab import Datalab
+
+    lab = Datalab(data={"label": problem.given}, label_name="label", verbosity=0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        lab.find_issues(issue_types={"label": {}}, **evidence)
+    issues = lab.get_issues("label")
+    flagged = issues["is_label_issue"].to_numpy()
+    return Found(flagged, issues["label_score"].to_numpy(), float(flagged.mean()))
+
+
+def cleanlab(problem: Problem) -> Found:
+    return datalab(problem, features=problem.features)
+
+
+def cleanlab_5_fold(problem: Problem) -> Found:
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # classes smaller than the number of folds
+        predicted = cross_val_predict(
+            model, problem.features, problem.given, cv=folds, method="predict_proba"
+        )
+    return datalab(problem, pred_probs=predicted)
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    pixels, labels = load_digits(return_X_y=True)
+    return pixels.astype(np.float32), labels.astype(np.int64)
+
+
+def gaussians(seed: int, classes: int = 1000, per_class: int = 5, width: int = 128) -> Problem:
+    """Classes around random centers, half as wide as their distance from the origin."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    truth = torch.arange(classes).repeat_interleave(per_class)
+    centers = torch.randn(classes, width, generator=generator)
+    features = centers[truth] + 0.5 * torch.randn(len(truth), width, generator=generator)
+    given = noise.uniform(truth, 0.2, seed=seed).labels
+    return Problem(features.numpy(), given, truth.numpy())
+
+
+def pretrained_features(path: Path, folder: Path, side: int) -> np.ndarray:
+    import pretrained
+
+    return pretrained.cached(path, folder, side, None).flatten(1).float().numpy()
+
+
+def by_people(truth: np.ndarray, confusion: np.ndarray, seed: int) -> np.ndarray:
+    """Labels drawn from the row of each class in a confusion matrix."""
+    shares = confusion / confusion.sum(axis=1, keepdims=True)
+    drawn = np.random.default_rng(seed).random(len(truth))
+    return (shares.cumsum(axis=1)[truth] < drawn[:, None]).sum(axis=1)
+
+
+def problems(data: Path | None, cache: Path | None) -> Iterator[Made]:
+    """All of them."""
+    pixels, of_digits = digits()
+    for rate in (0.0, 0.1, 0.2, 0.5):
+        yield (
+            f"digits, {rate:.0%}",
+            SEEDS if rate else 1,
+            lambda seed, rate=rate: Problem(
+                pixels, noise.uniform(of_digits, rate, seed=seed).labels, of_digits
+            ),
+        )
+    yield "1,000 Gaussian classes of 5, 20%", SEEDS, gaussians
+    if data is None or cache is None:
+        return
+    cars = data / "cars196_128.npz"
+    with np.load(cars, allow_pickle=False) as file:
+        trains = file["split"] == 0
+        lists = {name: file[name][trains].astype(np.int64) for name in file.files if "sym" in name}
+        models = file["labels"][trains].astype(np.int64)
+    of_cars = pretrained_features(cars, cache, 160)[trains]
+    yield "Cars196, true labels", 1, lambda _: Problem(of_cars, models, models)
+    for given in lists.values():
+        share = (given != models).mean()
+        yield (
+            f"Cars196, PRISM's list {share:.1%}",
+            1,
+            lambda _, given=given: Problem(of_cars, given, models),
+        )
+    cifar = data / "cifar100_sub150.npz"
+    with np.load(cifar, allow_pickle=False) as file:
+        things = file["labels"].astype(np.int64)
+        coarse, confusion = file["class_coarse"].tolist(), file["human_confusion"]
+    of_things = pretrained_features(cifar, cache, 96)
+    tree = noise.ClassHierarchy.from_paths([f"{group}/{c}" for c, group in enumerate(coarse)])
+    models_of_noise: dict[str, Callable[[float, int], Any]] = {
+        "uniform": lambda rate, seed: noise.uniform(things, rate, seed=seed).labels,
+        "semantic": lambda rate, seed: noise.semantic(things, rate, tree, seed=seed).labels,
+        "pair flip": lambda rate, seed: noise.pair_flip(things, rate, seed=seed).labels,
+    }
+    yield "CIFAR-100, true labels", 1, lambda _: Problem(of_things, things, things)
+    for name, spoil in models_of_noise.items():
+        for rate in (0.2, 0.5):
+            yield (
+                f"CIFAR-100, {name} {rate:.0%}",
+                SEEDS,
+                lambda seed, rate=rate, spoil=spoil: Problem(of_things, spoil(rate, seed), things),
+            )
+    yield (
+        "CIFAR-100, human confusion",
+        SEEDS,
+        lambda seed: Problem(of_things, by_people(things, confusion, seed), things),
+    )
+
+
+def measured(problem: Problem, method: str) -> dict[str, float]:
+    find = {"noisydml": ours, "cleanlab": cleanlab, "cleanlab 5-fold": cleanlab_5_fold}[method]
+    start = time.perf_counter()
+    found = find(problem)
+    seconds = time.perf_counter() - start
+    wrong = problem.given != problem.truth
+    any_wrong = bool(wrong.any())
+    return {
+        "wrong": float(wrong.mean()),
+        "AP": float(average_precision_score(wrong, -found.score)) if any_wrong else math.nan,
+        "F1": float(f1_score(wrong, found.flagged)) if any_wrong else math.nan,
+        "flagged": float(found.flagged.mean()),
+        "rate": found.rate,
+        "seconds": round(seconds, 1),
+    }
+
+
+def nearest_agree(features: np.ndarray, truth: np.ndarray) -> float:
+    """How often the nearest other sample, by cosine, is of the same class."""
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
+    _, near = NearestNeighbors(n_neighbors=2).fit(unit).kneighbors(unit)
+    return float((truth[near[:, 1]] == truth).mean())
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    rows = [
+        "| features, noise | wrong | "
+        + " | ".join(f"{m}: AP, F1, flagged" for m in METHODS)
+        + " | estimated rate |",
+        "|---" * (len(METHODS) + 3) + "|",
+    ]
+    for name in dict.fromkeys(line["problem"] for line in lines):
+        cells = [name, f"{mean(lines, name, METHODS[0], 'wrong'):.3f}"]
+        for method in METHODS:
+            cells.append(
+                ", ".join(
+                    f"{mean(lines, name, method, key):.3f}".replace("nan", "-")
+                    for key in ("AP", "F1", "flagged")
+                )
+            )
+        rates = values(lines, name, METHODS[0], "rate")
+        spread = f" ± {np.std(rates, ddof=1):.3f}" if len(rates) > 1 else ""
+        cells.append(f"{np.mean(rates):.3f}{spread}")
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def values(lines: list[dict[str, Any]], problem: str, method: str, key: str) -> list[float]:
+    return [line[key] for line in lines if line["problem"] == problem and line["method"] == method]
+
+
+def mean(lines: list[dict[str, Any]], problem: str, method: str, key: str) -> float:
+    found = values(lines, problem, method, key)
+    return float(np.mean(found)) if found else math.nan
+
+
+def read(path: Path | None) -> list[dict[str, Any]]:
+    if path is None or not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cache", type=Path, help="folder for features, outside the repository")
+    parser.add_argument("--output", type=Path, help="file of results that is continued")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--only", default="", help="problems whose name begins so")
+    parser.add_argument("--table", action="store_true", help="print what is there, run nothing")
+    parser.add_argument("--short", action="store_true", help="digits alone, no cleanlab")
+    options = parser.parse_args()
+    lines = read(options.output)
+    folder = os.environ.get("NOISYDML_DATA")
+    methods = ["noisydml"] if options.short else options.methods
+    if not options.table:
+        data = None if folder is None or options.short else Path(folder)
+        for name, seeds, make in problems(data, options.cache):
+            if not name.startswith("digits" if options.short else options.only):
+                continue
+            for seed in range(1 if options.short else seeds):
+                for method in methods:
+                    key = {"problem": name, "seed": seed, "method": method}
+                    if any(key.items() <= line.items() for line in lines):
+                        continue
+                    lines.append({**key, **measured(make(seed), method)})
+                    if options.output is not None:
+                        with options.output.open("a") as file:
+                            file.write(json.dumps(lines[-1]) + "\n")
+                    print(lines[-1], flush=True)
+    print(table(lines))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    main()

@@ -1,0 +1,170 @@
+"""What labelled features say about their labels: whitened class centers, leaving oneself out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from noisydml.functional.checks import require_count, require_floating, require_integer
+
+_POWERS = 3  # of the covariance, in the search for its leading directions
+_SPARE = 32  # directions more than asked for, as is usual (Halko et al., 2011)
+_TINY = 1e-12
+
+
+def principal_components(features: Tensor, number: int) -> Tensor:
+    """The features, centred and turned so that ``number`` columns hold most of their variance.
+
+    A randomised subspace iteration (Halko et al., 2011) with fixed random numbers: O(N D number).
+
+    Args:
+        features: (N, D) floating point.
+        number: of columns, at least 1; features that are no wider are only centred.
+
+    Returns:
+        (N, min(D, number)) float32.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import principal_components
+        >>> principal_components(torch.tensor([[0.0, 3.0], [0.0, 5.0]]), 1).abs()
+        tensor([[1.],
+                [1.]])
+    """
+    require_floating("features", features, ndim=2)
+    require_count("number", number)
+    features = features.float()
+    features = features - features.mean(dim=0)
+    width = features.shape[1]
+    if width <= number or len(features) == 0:
+        return features
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(width, min(number + _SPARE, width), generator=generator)
+    basis = basis.to(features.device)
+    for _ in range(_POWERS):
+        basis = torch.linalg.qr(features.T @ (features @ basis)).Q
+    reduced = features @ basis
+    _, turn = torch.linalg.eigh((reduced.T @ reduced).double())
+    return reduced @ turn[:, -number:].to(reduced)
+
+
+def within_class_whitening(
+    features: Tensor, labels: Tensor, weights: Tensor, num_classes: int, shrinkage: float = 0.5
+) -> Tensor:
+    r"""The matrix that makes the spread inside the classes the same in every direction.
+
+    With :math:`\Sigma` the weighted covariance of the features around the means of their classes,
+    it is :math:`V \Lambda^{-1/2}` of the eigendecomposition of
+    :math:`(1 - a) \Sigma + a \frac{\operatorname{tr} \Sigma}{D} I`.
+
+    Args:
+        features: (N, D) floating point.
+        labels: (N,) integers in ``[0, num_classes)``.
+        weights: (N,) floating point, not negative; 0 for a sample that takes no part.
+        num_classes: C.
+        shrinkage: :math:`a` in ``[0, 1]``, towards the mean variance.
+
+    Returns:
+        (D, D) float32; the features are to be multiplied by it from the right. The identity where
+        there is no spread.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import within_class_whitening
+        >>> features = torch.tensor([[0.0, 2.0], [0.0, 0.0], [9.0, 2.0], [9.0, 0.0]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> within_class_whitening(features, labels, torch.ones(4), num_classes=2).abs()
+        tensor([[2.0000, 0.0000],
+                [0.0000, 1.1547]])
+    """
+    require_floating("features", features, ndim=2)
+    require_integer("labels", labels, len(features), "feature")
+    require_floating("weights", weights, ndim=1)
+    features, weights = features.float(), weights.float().unsqueeze(1)
+    sums = features.new_zeros(num_classes, features.shape[1])
+    sums.index_add_(0, labels, features * weights)
+    counts = features.new_zeros(num_classes, 1).index_add_(0, labels, weights)
+    means = sums / counts.clamp_min(_TINY)
+    spread = (features - means.index_select(0, labels)) * weights.sqrt()
+    covariance = (spread.T @ spread).double() / weights.sum().clamp_min(_TINY)
+    mean = covariance.diagonal().mean()
+    identity = torch.eye(len(covariance), dtype=torch.float64, device=features.device)
+    covariance = torch.where(mean > 0, covariance.lerp(mean * identity, shrinkage), identity)
+    variance, directions = torch.linalg.eigh(covariance)
+    return (directions / variance.clamp_min(_TINY * variance[-1]).sqrt()).float()
+
+
+def leave_one_out_similarity(
+    features: Tensor,
+    sums: Tensor,
+    own_classes: Tensor,
+    own_weights: Tensor,
+    classes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Cosine similarity with the class centers; that of one's own class without oneself.
+
+    :math:`s_{ic} = \cos(z_i, m_c)` with the sums :math:`m_c = \sum_j w_j z_j` over class c, less
+    :math:`w_i z_i` for the class of sample i. A label that is wrong does not pull the center that
+    it is compared with.
+
+    Args:
+        features: (N, D) float32, unit vectors :math:`z`.
+        sums: (C, D) float32, :math:`m`.
+        own_classes: (N,) integers in ``[0, C)``.
+        own_weights: (N,) :math:`w_i`, with which each sample is in the sum of its own class.
+        classes: (N, K) integers, the classes that each sample is compared with; None for all.
+
+    Returns:
+        (N, K) similarities, in which that to the own class counts the sample itself in, and (N,)
+        those to the own class that do not. 0 for a class without any other sample.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional import leave_one_out_similarity
+        >>> features, labels = torch.eye(2), torch.tensor([0, 0])
+        >>> sums = torch.tensor([[1.0, 1.0]])
+        >>> leave_one_out_similarity(features, sums, labels, torch.ones(2))[1]
+        tensor([0., 0.])
+    """
+    length = torch.linalg.vector_norm(sums, dim=1)
+    centers = sums / length.clamp_min(_TINY).unsqueeze(1)
+    if classes is None:
+        similarity = features @ centers.T
+    else:
+        chosen = centers.index_select(0, classes.reshape(-1)).reshape(*classes.shape, -1)
+        similarity = torch.bmm(chosen, features.unsqueeze(2)).squeeze(2)
+    others = sums.index_select(0, own_classes) - features * own_weights.unsqueeze(1)
+    # What is left of a class of one is rounding, which normalize would make a direction.
+    nothing = torch.linalg.vector_norm(others, dim=1) <= 1e-5 * own_weights
+    own = (features * normalize(others)).sum(dim=1).masked_fill(nothing, 0)
+    return similarity, own
+
+
+def shift_to_mean(probability: Tensor, mean: float, weights: Tensor) -> Tensor:
+    """Probabilities moved by one constant in their logit, so that their weighted mean is as given.
+
+    Their order stays.
+
+    Args:
+        probability: (N,) floating point in ``[0, 1]``.
+        mean: in ``[0, 1]``.
+        weights: (N,) floating point, not negative.
+
+    Returns:
+        (N,) float64.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional.judge import shift_to_mean
+        >>> shift_to_mean(torch.tensor([0.2, 0.8]), 0.8, torch.ones(2))
+        tensor([0.6667, 0.9333], dtype=torch.float64)
+    """
+    logit = torch.special.logit(probability.double(), eps=1e-12)
+    weights = weights.double() / weights.double().sum().clamp_min(_TINY)
+    low, high = logit.new_full((), -60.0), logit.new_full((), 60.0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = ((logit + middle).sigmoid() * weights).sum() > mean
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    return (logit + low).sigmoid()
