@@ -9,6 +9,7 @@ from noisydml.wrappers.confidence import ConfidenceWeightedLoss
 from noisydml.wrappers.decision import Decision
 from noisydml.wrappers.gathered import GatheredLoss
 from noisydml.wrappers.ground_truth import GroundTruthFilter
+from noisydml.wrappers.ids import with_ids
 from noisydml.wrappers.interactions import SelectedInteractions
 from noisydml.wrappers.knn import KNNDenoiser
 from noisydml.wrappers.language_guidance import LanguageGuidance
@@ -53,4 +54,5 @@ __all__ = [
     "per_sample_loss",
     "plot",
     "robust",
+    "with_ids",
 ]

@@ -67,4 +67,34 @@ def cifar100() -> list[Cell]:
     ]
 
 
-GRIDS = {"omniglot": omniglot(), "mnist": mnist(), "cifar100": cifar100()}
+PRETRAINED = ["plain", "GroundTruthFilter", "PRISMFilter", "PRISMFilter (rate given)",
+              "KNNDenoiser", "KNNDenoiser (judged start)", "ConfidenceWeightedLoss",
+              "ConfidenceWeightedLoss and language", "TITAN", "robust",
+              "robust (judged start)"]  # fmt: skip
+
+
+def pretrained(noises: list[tuple[str, float]], told: list[str]) -> list[Cell]:
+    """One grid for a pair loss and a proxy loss; ``told`` need wrong labels to be told of."""
+    cells: list[Cell] = [(MS, "untrained", "none", 0.0)]
+    for loss in (MS, "SoftTriple"):
+        for noise, rate in noises:
+            methods = PRETRAINED if rate else [m for m in PRETRAINED if m not in told]
+            if noise == "published_clusters":  # a given label has no name of its own
+                methods = [m for m in methods if not m.endswith("language")]
+            cells += [(loss, method, noise, rate) for method in methods]
+    return cells
+
+
+TOLD = ["GroundTruthFilter", "PRISMFilter (rate given)"]
+CARS = [("published", 0.5), ("none", 0.0), ("published", 0.2), ("published_clusters", 0.25),
+        ("published", 0.1), ("published_clusters", 0.5)]  # fmt: skip
+CIFAR = [*((kind, rate) for rate in (0.5, 0.2) for kind in ("uniform", "semantic", "pair_flip")),
+         ("human", 0.22), ("none", 0.0)]  # fmt: skip
+GRIDS = {
+    "omniglot": omniglot(),
+    "mnist": mnist(),
+    "cifar100": cifar100(),
+    "features_cars196": pretrained(CARS, TOLD),
+    "features_cifar100": pretrained(CIFAR, TOLD),
+    "cars196": pretrained(CARS, TOLD),
+}

