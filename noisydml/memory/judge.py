@@ -58,6 +58,7 @@ class LabelJudgement(NamedTuple):
     known: Tensor  # (N,) bool, whether others have the label, without whom it cannot be judged
     neighbors: Tensor  # (N, k) int64, the nearest with a label, the nearest first; -1 for none
     structured: bool  # whether wrong labels fall on particular classes
+    certainty: float  # mean probability of the class that a sample most likely is of
 
 
 def judge_labels(
@@ -67,6 +68,7 @@ def judge_labels(
     trust: Tensor | None = None,
     k: int = 50,
     index: str | NeighborIndex | None = None,
+    folds: int | None = None,
     progress: Callable[[int, int], Any] | None = None,
 ) -> LabelJudgement:
     r"""Judge the labels of a set of features, of which nobody knows how many are wrong.
@@ -84,6 +86,8 @@ def judge_labels(
         labels: (N,) integers, -1 where there is none.
         trust: (N,) in ``[0, 1]``, with which labels count from the start; None for 1.
         k: number of neighbours.
+        folds: how many fifths of the labels are held out in turn, one to five; None for as many
+            as bring 10,000 labels.
         index: what finds them; see :class:`~noisydml.memory.neighbors.Neighborhood`.
         progress: called with the number of rounds done and of all.
 
@@ -110,7 +114,8 @@ def judge_labels(
     trust = torch.ones(len(labels), device=device) if trust is None else trust.float()
     sample = _Sample(features, codes, len(classes), trust, k, index)
     labelled = int((sample.weights > 0).sum())
-    folds = min(_FOLDS, max(1, math.ceil(_TESTED * _FOLDS / max(labelled, 1))))
+    if folds is None:
+        folds = min(_FOLDS, max(1, math.ceil(_TESTED * _FOLDS / max(labelled, 1))))
     rounds, done = (2 * folds + 1) * (_CENTERS + _NEIGHBORS), 0
 
     def tick() -> None:
@@ -206,6 +211,7 @@ def judge_labels(
         known=final.known,
         neighbors=sample.near,
         structured=structured,
+        certainty=final.certainty(),
     )
 
 
@@ -224,6 +230,7 @@ def _nothing(labels: Tensor, k: int) -> LabelJudgement:
         known=torch.zeros_like(labels, dtype=torch.bool),
         neighbors=torch.full((len(labels), min(k, 1)), -1, device=labels.device),
         structured=False,
+        certainty=0.0,
     )
 
 
@@ -514,6 +521,9 @@ class _Fit:
         none = sample.columns.new_full((len(column), 1), -1)
         suggested = torch.cat([sample.columns, none], dim=1).gather(1, column.unsqueeze(1))
         return suggested.squeeze(1), support.clamp_min(0)
+
+    def certainty(self) -> float:
+        return float(self.probable[:, : self.sample.columns.shape[1]].amax(dim=1).mean())
 
     def core_rate(self) -> tuple[float, float]:
         """Share of wrong labels where the features are certain of the class, and its error."""

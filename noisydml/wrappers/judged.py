@@ -1,0 +1,324 @@
+"""The judge in a training loop: after every pass over the data it says whom to leave out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from noisydml import pml
+from noisydml.distributed import gather_batch
+from noisydml.functional.checks import (
+    require_choice,
+    require_count,
+    require_floating,
+    require_integer,
+)
+from noisydml.memory.features import FeatureMemory
+from noisydml.memory.index import NeighborIndex
+from noisydml.memory.judge import judge_labels
+from noisydml.memory.state import Counters, overwrite
+from noisydml.pml.batch import Batch
+from noisydml.wrappers.base import Filter, zero_with_graph
+from noisydml.wrappers.checks import ValueCheck, in_range, raise_first, require_width
+from noisydml.wrappers.decision import Decision, Judgement
+
+Start = Literal["judge", "train"]
+
+_COLLECTING, _TRAINING, _JUDGING = 0, 1, 2
+_WITHOUT_IDS, _WITH_IDS = 1, 2
+_LOOK = 0.2  # of the data set, after which it is asked whether the features tell the classes
+_TELLING = 0.2  # certainty of a class, on average, from which on they do
+_THRESHOLD = 0.5  # of a probability
+_BLOCK = 65_536  # features that a batch is compared with at once
+
+
+class JudgeFilter(Filter):
+    r"""Drops the samples whose labels are most likely wrong, whatever the kind and share of noise.
+
+    The features of a pass over the data set are collected, and when it is over the judge
+    (:func:`noisydml.memory.judge.judge_labels`) says of every sample how likely its label is
+    right, and how many are wrong. In the next pass those of a probability below one half are left
+    out. No noise rate is asked for; where the features do not tell the labels, nobody is dropped.
+
+    A pretrained network should not be trained on labels that nobody has judged: an epoch on wrong
+    ones costs more than later filtering brings back. Call :meth:`refresh` with its features before
+    the first step; or with ``start="judge"`` the first pass only collects them, and the loss is a
+    zero with a graph. If a fifth of that pass shows that the features do not tell the classes, as
+    those of a network from scratch, it trains on all labels until the pass is over. What the
+    untrained features said is remembered: from then on both judgements count, as the mean of their
+    log-odds, since features agree in time with the wrong labels that they were trained on.
+
+    Args:
+        loss: any loss that a wrapper takes.
+        dataset_size: number of samples in the data set, N; with ``sample_ids`` these lie in
+            ``[0, N)``.
+        embedding_size: width of the embeddings, D; None to take it from the first batch. A state
+            that is loaded in place, tensor by tensor, needs it.
+        start: ``"judge"``, or ``"train"`` to train on all labels in the first pass.
+        k: number of neighbours that the judge asks.
+        index: how they are searched; see :class:`KNNDenoiser`.
+        validate_args: whether values are checked; see :class:`LossWrapper`.
+
+    Attributes:
+        memory: the :class:`~noisydml.memory.FeatureMemory` in which features are collected.
+        reference: those of the last pass, which were judged.
+        probability: (N,) float64, of each entry of ``reference``; NaN where it was not judged.
+        noise_rate: 0-dim float64, the estimated share of wrong labels; NaN where nothing can be
+            said.
+
+    Forward:
+        As every wrapper. With ``sample_ids`` (in every batch or in none) a sample is looked up by
+        its id; without, by the feature of its label in ``reference`` that is nearest to it.
+        ``decision.score`` (B,) is the probability, 1 for a sample that has not been judged.
+        ``decision.suggested_labels`` (B,) is the class that it most likely is of, -1 for none of
+        them, and ``decision.support`` (B,) the probability of that.
+
+    Raises:
+        TypeError, ValueError: for impossible settings and bad arguments.
+
+    Under ``torch.distributed`` every rank collects the features of all ranks and judges them all.
+
+    Example:
+        >>> import torch
+        >>> from pytorch_metric_learning import losses
+        >>> from noisydml import JudgeFilter
+        >>> labels = torch.arange(4).repeat(25)
+        >>> embeddings = 3 * torch.eye(4)[labels] + torch.rand(100, 4)
+        >>> labels[8] = 1
+        >>> loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=100)
+        >>> loss_fn.refresh(embeddings, labels)  # of a pretrained network, in eval mode
+        >>> loss = loss_fn(embeddings[:12], labels[:12], sample_ids=torch.arange(12))
+        >>> loss_fn.decision.keep.logical_not().nonzero().tolist()
+        [[8]]
+    """
+
+    probability: Tensor
+    first_probability: Tensor
+    suggested: Tensor
+    support: Tensor
+    noise_rate: Tensor
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        *,
+        dataset_size: int,
+        embedding_size: int | None = None,
+        start: Start = "judge",
+        k: int = 50,
+        index: str | NeighborIndex | None = None,
+        validate_args: bool = True,
+    ) -> None:
+        super().__init__(loss, validate_args=validate_args)
+        require_choice("start", start, get_args(Start))
+        require_count("k", k)
+        normalize = pml.compares_directions(loss)
+        self.memory = FeatureMemory(dataset_size, embedding_size, normalize=normalize)
+        self.reference = FeatureMemory(dataset_size, embedding_size, normalize=normalize)
+        self.start = start
+        self.k = k
+        self.index = index
+        unknown = torch.full((dataset_size,), math.nan, dtype=torch.float64)
+        self.register_buffer("probability", unknown)
+        self.register_buffer("first_probability", unknown.clone())
+        self.register_buffer("suggested", torch.full((dataset_size,), -1))
+        self.register_buffer("support", torch.zeros(dataset_size, dtype=torch.float64))
+        self.register_buffer("noise_rate", torch.full((), math.nan, dtype=torch.float64))
+        self.counters = Counters(seen=0, ids=0, looked=0, phase=self._first_phase)
+
+    @property
+    def _first_phase(self) -> int:
+        return _COLLECTING if self.start == "judge" else _TRAINING
+
+    def judge(self, batch: Batch) -> Judgement:
+        everyone = gather_batch(batch.judged().to(torch.float32))  # collected, not judged
+        if self.counters["phase"] == _COLLECTING:
+            nobody = torch.zeros_like(batch.labels, dtype=torch.bool)
+            return Judgement(Decision(keep=nobody, weight=nobody.float()), memo=everyone)
+        if self.counters["phase"] == _TRAINING:
+            return Judgement(Decision.trusting(batch), memo=everyone)
+        entry = self._entries(batch)
+        place = entry.clamp_min(0)
+        known = (entry >= 0) & self.probability.take(place).isfinite()
+        score = torch.where(known, self.probability.take(place), 1.0)
+        return self.filtered(
+            batch,
+            batch,
+            score >= _THRESHOLD,
+            score,
+            threshold=score.new_full((), _THRESHOLD),
+            noise_rate=self.noise_rate.clone(),
+            suggested_labels=torch.where(known, self.suggested.take(place), batch.labels),
+            support=torch.where(known, self.support.take(place), 0.0),
+            memo=everyone,
+        )
+
+    def value(self, batch: Batch, judgement: Judgement) -> Tensor:
+        if self.counters["phase"] == _COLLECTING:
+            parameters = self.loss.parameters() if isinstance(self.loss, nn.Module) else ()
+            return zero_with_graph(batch.embeddings, parameters)
+        return super().value(batch, judgement)
+
+    def commit(self, batch: Batch, judgement: Judgement) -> None:
+        rows: Batch = judgement.memo.without_synthetic()
+        if len(rows) == 0:
+            return
+        if self._pass_begins_again(rows):
+            self.end_epoch()
+        self.memory.remember(rows.embeddings, rows.labels, rows.sample_ids)
+        seen, size = self.counters["seen"] + len(rows), len(self.memory)
+        ids = _WITHOUT_IDS if rows.sample_ids is None else _WITH_IDS
+        self.counters.set(seen=seen, ids=ids)
+        if seen >= size:
+            self.end_epoch()
+        elif self.counters["phase"] == _COLLECTING and not self.counters["looked"]:
+            if seen >= _LOOK * size:
+                self.counters.set(looked=1)
+                found = self._judged(self.memory, folds=None)
+                if not math.isfinite(found.noise_rate) or found.certainty < _TELLING:
+                    self.counters.set(phase=_TRAINING)
+
+    def end_epoch(self) -> None:
+        """Judge what has been collected, now.
+
+        Called by itself after every ``dataset_size`` samples. Call it at the end of each epoch if
+        epochs are shorter than that. Before any sample has been seen it does nothing.
+        """
+        if self.memory.embedding_size is None or self.counters["seen"] == 0:
+            return
+        self.reference.load_state_dict(self.memory.state_dict())
+        self._judge_reference(first=self.counters["phase"] == _COLLECTING)
+
+    def refresh(self, features: Tensor, labels: Tensor, sample_ids: Tensor | None = None) -> None:
+        """Judge these, such as the features of the data set by a pretrained network in eval mode.
+
+        Before the first step they are what is remembered of the untrained network.
+
+        Args:
+            features: (N, D) floating point, of any width, N at most ``dataset_size``.
+            labels: (N,) integers, the given labels.
+            sample_ids: (N,) integers, which samples they are; None for 0, 1, ..., N - 1.
+
+        Raises:
+            TypeError, ValueError: for a wrong shape or dtype, or ids out of range.
+        """
+        require_floating("features", features, ndim=2)
+        require_integer("labels", labels, len(features), "feature")
+        size, device = len(self.memory), self.probability.device
+        if sample_ids is None:
+            sample_ids = torch.arange(len(features))
+        require_integer("sample_ids", sample_ids, len(features), "feature")
+        sample_ids = sample_ids.to(device, torch.int64)
+        labels = labels.to(device, torch.int64)
+        finite = features.isfinite().all().logical_not()
+        raise_first(
+            [
+                in_range("sample_ids", sample_ids, size, "dataset_size of JudgeFilter"),
+                ValueCheck((labels < 0).any(), "labels must not be negative"),
+                ValueCheck(finite.to(device), "features must be finite, got NaN or infinity"),
+            ]
+        )
+        untrained = self.counters["phase"] != _JUDGING and self.counters["seen"] == 0
+        pass_features = FeatureMemory(size, features.shape[1], normalize=self.memory.normalize)
+        pass_features.to(device).write(features.detach().to(device), labels, sample_ids)
+        same_width = self.reference.embedding_size in (None, features.shape[1])
+        if same_width:
+            self.reference.load_state_dict(pass_features.state_dict())
+        else:  # of another layer: they are judged, but no embedding is compared with them
+            self.reference.reset()
+            self.reference.labels.copy_(pass_features.labels)
+        self._judge_reference(first=untrained, features=pass_features)
+
+    def reset(self) -> None:
+        """Forget everything, as before the first step."""
+        for memory in (self.memory, self.reference):
+            memory.reset()
+        for buffer in (self.probability, self.first_probability, self.noise_rate):
+            buffer.fill_(math.nan)
+        self.suggested.fill_(-1)
+        self.support.zero_()
+        self.counters.set(seen=0, ids=0, looked=0, phase=self._first_phase)
+        self.decision = None
+
+    def own_checks(self, batch: Batch) -> list[ValueCheck]:
+        require_width(batch, self.memory.embedding_size, "those before")
+        bad = (batch.labels < 0).any()
+        checks = [ValueCheck(bad, "labels must not be negative, JudgeFilter has -1 for no label")]
+        mode, ids = self.counters["ids"], batch.sample_ids
+        if mode == (_WITH_IDS if ids is None else _WITHOUT_IDS):
+            now = "none" if ids is None else "some"
+            raise ValueError(f"sample_ids must be given in every batch or in none, got {now} now")
+        if ids is not None:
+            what = "dataset_size of JudgeFilter"
+            checks.append(in_range("sample_ids", ids, len(self.memory), what))
+        return checks
+
+    def status(self) -> str:
+        if self.counters["phase"] == _JUDGING:
+            return ""
+        size = len(self.memory)
+        doing = "collecting" if self.counters["phase"] == _COLLECTING else "training on all labels"
+        return f"{doing}, waiting for {size - self.counters['seen']:,} of {size:,} samples"
+
+    def extra_repr(self) -> str:
+        settings = f"dataset_size={len(self.memory)}, start={self.start!r}, k={self.k}"
+        return ", ".join(filter(None, [settings, self.status()]))
+
+    def _entries(self, batch: Batch) -> Tensor:
+        """(B,) where in the reference each sample is; -1 for one that is not there."""
+        if batch.sample_ids is not None:
+            entry = batch.sample_ids.clamp_min(0)
+            same = self.reference.labels.take(entry) == batch.labels
+            return torch.where(same & (batch.sample_ids >= 0), entry, -1)
+        rows = batch.embeddings.detach().float()
+        if self.reference.normalize:
+            rows = torch.nn.functional.normalize(rows)
+        best = torch.full(batch.labels.shape, -math.inf, device=batch.device)
+        entry, start = torch.full_like(batch.labels, -1), 0
+        features = self.reference.features
+        if features.shape[1] != rows.shape[1]:
+            return entry
+        for block in features.split(_BLOCK):
+            near = rows @ block.T - 0.5 * block.square().sum(dim=1)
+            labels = self.reference.labels.narrow(0, start, len(block))
+            other = batch.labels.unsqueeze(1) != labels
+            value, place = near.masked_fill(other, -math.inf).max(dim=1)
+            entry = torch.where(value > best, place + start, entry)
+            best = torch.maximum(best, value)
+            start += len(block)
+        return entry
+
+    def _pass_begins_again(self, rows: Batch) -> bool:
+        """Whether, before anything was judged, all of a batch has been seen already."""
+        if rows.sample_ids is None or self.counters["phase"] == _JUDGING:
+            return False
+        return bool((self.memory.labels.take(rows.sample_ids) >= 0).all())
+
+    def _judged(self, memory: FeatureMemory, folds: int | None) -> Any:
+        device_type = memory.features.device.type
+        with torch.autocast(device_type, enabled=False):
+            return judge_labels(
+                memory.features.float(), memory.labels, k=self.k, index=self.index, folds=folds
+            )
+
+    def _judge_reference(self, first: bool, features: FeatureMemory | None = None) -> None:
+        found = self._judged(features or self.reference, folds=None if first else 1)
+        there = self.reference.filled & found.known
+        probability = torch.where(there, found.probability, math.nan)
+        if first:
+            overwrite(self.first_probability, probability)
+        else:
+            # The mean of the log-odds of what both say; what only one says is taken as it is.
+            odds = [torch.special.logit(p, 1e-6) for p in (probability, self.first_probability)]
+            both = ((odds[0] + odds[1]) / 2).sigmoid()
+            either = torch.where(probability.isnan(), self.first_probability, probability)
+            probability = torch.where(both.isfinite(), both, either)
+        self.probability.copy_(probability)
+        self.suggested.copy_(found.suggested_labels)
+        self.support.copy_(found.support)
+        self.noise_rate.fill_(found.noise_rate)
+        self.counters.set(seen=0, phase=_JUDGING)
