@@ -2,7 +2,8 @@
 
 from noisydml import distributed, functional, noise
 from noisydml.audit import plot
-from noisydml.audit.issues import LabelIssues, find_label_issues
+from noisydml.audit.find import find_label_issues
+from noisydml.audit.issues import LabelIssues
 from noisydml.audit.training import LabelAudit
 from noisydml.wrappers.base import Filter, LossWrapper
 from noisydml.wrappers.confidence import ConfidenceWeightedLoss

@@ -1,4 +1,4 @@
-"""Which labels are wrong: found in any embeddings, and the table that says so."""
+"""The labels that are most likely wrong, as a table."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ import torch
 from torch import Tensor
 
 from noisydml.audit import page
+from noisydml.audit.labels import read_embeddings
 from noisydml.audit.page import ClassNames
-from noisydml.functional import neighbor_label_score, neighbor_weights
-from noisydml.functional.checks import require_count, require_floating, require_integer
-from noisydml.memory.index import Metric, NeighborIndex
+from noisydml.functional.checks import require_count
+from noisydml.memory.index import Metric
 from noisydml.memory.neighbors import Neighborhood
 
-_BLOCK = 4096  # queries searched, and votes counted, at once
-_SHARPNESS = 8.0  # of the weights of the votes; figures for this and the next in docs/audit.md
-_ROUNDS = 6  # of votes; three leave half of 40 % wrong labels of two classes, more change little
-_SHOWN = 8  # neighbours of an issue that are kept, to be looked at
+_BLOCK = 4096  # queries searched at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +28,21 @@ class LabelIssues:
         issues: (n,) int64, indices of the samples whose label is distrusted, the most suspicious
             first.
         score: (N,) float64 in [0, 1], higher is cleaner; NaN for samples never judged.
-        given_labels: (N,) int64; -1 for samples never judged.
-        suggested_labels: (N,) int64, what the evidence speaks for; None without suggestions.
+        given_labels: (N,) int64; -1 for samples that have no label, or whose label is not known.
+        suggested_labels: (N,) int64, what the evidence speaks for; -1 for none of the classes.
+            None without suggestions.
         support: (N,) float64 in [0, 1], the share of the evidence for the suggested label; None
             without suggestions.
-        noise_rate: the estimated share of wrong labels: that of distrusted ones.
+        noise_rate: the estimated share of wrong labels; NaN where nothing can be said.
         neighbors: (n, m) int64, for each issue the samples most like it, the nearest first; -1
             where there are fewer. None where they are not known: see :meth:`with_neighbors`.
+        probability: (N,) floating point in [0, 1], the probability that the label is right; NaN
+            for samples never judged. None where no method gave one.
+        noise_rate_bounds: a lower and an upper bound of ``noise_rate``; None where there are none.
+        found_by: how ``noise_rate`` was found, as words for the summary.
+        contradictions: groups of samples that are (nearly) the same and have different labels, of
+            which one at least is wrong for certain: sorted int64 indices, two or more in each.
+        classes: what the labels above stand for, by position; None where they stand for themselves.
     """
 
     issues: Tensor
@@ -47,6 +52,11 @@ class LabelIssues:
     support: Tensor | None
     noise_rate: float
     neighbors: Tensor | None = None
+    probability: Tensor | None = None
+    noise_rate_bounds: tuple[float, float] | None = None
+    found_by: str = ""
+    contradictions: tuple[Tensor, ...] = ()
+    classes: Any = None
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict for each issue, the most suspicious first."""
@@ -143,11 +153,16 @@ class LabelIssues:
         if got != size:
             raise ValueError(f"embeddings must have {size} rows, one per sample, got {got}")
         one_class = torch.zeros_like(self.given_labels)  # nobody is left out for its label
-        embeddings, one_class = _checked(embeddings, one_class)
+        embeddings = read_embeddings(embeddings)
         require_count("k", k)
-        rows = self.issues.to(embeddings.device)
-        found = _search(Neighborhood(None, metric), embeddings, one_class, k, rows)
-        return replace(self, neighbors=torch.cat([position for _, _, position, _ in found]).cpu())
+        one_class, rows = (x.to(embeddings.device) for x in (one_class, self.issues))
+        hood = Neighborhood(None, metric)
+        hood.build(embeddings, one_class)
+        near = [
+            hood.neighbors(embeddings[block], one_class[block], k, block)[1]
+            for block in torch.split(rows, _BLOCK)
+        ]
+        return replace(self, neighbors=torch.cat(near).cpu())
 
     def _columns(self) -> dict[str, list[Any]]:
         """The columns of the table; those that there are."""
@@ -165,110 +180,5 @@ class LabelIssues:
         }
 
 
-def find_label_issues(
-    embeddings: Any,
-    labels: Any,
-    *,
-    k: int = 200,
-    threshold: float = 0.3,
-    metric: Metric = "cosine",
-    index: str | NeighborIndex | None = None,
-) -> LabelIssues:
-    r"""Find the labels that a sample's nearest neighbours speak against.
-
-    One call on any embeddings, of any network, in any order; no noise rate is asked for. Each
-    label is judged by the votes of its sample's k nearest neighbours, weighted by their distance
-    (:func:`~noisydml.functional.neighbor_weights`), for it against those for the strongest label
-    (:func:`~noisydml.functional.neighbor_label_score`). Five more votes follow, in which each
-    neighbour's is multiplied by the score that its own label has just got.
-
-    Args:
-        embeddings: (N, D) floating point, a tensor or anything ``torch.as_tensor`` takes.
-        labels: (N,) integers that are not negative, the given labels.
-        k: number of neighbours, at least 1. Too many do no harm, as the weight of those from
-            other classes vanishes: 200 serve classes of 5 as well as of thousands.
-        threshold: labels of a lower score are issues; in ``[0, 1]``. Stricter than the 0.5 of
-            training, where a right label dropped costs little.
-        metric: ``"cosine"`` or ``"euclidean"``.
-        index: what finds the neighbours: ``"torch"``, a FAISS factory string such as
-            ``"IVF256,Flat"``, or a :class:`~noisydml.memory.index.NeighborIndex`; exact by default.
-
-    Returns:
-        :class:`LabelIssues`. The only sample of its class cannot be judged and has score 1.
-
-    Raises:
-        TypeError: for embeddings that are not floating point, or labels that are not integers.
-        ValueError: for a NaN or infinity, a negative label, a wrong shape, or a bad setting.
-
-    Memory: 12 k bytes a sample beside the embeddings and the index.
-
-    Example:
-        >>> import torch
-        >>> from noisydml import find_label_issues
-        >>> angles = torch.cat([torch.linspace(0, 0.5, 20), torch.linspace(2, 2.5, 20)])
-        >>> embeddings = torch.stack([angles.cos(), angles.sin()], dim=1)
-        >>> labels = torch.tensor([0] * 20 + [1] * 20)
-        >>> labels[3] = 1
-        >>> print(find_label_issues(embeddings, labels, k=10).summary())
-        1 of 40 labels are most likely wrong (2.5 %).
-              sample_id      given_label  suggested_label            score          support
-                      3                1                0           0.0000           1.0000
-    """
-    embeddings, labels = _checked(embeddings, labels)
-    require_count("k", k)
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must be in [0, 1], got {threshold}")
-    neighborhood = Neighborhood(index, metric)
-    everyone = torch.arange(len(labels), device=labels.device)
-    found = _search(neighborhood, embeddings, labels, k, everyone)
-    known = torch.cat([others for *_, others in found])  # (N,), who can be judged
-
-    trust = torch.ones(len(labels), dtype=torch.float64, device=labels.device)
-    for _ in range(_ROUNDS):
-        votes = [
-            neighbor_label_score(
-                neighborhood.labels_at(position),
-                labels[rows],
-                neighbor_weights(distance, _SHARPNESS) * trust.take(position.clamp_min(0)),
-            )
-            for rows, distance, position, _ in found
-        ]
-        score, majority, support, _ = (torch.cat(parts) for parts in zip(*votes, strict=True))
-        trust = torch.where(known, score, 1.0)
-    issues = trust.argsort(stable=True)[: int((trust < threshold).sum())]
-    near = torch.cat([position[:, :_SHOWN] for _, _, position, _ in found])
-    return LabelIssues(
-        issues=issues.cpu(),
-        score=trust.cpu(),
-        given_labels=labels.cpu(),
-        suggested_labels=torch.where(known, majority, labels).cpu(),
-        support=torch.where(known, support, 0.0).cpu(),
-        noise_rate=len(issues) / max(len(labels), 1),
-        neighbors=near.index_select(0, issues).cpu(),
-    )
-
-
-def _search(
-    neighborhood: Neighborhood, embeddings: Tensor, labels: Tensor, k: int, rows: Tensor
-) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Blocks of ``rows``, each with what :meth:`Neighborhood.neighbors` says of it."""
-    neighborhood.build(embeddings, labels)
-    return [
-        (block, *neighborhood.neighbors(embeddings[block], labels[block], k, block))
-        for block in torch.split(rows, _BLOCK)
-    ]
-
-
 def _words(row: dict[str, Any]) -> list[str]:
     return [f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()]
-
-
-def _checked(embeddings: Any, labels: Any) -> tuple[Tensor, Tensor]:
-    embeddings, labels = torch.as_tensor(embeddings).detach(), torch.as_tensor(labels)
-    require_floating("embeddings", embeddings, ndim=2)
-    require_integer("labels", labels, len(embeddings))
-    if not embeddings.isfinite().all():
-        raise ValueError("embeddings must be finite, got NaN or infinity")
-    if (labels < 0).any():
-        raise ValueError("labels must not be negative")
-    return embeddings, labels.to(embeddings.device, torch.int64)

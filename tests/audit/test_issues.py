@@ -123,7 +123,7 @@ def test_few_samples(size: int) -> None:
         ((torch.full((4, 2), float("nan")), torch.arange(4)), {}, ValueError, "embeddings"),
         ((torch.randn(4, 2), torch.arange(3)), {}, ValueError, "labels"),
         ((torch.randn(4, 2), torch.rand(4)), {}, TypeError, "labels"),
-        ((torch.randn(4, 2), torch.tensor([0, 1, -1, 0])), {}, ValueError, "labels"),
+        ((torch.randn(4, 2), torch.tensor([0, 1, -2, 0])), {}, ValueError, "labels"),
         ((torch.randn(4, 2), torch.arange(4)), {"k": 0}, ValueError, "k"),
         ((torch.randn(4, 2), torch.arange(4)), {"threshold": 2}, ValueError, "threshold"),
         ((torch.randn(4, 2), torch.arange(4)), {"metric": "l7"}, ValueError, "metric"),
