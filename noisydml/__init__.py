@@ -2,6 +2,7 @@
 
 from noisydml import distributed, functional, noise
 from noisydml.audit import plot
+from noisydml.audit.corrections import apply_corrections
 from noisydml.audit.find import find_label_issues
 from noisydml.audit.issues import LabelIssues
 from noisydml.audit.training import LabelAudit
@@ -45,6 +46,7 @@ __all__ = [
     "SmallLossFilter",
     "SuperLoss",
     "__version__",
+    "apply_corrections",
     "decision_stats",
     "decision_summary",
     "distributed",

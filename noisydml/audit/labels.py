@@ -126,7 +126,8 @@ def _column(value: Any) -> tuple[NDArray[Any], list[Any] | None]:
     if isinstance(value, (str, bytes, Mapping, Set)):
         raise TypeError(f"labels must have one entry per sample, got {type(value).__name__}")
     if isinstance(value, np.ma.MaskedArray):
-        value = np.where(np.ma.getmaskarray(value), None, value.data)
+        hidden, value = np.ma.getmaskarray(value), value.data.astype(object)
+        value[hidden] = None
     if len(getattr(value, "columns", ())) == 1:  # the column of a frame, of its own kind
         if hasattr(value, "iloc"):
             value = value.iloc[:, 0]
@@ -140,7 +141,7 @@ def _column(value: Any) -> tuple[NDArray[Any], list[Any] | None]:
         array = _objects(listed())
     order = getattr(getattr(value, "dtype", None), "categories", None)
     # polars' Categorical has those of all columns there are, in no order.
-    return array, order.to_list() if hasattr(order, "to_list") else None
+    return array, getattr(order, "to_list", lambda: None)()
 
 
 def _array(value: Any) -> NDArray[Any]:
