@@ -246,9 +246,11 @@ class Filter(LossWrapper):
             threshold: 0-dim.
             own_loss: see :class:`Judgement`.
             memo: see :class:`Judgement`.
-            **evidence: the other fields of the :class:`Decision`, (N,) or 0-dim.
+            **evidence: the other fields of the :class:`Decision`, (N,) or 0-dim; ``judged`` are all
+                samples by default, and never rows that a wrapper has made up.
         """
         own = {"keep": keep, "score": score, **evidence}
+        own["judged"] = everyone.real & own.get("judged", everyone.real)
         for name, value in own.items():
             if value.ndim > 0:
                 own[name] = batch.own_rows(everyone, value)

@@ -387,7 +387,7 @@ def test_removing_and_names(browser: Browser, tmp_path: Path) -> None:
     opened(browser, page, labelled(), images=PICTURES[:5])
     assert samples(browser) == [2, 0, 1, 4]
     text = browser.js("return document.querySelector('#list > li .labels').innerText")
-    assert "right with 1.5 %, suggestion supported by 88 %" in text
+    assert "1.5 % likely to be right, suggestion supported by 88 %" in text
     assert 'the same as sample 4, given a "b", c' in text
     assert browser.js("return document.querySelectorAll('.near .copy').length") == 2
     assert "none of these" in browser.js("return document.querySelectorAll('.labels')[2].innerText")
@@ -448,7 +448,10 @@ def test_many_at_once(browser: Browser, tmp_path: Path) -> None:
 
 def test_below_a_probability(browser: Browser, tmp_path: Path) -> None:
     opened(browser, tmp_path / "page.html", labelled())
-    assert browser.js("return document.getElementById('measure').textContent").endswith("than, %")
+    assert (
+        browser.js("return document.getElementById('measure').textContent")
+        == "Probability below, %"
+    )
     browser.click("#below")
     browser.press("40")
     assert samples(browser) == [2, 0]
