@@ -270,9 +270,9 @@ class LabelIssues:
         """Write everything to an npz file, under the very name given.
 
         Raises:
-            TypeError: for names that are neither strings nor numbers.
+            TypeError: for names that are neither strings, bytes nor numbers.
         """
-        odd = [x for x in self.classes or () if not isinstance(x, (str, int, float))]
+        odd = [x for x in self.classes or () if not isinstance(x, (str, bytes, int, float))]
         if odd:
             raise TypeError(
                 f"classes must be strings or numbers to be saved, got {type(odd[0]).__name__}"
@@ -283,7 +283,9 @@ class LabelIssues:
         arrays["group_sizes"] = np.array([len(group) for group in groups], dtype=np.int64)
         arrays["grouped"] = torch.cat([self.issues[:0], *groups]).numpy()
         others = {name: value for name, value in values.items() if name not in arrays}
-        arrays["others"] = np.frombuffer(json.dumps(others).encode(), dtype=np.uint8)
+        # Names that are bytes are put in a list.
+        words = json.dumps(others, default=lambda name: [name.decode("latin-1")])
+        arrays["others"] = np.frombuffer(words.encode(), dtype=np.uint8)
         with replacing(path, "wb") as file:
             np.savez_compressed(file, **arrays)
 
@@ -303,8 +305,12 @@ class LabelIssues:
                 values: dict[str, Any] = {n: torch.from_numpy(x) for n, x in content.items()}
                 groups = torch.split(torch.from_numpy(grouped), sizes)
                 values["contradictions"] = groups if sizes else ()
-                for name in ("classes", "noise_rate_bounds"):
-                    others[name] = None if others[name] is None else tuple(others[name])
+                if (classes := others["classes"]) is not None:
+                    others["classes"] = tuple(
+                        x[0].encode("latin-1") if isinstance(x, list) else x for x in classes
+                    )
+                if (bounds := others["noise_rate_bounds"]) is not None:
+                    others["noise_rate_bounds"] = tuple(bounds)
                 loaded = cls(**values, **others)
                 if len({len(loaded.score), len(loaded.given_labels)}) > 1:
                     raise ValueError("lengths differ")
