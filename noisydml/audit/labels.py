@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noisydml.functional.checks import require_floating
+from noisydml.functional.checks import require_dense, require_floating
 
 Classes = tuple[Any, ...] | None  # what the codes stand for; None where they are the labels
 
@@ -32,8 +32,10 @@ def read_embeddings(value: Any) -> Tensor:
     """
     if not isinstance(value, Tensor):
         value = _rows_of(value)
-    _refuse_unusual("embeddings", value)
+    require_dense("embeddings", value)
     require_floating("embeddings", value, ndim=2)
+    if value.shape[1] == 0:
+        raise ValueError("embeddings must have at least 1 column, got 0")
     if value.dtype not in _FLOATS:
         raise TypeError(f"embeddings must be of 16, 32 or 64 bits, got dtype {value.dtype}")
     if not value.isfinite().all():
@@ -120,7 +122,7 @@ def _rows_of(value: Any) -> Tensor:
 def _column(value: Any) -> tuple[NDArray[Any], list[Any] | None]:
     """An array of whatever kind, and the categories in their order, where there are any."""
     if isinstance(value, Tensor):
-        _refuse_unusual("labels", value)
+        require_dense("labels", value)
         value = value.detach().cpu()
         return (value.double() if value.is_floating_point() else value).numpy(), None
     if isinstance(value, (str, bytes, Mapping, Set)):
@@ -128,11 +130,7 @@ def _column(value: Any) -> tuple[NDArray[Any], list[Any] | None]:
     if isinstance(value, np.ma.MaskedArray):
         hidden, value = np.ma.getmaskarray(value), value.data.astype(object)
         value[hidden] = None
-    if len(getattr(value, "columns", ())) == 1:  # the column of a frame, of its own kind
-        if hasattr(value, "iloc"):
-            value = value.iloc[:, 0]
-        else:
-            value = value.to_series(0) if hasattr(value, "to_series") else value.column(0)
+    value = _only_column(value)
     if not (hasattr(value, "to_numpy") or hasattr(value, "__array__")):
         return _objects(list(_iterable("labels", value))), None
     array = _array(value)
@@ -142,6 +140,17 @@ def _column(value: Any) -> tuple[NDArray[Any], list[Any] | None]:
     order = getattr(getattr(value, "dtype", None), "categories", None)
     # polars' Categorical has those of all columns there are, in no order.
     return array, getattr(order, "to_list", lambda: None)()
+
+
+def _only_column(frame: Any) -> Any:
+    """The column of a frame that has one, which is of its own kind; anything else as it is."""
+    if getattr(frame, "shape", ())[1:] != (1,):
+        return frame
+    if hasattr(frame, "iloc"):  # pandas
+        return frame.iloc[:, 0]
+    if hasattr(frame, "to_series"):  # polars
+        return frame.to_series(0)
+    return frame.column(0) if hasattr(frame, "column") else frame  # pyarrow
 
 
 def _array(value: Any) -> NDArray[Any]:
@@ -200,7 +209,7 @@ def _is_missing(value: Any) -> bool:
     return bool(unequal) or type(value).__name__ in _MISSING
 
 
-def _kind(label: Any) -> str:
+def _kind(label: Any, name: str = "labels") -> str:
     if isinstance(label, (bool, np.bool_)):
         return "bool"
     if isinstance(label, Integral):
@@ -208,7 +217,7 @@ def _kind(label: Any) -> str:
     if isinstance(label, Real):
         return "float"
     if isinstance(label, (complex, tuple, Tensor)) or not isinstance(label, Hashable):
-        raise TypeError(f"labels must be integers or names, got {type(label).__name__}")
+        raise TypeError(f"{name} must be integers or names, got {type(label).__name__}")
     return type(label).__name__
 
 
@@ -223,7 +232,7 @@ def _whole(values: NDArray[Any]) -> NDArray[np.int64]:
 
 def _same(given: NDArray[Any], label: Any) -> NDArray[np.bool_]:
     """Where labels are that one, and of its kind: 1 is no True, and no "1"."""
-    kind = _kind(label)
+    kind = _kind(label, "unlabeled")
     if given.dtype.kind == "i":
         return np.asarray(given == label) & (kind == "integer")
     same = (_kind(x) == kind and x == label for x in given)
@@ -250,8 +259,3 @@ def _ascending(names: set[Any]) -> tuple[Any, ...]:
         return tuple(sorted(names))
     except TypeError:  # of several kinds
         return tuple(sorted(names, key=lambda name: (type(name).__name__, str(name))))
-
-
-def _refuse_unusual(name: str, value: Tensor) -> None:
-    if value.layout is not torch.strided or value.is_meta or value.is_nested or value.is_quantized:
-        raise TypeError(f"{name} must be a dense tensor that holds numbers, got {value.layout}")

@@ -111,7 +111,11 @@ def unique_names(
     if class_names is None:
         names = {code: str(label) for label, code in code_of.items()}
         names = names if code_of else {code: str(code) for code in codes}
-    elif isinstance(class_names, (str, bytes, set, frozenset)):
+    elif (
+        isinstance(class_names, (str, bytes, set, frozenset))
+        or getattr(class_names, "ndim", 1) != 1
+        or not hasattr(class_names, "__iter__")
+    ):
         raise TypeError(
             f"class_names must have one name per class, in order, got one {_type(class_names)}"
         )
@@ -122,7 +126,13 @@ def unique_names(
             if len(dict(pairs)) < len(pairs):
                 raise ValueError("class_names must have one name per class, got two for one")
         if classes is None:
-            names = {int(code): str(name) for code, name in pairs}
+            try:
+                names = {int(code): str(name) for code, name in pairs}
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    "class_names must be from integers to names, as the labels are integers, or "
+                    f"from names to integers, got {pairs[0]}"
+                ) from error
         else:
             names = {code_of[label]: str(name) for label, name in pairs if label in code_of}
     elif classes is not None:

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from noisydml.functional.checks import require_dense
+
 Pixels = NDArray[np.uint8]
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -29,8 +31,10 @@ def item_getter(name: str, source: Any, count: int) -> Callable[[int], Any]:
     if callable(source) and not hasattr(source, "__getitem__"):
         return lambda i: source(i)
     indexed = hasattr(source, "__getitem__") and hasattr(source, "__len__")
-    wrong = isinstance(source, (str, bytes, Set)) or not (indexed or isinstance(source, Iterable))
-    if wrong:
+    if isinstance(source, Tensor):
+        require_dense(name, source)
+    wrong = isinstance(source, (str, bytes, Set)) or getattr(source, "ndim", 1) == 0
+    if wrong or not (indexed or isinstance(source, Iterable)):
         raise TypeError(
             f"{name} must be a callable or have one entry per sample, got {type(source).__name__}"
         )
@@ -57,6 +61,7 @@ def as_pixels(picture: Any) -> Pixels:
     if hasattr(picture, "mode") and hasattr(picture, "convert"):
         pixels = _of_pillow(picture)
     elif isinstance(picture, Tensor):
+        require_dense("images", picture)
         picture = picture.detach().cpu()
         pixels = (picture.float() if picture.is_floating_point() else picture).numpy()
     else:

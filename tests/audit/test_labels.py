@@ -200,6 +200,11 @@ def test_what_is_no_label(value: Any, error: type[Exception], message: str) -> N
 
 
 def test_another_number_of_labels() -> None:
+    with pytest.raises(TypeError, match="unlabeled must be integers or names, got list"):
+        read([0, 1], unlabeled=[])
+    pl = pytest.importorskip("polars")
+    with pytest.raises(TypeError, match="labels must have one entry per sample, got LazyFrame"):
+        read_labels(pl.LazyFrame({"y": [1]}), 1)
     with pytest.raises(ValueError, match="labels must have 4 entries, one per embedding, got 3"):
         read_labels(["a", "b", "a"], 4)
     with pytest.raises(TypeError, match="labels must have one entry per sample, got int"):
@@ -284,6 +289,7 @@ def test_embeddings_in_data_frames() -> None:
         ([np.ones(2), np.ones(3)], ValueError, "embeddings must have rows of one length"),
         (torch.ones(4), ValueError, "embeddings must have 2 dimensions"),
         ([[1.0, NAN]], ValueError, "embeddings must be finite"),
+        ([[], []], ValueError, "embeddings must have at least 1 column, got 0"),
         ([[1.0, None]], ValueError, "embeddings must be finite, got a missing value"),
         (torch.ones(2, 2).to_sparse(), TypeError, "embeddings must be a dense tensor"),
         (torch.ones(2, 2, device="meta"), TypeError, "embeddings must be a dense tensor"),
