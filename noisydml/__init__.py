@@ -2,7 +2,9 @@
 
 from noisydml import distributed, functional, noise
 from noisydml.audit import plot
-from noisydml.audit.issues import LabelIssues, find_label_issues
+from noisydml.audit.corrections import apply_corrections
+from noisydml.audit.find import find_label_issues
+from noisydml.audit.issues import LabelIssues
 from noisydml.audit.training import LabelAudit
 from noisydml.wrappers.base import Filter, LossWrapper
 from noisydml.wrappers.confidence import ConfidenceWeightedLoss
@@ -11,6 +13,7 @@ from noisydml.wrappers.gathered import GatheredLoss
 from noisydml.wrappers.ground_truth import GroundTruthFilter
 from noisydml.wrappers.ids import with_ids
 from noisydml.wrappers.interactions import SelectedInteractions
+from noisydml.wrappers.judged import JudgeFilter
 from noisydml.wrappers.knn import KNNDenoiser
 from noisydml.wrappers.language_guidance import LanguageGuidance
 from noisydml.wrappers.per_sample import per_sample_loss
@@ -31,6 +34,7 @@ __all__ = [
     "Filter",
     "GatheredLoss",
     "GroundTruthFilter",
+    "JudgeFilter",
     "KNNDenoiser",
     "LabelAudit",
     "LabelIssues",
@@ -45,6 +49,7 @@ __all__ = [
     "SmallLossFilter",
     "SuperLoss",
     "__version__",
+    "apply_corrections",
     "decision_stats",
     "decision_summary",
     "distributed",

@@ -205,5 +205,5 @@ METHODS: dict[str, Method] = {
     "TITAN (weights: density)": titan(weights="density"),
     "TITAN (normalize=False)": titan(normalize=False),
     "robust": Method(robust_loss),
-    "robust (judged start)": Method(robust_loss, start="embeddings"),
+    "robust (judged start)": Method(robust_loss, start="features"),
 }

@@ -1,43 +1,58 @@
-"""Which labels are wrong: found in any embeddings, and the table that says so."""
+"""The labels that are most likely wrong, as a table."""
 
 from __future__ import annotations
 
 import csv
+import html
+import json
+import math
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from noisydml.audit import page
+from noisydml.audit.labels import Classes, names_of, read_embeddings
 from noisydml.audit.page import ClassNames
-from noisydml.functional import neighbor_label_score, neighbor_weights
-from noisydml.functional.checks import require_count, require_floating, require_integer
-from noisydml.memory.index import Metric, NeighborIndex
+from noisydml.functional.checks import require_count, require_number
+from noisydml.functional.files import replacing
+from noisydml.memory.index import Metric
 from noisydml.memory.neighbors import Neighborhood
 
-_BLOCK = 4096  # queries searched, and votes counted, at once
-_SHARPNESS = 8.0  # of the weights of the votes; figures for this and the next in docs/audit.md
-_ROUNDS = 6  # of votes; three leave half of 40 % wrong labels of two classes, more change little
-_SHOWN = 8  # neighbours of an issue that are kept, to be looked at
+_BLOCK = 4096  # queries searched at once
+_NONE = "none of these"  # the suggestion for a sample that belongs to no class
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LabelIssues:
     """Labels that are most likely wrong, with the evidence; all tensors are on the CPU.
+
+    ``len`` is the number of issues.
 
     Attributes:
         issues: (n,) int64, indices of the samples whose label is distrusted, the most suspicious
             first.
         score: (N,) float64 in [0, 1], higher is cleaner; NaN for samples never judged.
-        given_labels: (N,) int64; -1 for samples never judged.
-        suggested_labels: (N,) int64, what the evidence speaks for; None without suggestions.
+        given_labels: (N,) int64; -1 for samples that have no label, or whose label is not known.
+        suggested_labels: (N,) int64, what the evidence speaks for; -1 for none of the classes.
+            None without suggestions.
         support: (N,) float64 in [0, 1], the share of the evidence for the suggested label; None
             without suggestions.
-        noise_rate: the estimated share of wrong labels: that of distrusted ones.
+        noise_rate: the estimated share of wrong labels; NaN where nothing can be said.
         neighbors: (n, m) int64, for each issue the samples most like it, the nearest first; -1
             where there are fewer. None where they are not known: see :meth:`with_neighbors`.
+        probability: (N,) floating point in [0, 1], the probability that the label is right; NaN
+            for samples never judged. None where no method gave one.
+        noise_rate_bounds: a lower and an upper bound of ``noise_rate``; None where there are none.
+        found_by: how ``noise_rate`` was found, as words that follow it: ``"by ..."``.
+        contradictions: groups of samples that are (nearly) the same and have different labels, of
+            which one at least is wrong for certain: sorted int64 indices, two or more in each.
+        classes: the names that the labels above stand for, by position: a tuple; None where they
+            stand for themselves.
     """
 
     issues: Tensor
@@ -47,18 +62,56 @@ class LabelIssues:
     support: Tensor | None
     noise_rate: float
     neighbors: Tensor | None = None
+    probability: Tensor | None = None
+    noise_rate_bounds: tuple[float, float] | None = None
+    found_by: str = ""
+    contradictions: tuple[Tensor, ...] = ()
+    classes: Classes = None
+
+    def __len__(self) -> int:
+        return len(self.issues)
+
+    def __repr__(self) -> str:
+        return f"LabelIssues({len(self)} of {len(self.score)}, noise_rate={self.noise_rate:.3g})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the figures, and the ten most suspicious labels."""
+        lines = "<br>".join(map(html.escape, self._lines()))
+        table = "".join(
+            "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+            for tag, cells in zip(["th", *["td"] * 10], self._cells(10), strict=False)
+        )
+        return f"<p>{lines}</p><table>{table}</table>"
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict for each issue, the most suspicious first."""
-        columns = self._columns()
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        """One dict for each issue, the most suspicious first.
+
+        Issues are followed by the samples that :attr:`contradictions` holds beside them. Labels
+        are as they were given; a suggested label of None is none of the classes. ``contradicts``
+        are the samples that are the same and have another label.
+        """
+        return self._table(self._shown())
+
+    def suggestions(self) -> list[dict[str, Any]]:
+        """One dict for each sample without a label that gets one, the best supported first."""
+        if self.suggested_labels is None or self.support is None:
+            return []
+        best = self.support.argsort(descending=True, stable=True)
+        new = (self.given_labels < 0) & (self.suggested_labels >= 0)
+        return self._table(best[new[best]], "given_label", "score", "probability", "contradicts")
+
+    def to_pandas(self) -> Any:
+        """:meth:`rows` as a ``pandas.DataFrame``; needs pandas."""
+        import pandas
+
+        return pandas.DataFrame(self._columns(self._shown()))
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write :meth:`rows` as a table with a header, RFC 4180, numbers to four digits."""
-        with open(path, "w", newline="", encoding="utf-8") as file:
+        with replacing(path, newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(self._columns())
-            writer.writerows(map(_words, self.rows()))
+            writer.writerow(self._columns(self._shown()))
+            writer.writerows([_word(value) for value in row.values()] for row in self.rows())
 
     def summary(self, top: int = 10) -> str:
         """The figures in words, and a table of the most suspicious labels.
@@ -67,13 +120,53 @@ class LabelIssues:
             top: how many rows the table has at most, at least 0.
         """
         require_count("top", top, least=0)
-        rows = self.rows()[:top]
-        first = (
-            f"{len(self.issues)} of {int(self.score.isfinite().sum())} labels are most likely "
-            f"wrong ({100 * self.noise_rate:.1f} %)."
-        )
-        table = [*map(list, rows[:1]), *map(_words, rows)]
-        return "\n".join([first, *("  ".join(f"{cell:>15s}" for cell in row) for row in table)])
+        table = ["  ".join(f"{cell:>15s}" for cell in cells) for cells in self._cells(top)]
+        return "\n".join([*self._lines(), *table])
+
+    def corrected_labels(
+        self, *, min_support: float = 0.5
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """The labels without the issues: corrected where the evidence suffices, else left out.
+
+        An issue gets its suggested label, if there is another than the given one and its support
+        suffices; so does a sample without a label. The others of them are to be left out.
+        What a person has decided on the page is in its own file: :func:`apply_corrections`.
+
+        Args:
+            min_support: the least support of a suggestion that is taken, in [0, 1].
+
+        Returns:
+            (N,) labels, int64 or, where they are names, objects; and the ascending indices, int64,
+            of the samples to leave out, whose labels are as given: -1, or None for a name, where
+            there was none.
+
+        Raises:
+            TypeError, ValueError: unless ``min_support`` is a number in [0, 1].
+
+        Example:
+            >>> import torch
+            >>> from noisydml import find_label_issues
+            >>> embeddings, labels = torch.eye(3).repeat(10, 1), ["ant", "bee", "fly"] * 10
+            >>> labels[7] = "fly"
+            >>> fixed, leave_out = find_label_issues(embeddings, labels).corrected_labels()
+            >>> fixed[7], leave_out
+            ('bee', array([], dtype=int64))
+        """
+        require_number("min_support", min_support)
+        if not 0 <= min_support <= 1:
+            raise ValueError(f"min_support must be in [0, 1], got {min_support}")
+        doubtful = self.given_labels < 0
+        doubtful[self.issues] = True
+        codes, fixed = self.given_labels.clone(), torch.zeros_like(doubtful)
+        if self.suggested_labels is not None and self.support is not None:
+            fixed = doubtful & (self.suggested_labels >= 0) & (self.support >= min_support)
+            fixed &= self.suggested_labels != self.given_labels
+            codes = torch.where(fixed, self.suggested_labels, codes)
+        labels = codes.numpy()
+        if self.classes is not None:
+            labels = np.empty(len(codes), dtype=object)
+            labels[:] = names_of(codes, self.classes)
+        return labels, (doubtful & ~fixed).nonzero().squeeze(1).numpy()
 
     def to_html(
         self,
@@ -93,20 +186,24 @@ class LabelIssues:
 
         Args:
             path: of the file.
-            images: a picture for each of the N samples: an array or tensor (N, H, W) or
-                (N, H, W, 3) of uint8, a sequence of such pictures or of paths of files, or a
-                callable from a sample's index to one of these. Only those shown are asked for.
+            images: a picture for each of the N samples: an array, tensor or sequence of them, a
+                data set whose items are (image, label), or a callable from a sample's index to one.
+                A picture is a Pillow image of any mode, the path of a file, or an array or tensor,
+                (H, W), (H, W, C) or (C, H, W) with 1 to 4 channels, of uint8, or floating point in
+                [0, 1]; what is transparent is shown on white. Only those shown are asked for.
             texts: a text for each of the N samples: a sequence, or a callable from the index.
-            class_names: a mapping or a sequence that names each label that occurs.
-            top: how many issues are shown at most, the most suspicious; all by default.
+            class_names: what each label that occurs is called: a mapping or pandas Series from
+                labels to names, torchvision's ``class_to_idx``, or for integer labels a sequence.
+            top: how many samples are shown at most, the most suspicious; all by default.
             image_size: larger pictures are shrunk until their larger side has as many pixels.
                 Files are taken as they are.
             title: of the page.
 
         Raises:
-            TypeError: for pictures that are not uint8, or an argument of another type.
-            ValueError: for another number of images or texts than N, pictures of another shape,
-                files that are no pictures, a label without a name, or a bad number.
+            TypeError: for pictures of other numbers, or an argument of another type.
+            ValueError: for another number of images or texts than N, pictures of another shape or
+                beyond [0, 1], files that are no pictures, a label without a name, or a bad number.
+                What was at ``path`` is then still there.
 
         Example:
             >>> import tempfile, torch
@@ -119,10 +216,25 @@ class LabelIssues:
         """
         if top is not None:
             require_count("top", top, least=0)
-        rows = self.rows()[:top]
-        near = [[]] * len(rows) if self.neighbors is None else self.neighbors[:top].tolist()
-        labels = self.given_labels.tolist()
-        page.write(path, rows, near, labels, images, texts, class_names, image_size, title)
+        shown = self._shown()[:top]
+        near: list[list[int]] = [] if self.neighbors is None else self.neighbors[:top].tolist()
+        near += [[]] * (len(shown) - len(near))
+        suggested = [None] * len(shown)
+        if self.suggested_labels is not None:
+            suggested = self.suggested_labels[shown].tolist()
+        page.write(
+            path,
+            self._table(shown),
+            near,
+            self.given_labels.tolist(),
+            suggested,
+            self.classes,
+            images,
+            texts,
+            class_names,
+            image_size,
+            title,
+        )
 
     def with_neighbors(
         self, embeddings: Any, k: int = 8, *, metric: Metric = "cosine"
@@ -139,136 +251,152 @@ class LabelIssues:
         Raises:
             TypeError, ValueError: unless ``embeddings`` are N rows of finite floats.
         """
+        embeddings = read_embeddings(embeddings)
         size, got = len(self.given_labels), len(embeddings)
         if got != size:
             raise ValueError(f"embeddings must have {size} rows, one per sample, got {got}")
-        one_class = torch.zeros_like(self.given_labels)  # nobody is left out for its label
-        embeddings, one_class = _checked(embeddings, one_class)
         require_count("k", k)
-        rows = self.issues.to(embeddings.device)
-        found = _search(Neighborhood(None, metric), embeddings, one_class, k, rows)
-        return replace(self, neighbors=torch.cat([position for _, _, position, _ in found]).cpu())
-
-    def _columns(self) -> dict[str, list[Any]]:
-        """The columns of the table; those that there are."""
-        columns = {
-            "sample_id": torch.arange(len(self.score)),
-            "given_label": self.given_labels,
-            "suggested_label": self.suggested_labels,
-            "score": self.score,
-            "support": self.support,
-        }
-        return {
-            name: column.index_select(0, self.issues).tolist()
-            for name, column in columns.items()
-            if column is not None
-        }
-
-
-def find_label_issues(
-    embeddings: Any,
-    labels: Any,
-    *,
-    k: int = 200,
-    threshold: float = 0.3,
-    metric: Metric = "cosine",
-    index: str | NeighborIndex | None = None,
-) -> LabelIssues:
-    r"""Find the labels that a sample's nearest neighbours speak against.
-
-    One call on any embeddings, of any network, in any order; no noise rate is asked for. Each
-    label is judged by the votes of its sample's k nearest neighbours, weighted by their distance
-    (:func:`~noisydml.functional.neighbor_weights`), for it against those for the strongest label
-    (:func:`~noisydml.functional.neighbor_label_score`). Five more votes follow, in which each
-    neighbour's is multiplied by the score that its own label has just got.
-
-    Args:
-        embeddings: (N, D) floating point, a tensor or anything ``torch.as_tensor`` takes.
-        labels: (N,) integers that are not negative, the given labels.
-        k: number of neighbours, at least 1. Too many do no harm, as the weight of those from
-            other classes vanishes: 200 serve classes of 5 as well as of thousands.
-        threshold: labels of a lower score are issues; in ``[0, 1]``. Stricter than the 0.5 of
-            training, where a right label dropped costs little.
-        metric: ``"cosine"`` or ``"euclidean"``.
-        index: what finds the neighbours: ``"torch"``, a FAISS factory string such as
-            ``"IVF256,Flat"``, or a :class:`~noisydml.memory.index.NeighborIndex`; exact by default.
-
-    Returns:
-        :class:`LabelIssues`. The only sample of its class cannot be judged and has score 1.
-
-    Raises:
-        TypeError: for embeddings that are not floating point, or labels that are not integers.
-        ValueError: for a NaN or infinity, a negative label, a wrong shape, or a bad setting.
-
-    Memory: 12 k bytes a sample beside the embeddings and the index.
-
-    Example:
-        >>> import torch
-        >>> from noisydml import find_label_issues
-        >>> angles = torch.cat([torch.linspace(0, 0.5, 20), torch.linspace(2, 2.5, 20)])
-        >>> embeddings = torch.stack([angles.cos(), angles.sin()], dim=1)
-        >>> labels = torch.tensor([0] * 20 + [1] * 20)
-        >>> labels[3] = 1
-        >>> print(find_label_issues(embeddings, labels, k=10).summary())
-        1 of 40 labels are most likely wrong (2.5 %).
-              sample_id      given_label  suggested_label            score          support
-                      3                1                0           0.0000           1.0000
-    """
-    embeddings, labels = _checked(embeddings, labels)
-    require_count("k", k)
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must be in [0, 1], got {threshold}")
-    neighborhood = Neighborhood(index, metric)
-    everyone = torch.arange(len(labels), device=labels.device)
-    found = _search(neighborhood, embeddings, labels, k, everyone)
-    known = torch.cat([others for *_, others in found])  # (N,), who can be judged
-
-    trust = torch.ones(len(labels), dtype=torch.float64, device=labels.device)
-    for _ in range(_ROUNDS):
-        votes = [
-            neighbor_label_score(
-                neighborhood.labels_at(position),
-                labels[rows],
-                neighbor_weights(distance, _SHARPNESS) * trust.take(position.clamp_min(0)),
-            )
-            for rows, distance, position, _ in found
+        one_class = torch.zeros_like(self.given_labels)  # nobody is left out for its label
+        one_class, rows = (x.to(embeddings.device) for x in (one_class, self.issues))
+        hood = Neighborhood(None, metric)
+        hood.build(embeddings, one_class)
+        near = [
+            hood.neighbors(embeddings[block], one_class[block], k, block)[1]
+            for block in torch.split(rows, _BLOCK)
         ]
-        score, majority, support, _ = (torch.cat(parts) for parts in zip(*votes, strict=True))
-        trust = torch.where(known, score, 1.0)
-    issues = trust.argsort(stable=True)[: int((trust < threshold).sum())]
-    near = torch.cat([position[:, :_SHOWN] for _, _, position, _ in found])
-    return LabelIssues(
-        issues=issues.cpu(),
-        score=trust.cpu(),
-        given_labels=labels.cpu(),
-        suggested_labels=torch.where(known, majority, labels).cpu(),
-        support=torch.where(known, support, 0.0).cpu(),
-        noise_rate=len(issues) / max(len(labels), 1),
-        neighbors=near.index_select(0, issues).cpu(),
-    )
+        return replace(self, neighbors=torch.cat(near).cpu())
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write everything to an npz file, under the very name given.
+
+        Raises:
+            TypeError: for names that are neither strings, bytes nor numbers.
+        """
+        odd = [x for x in self.classes or () if not isinstance(x, (str, bytes, int, float))]
+        if odd:
+            raise TypeError(
+                f"classes must be strings or numbers to be saved, got {type(odd[0]).__name__}"
+            )
+        values = {name: value for name, value in vars(self).items() if name != "contradictions"}
+        arrays: dict[str, Any] = {n: v.numpy() for n, v in values.items() if isinstance(v, Tensor)}
+        groups = self.contradictions
+        arrays["group_sizes"] = np.array([len(group) for group in groups], dtype=np.int64)
+        arrays["grouped"] = torch.cat([self.issues[:0], *groups]).numpy()
+        others = {name: value for name, value in values.items() if name not in arrays}
+        # Names that are bytes are put in a list.
+        words = json.dumps(others, default=lambda name: [name.decode("latin-1")])
+        arrays["others"] = np.frombuffer(words.encode(), dtype=np.uint8)
+        with replacing(path, "wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> LabelIssues:
+        """Read what :meth:`save` has written. Nothing in the file is executed.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is not such a file, or broken.
+        """
+        with open(path, "rb") as file:
+            try:
+                content = dict(np.load(file, allow_pickle=False))
+                others = json.loads(content.pop("others").tobytes())
+                sizes, grouped = content.pop("group_sizes").tolist(), content.pop("grouped")
+                values: dict[str, Any] = {n: torch.from_numpy(x) for n, x in content.items()}
+                groups = torch.split(torch.from_numpy(grouped), sizes)
+                values["contradictions"] = groups if sizes else ()
+                if (classes := others["classes"]) is not None:
+                    others["classes"] = tuple(
+                        x[0].encode("latin-1") if isinstance(x, list) else x for x in classes
+                    )
+                if (bounds := others["noise_rate_bounds"]) is not None:
+                    others["noise_rate_bounds"] = tuple(bounds)
+                loaded = cls(**values, **others)
+                if len({len(loaded.score), len(loaded.given_labels)}) > 1:
+                    raise ValueError("lengths differ")
+            except Exception as error:  # zipfile, zlib, json and numpy have errors of their own
+                raise ValueError(
+                    f"path must be a file written by LabelIssues.save, got {path}"
+                ) from error
+        return loaded
+
+    def _lines(self) -> list[str]:
+        """The figures in words."""
+        known = self.given_labels >= 0
+        judged = int((known & self.score.isfinite()).sum())
+        if judged == 0 and len(known) > 0:
+            lines = ["No label has been judged: nothing can be said."]
+        else:
+            share = 100 * len(self) / max(judged, 1)
+            lines = [f"{len(self)} of {judged} labels are most likely wrong ({share:.1f} %)."]
+            found = f", {self.found_by}" if self.found_by else ""
+            if math.isnan(self.noise_rate):
+                lines.append(f"How many are wrong in all: nothing can be said{found}.")
+            elif found or self.noise_rate_bounds is not None:
+                rate, between = f"{100 * self.noise_rate:.1f} %", ""
+                if self.noise_rate_bounds is not None:
+                    least, most = self.noise_rate_bounds
+                    between = f" (between {100 * least:.1f} and {100 * most:.1f} %)"
+                lines.append(f"About {rate} of all labels are wrong{between}{found}.")
+            if unjudged := int(known.sum()) - judged:
+                lines.append(f"{unjudged} labels have not been judged.")
+        if unknown := int((~known).sum()):
+            new = len(self.suggestions())
+            lines.append(f"{unknown} samples have no known label; {new} of them get a suggestion.")
+        if self.contradictions:
+            lines.append(
+                f"{len(self.contradictions)} groups of samples that are the same have different "
+                "labels: one at least in each group is wrong."
+            )
+        return lines
+
+    def _shown(self) -> Tensor:
+        """The samples of the table: issues, then others that contradict their copies."""
+        groups = torch.cat([self.issues[:0], *self.contradictions])
+        return torch.cat([self.issues, torch.unique(groups[~torch.isin(groups, self.issues)])])
+
+    def _copies(self) -> dict[int, list[int]]:
+        """For each sample of :attr:`contradictions` those of its group with another label."""
+        given, copies = self.given_labels, {}
+        for group in self.contradictions:
+            for sample in group.tolist():
+                copies[sample] = group[given[group] != given[sample]].tolist()
+        return copies
+
+    def _columns(self, samples: Tensor) -> dict[str, list[Any]]:
+        """The columns of the table of some samples; those that there are."""
+        columns: dict[str, list[Any]] = {"sample_id": samples.tolist()}
+        for name in ("given_label", "suggested_label"):
+            codes = getattr(self, f"{name}s")
+            if codes is not None:
+                columns[name] = names_of(codes[samples], self.classes)
+        for name in ("score", "support", "probability"):
+            if (values := getattr(self, name)) is not None:
+                columns[name] = values[samples].tolist()
+        if self.contradictions:
+            copies = self._copies()
+            columns["contradicts"] = [copies.get(i, []) for i in columns["sample_id"]]
+        return columns
+
+    def _table(self, samples: Tensor, *without: str) -> list[dict[str, Any]]:
+        columns = {n: column for n, column in self._columns(samples).items() if n not in without}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def _cells(self, top: int) -> list[list[str]]:
+        """The header and the first rows as words; nothing where there is no row."""
+        rows = self._table(self._shown()[:top])
+        suggests = self.suggested_labels is not None
+        words = [
+            {n: _NONE if suggests and n == "suggested_label" and v is None else _word(v)
+             for n, v in row.items()}
+            for row in rows
+        ]  # fmt: skip
+        return [*map(list, rows[:1]), *(list(row.values()) for row in words)]
 
 
-def _search(
-    neighborhood: Neighborhood, embeddings: Tensor, labels: Tensor, k: int, rows: Tensor
-) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Blocks of ``rows``, each with what :meth:`Neighborhood.neighbors` says of it."""
-    neighborhood.build(embeddings, labels)
-    return [
-        (block, *neighborhood.neighbors(embeddings[block], labels[block], k, block))
-        for block in torch.split(rows, _BLOCK)
-    ]
-
-
-def _words(row: dict[str, Any]) -> list[str]:
-    return [f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()]
-
-
-def _checked(embeddings: Any, labels: Any) -> tuple[Tensor, Tensor]:
-    embeddings, labels = torch.as_tensor(embeddings).detach(), torch.as_tensor(labels)
-    require_floating("embeddings", embeddings, ndim=2)
-    require_integer("labels", labels, len(embeddings))
-    if not embeddings.isfinite().all():
-        raise ValueError("embeddings must be finite, got NaN or infinity")
-    if (labels < 0).any():
-        raise ValueError("labels must not be negative")
-    return embeddings, labels.to(embeddings.device, torch.int64)
+def _word(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

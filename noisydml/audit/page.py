@@ -12,15 +12,18 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
+from numbers import Integral
 from os import PathLike
 from typing import Any
 
+from noisydml.audit.labels import Classes
 from noisydml.audit.pictures import data_uri, item_getter
 from noisydml.functional.checks import require_count
+from noisydml.functional.files import replacing
 
 _PER_BLOCK = 200  # samples whose pictures and texts the page parses at once
 
-ClassNames = Mapping[int, str] | Iterable[str]
+ClassNames = Mapping[Any, Any] | Iterable[str]  # or a pandas Series
 
 
 def write(
@@ -28,6 +31,8 @@ def write(
     rows: Sequence[dict[str, Any]],
     near: Sequence[Sequence[int]],
     labels: Sequence[int],
+    suggested: Sequence[int | None],
+    classes: Classes,
     images: Any,
     texts: Any,
     class_names: ClassNames | None,
@@ -37,7 +42,8 @@ def write(
     """Write the page of :meth:`noisydml.LabelIssues.to_html`, which tells the other arguments.
 
     ``rows`` are the suspects that are shown, ``near`` the samples nearest to each, -1 for none,
-    and ``labels`` the given labels of all N samples, -1 for unknown ones.
+    ``labels`` the given labels of all N samples as codes, -1 for unknown ones, and ``suggested``
+    those of the suspects, -1 for none of the ``classes``, None without suggestions.
     """
     require_count("image_size", image_size)
     picture = None if images is None else item_getter("images", images, len(labels))
@@ -49,22 +55,44 @@ def write(
             None if text is None else str(text(i)),
         )
 
-    suspects = [_suspect(row, ids) for row, ids in zip(rows, near, strict=True)]
-    key = [[row["id"], row["given"], row["suggested"], row["score"]] for row in suspects]
+    occur = {*labels, *(code for code in suggested if code is not None)} - {-1}
+    names = unique_names(class_names, occur, classes)
+    # The page counts classes from 0, for its numbers are no longer than 2**53.
+    place = {-1: -1, **{code: position for position, code in enumerate(names)}}
+    words = [str(code if classes is None else classes[code]) for code in names]
+    suspects = []
+    for row, ids, code in zip(rows, near, suggested, strict=True):
+        given, copies = labels[row["sample_id"]], row.get("contradicts", [])
+        suspects.append(
+            {
+                "id": row["sample_id"],
+                "given": place[given],
+                "suggested": None if code is None or code == given else place[code],
+                "score": _rounded(row["score"]),
+                "support": None if code in (None, -1, given) else _rounded(row["support"]),
+                "probability": _rounded(row.get("probability")),
+                "copies": copies,
+                "near": [*copies, *(i for i in ids if i >= 0 and i not in copies)],
+            }
+        )
+    word: dict[int | None, Any] = {None: None, -1: -1, **dict(enumerate(words))}
+    key = [
+        [row["id"], word[row["given"]], word[row["suggested"]], row["score"]] for row in suspects
+    ]
     # Each sample once, in the order in which the page first shows it.
     samples = list(dict.fromkeys(i for row in suspects for i in (row["id"], *row["near"])))
-    classes = {*labels, *(row.get("suggested_label", -1) for row in rows)} - {-1}
     data = {
         "title": title,
         # Under this the browser keeps the decisions: another audit has another.
         "key": "noisydml:" + hashlib.sha256(_json(key)).hexdigest(),
         "rows": suspects,
-        "samples": [[i, labels[i]] for i in samples],
-        "names": list(unique_names(class_names, classes).items()),
+        "samples": [[i, place[labels[i]]] for i in samples],
+        "names": list(enumerate(names.values())),
+        "words": words,  # of the CSV file
         "perBlock": _PER_BLOCK,
     }
     head, tail = _template()
-    with open(path, "wb") as file:
+    with replacing(path, "wb") as file:
         file.write(head + _block("data", data))
         for start in range(0, len(samples), _PER_BLOCK):
             items = [item(i) for i in samples[start : start + _PER_BLOCK]]
@@ -72,38 +100,68 @@ def write(
         file.write(tail)
 
 
-def unique_names(class_names: ClassNames | None, classes: set[int]) -> dict[int, str]:
-    """Every class with a name of its own, in the order of the labels; a label unless named.
+def unique_names(
+    class_names: ClassNames | None, codes: set[int], classes: Classes = None
+) -> dict[int, str]:
+    """Every code with a name of its own, in the order of the codes; its label unless named.
 
-    ``classes`` are the labels that must have a name.
+    ``codes`` are those that must have a name, ``classes`` the labels that they stand for.
     """
+    code_of = {} if classes is None else {label: code for code, label in enumerate(classes)}
     if class_names is None:
-        return {label: str(label) for label in sorted(classes)}
-    if isinstance(class_names, str):
-        raise TypeError("class_names must have one name per class, got one str")
-    pairs = class_names.items() if isinstance(class_names, Mapping) else enumerate(class_names)
-    names = {int(label): str(name) for label, name in pairs}
-    missing = classes - names.keys()
-    if missing:
-        raise ValueError(f"class_names must name every label, got none for {min(missing)}")
+        names = {code: str(label) for label, code in code_of.items()}
+        names = names if code_of else {code: str(code) for code in codes}
+    elif (
+        isinstance(class_names, (str, bytes, set, frozenset))
+        or getattr(class_names, "ndim", 1) != 1
+        or not hasattr(class_names, "__iter__")
+    ):
+        raise TypeError(
+            f"class_names must have one name per class, in order, got one {_type(class_names)}"
+        )
+    elif hasattr(class_names, "items"):  # a mapping or a Series, by its index
+        pairs = list(class_names.items())
+        if classes is None and all(isinstance(x, str) and _is_code(y) for x, y in pairs):
+            pairs = [(code, name) for name, code in pairs]  # torchvision's class_to_idx
+            if len(dict(pairs)) < len(pairs):
+                raise ValueError("class_names must have one name per class, got two for one")
+        if classes is None:
+            try:
+                names = {int(code): str(name) for code, name in pairs}
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    "class_names must be from integers to names, as the labels are integers, or "
+                    f"from names to integers, got {pairs[0]}"
+                ) from error
+        else:
+            names = {code_of[label]: str(name) for label, name in pairs if label in code_of}
+    elif classes is not None:
+        raise TypeError(
+            "class_names must be a mapping from label to name where labels are no integers, "
+            f"got {_type(class_names)}"
+        )
+    else:
+        names = {code: str(name) for code, name in enumerate(class_names)}
+    if missing := codes - names.keys():
+        label = min(missing) if classes is None else classes[min(missing)]
+        raise ValueError(f"class_names must name every label, got none for {label}")
     count = Counter(names.values())
     return {
-        label: name if count[name] == 1 else f"{name} ({label})"
-        for label, name in sorted(names.items())
+        code: name if count[name] == 1 else f"{name} ({code})"
+        for code, name in sorted(names.items())
     }
 
 
-def _suspect(row: dict[str, Any], near: Sequence[int]) -> dict[str, Any]:
-    suggested = row.get("suggested_label", -1)
-    known = suggested >= 0 and suggested != row["given_label"]
-    return {
-        "id": row["sample_id"],
-        "given": row["given_label"],
-        "suggested": suggested if known else None,
-        "score": round(row["score"], 4),
-        "support": round(row["support"], 4) if known else None,
-        "near": [i for i in near if i >= 0],
-    }
+def _is_code(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _type(value: Any) -> str:
+    return type(value).__name__
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or value != value else round(value, 4)
 
 
 def _json(value: Any) -> bytes:

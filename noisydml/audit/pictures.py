@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+from noisydml.functional.checks import require_dense
 
 Pixels = NDArray[np.uint8]
 
@@ -24,31 +26,100 @@ _TYPES = {_PNG: "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp",
 def item_getter(name: str, source: Any, count: int) -> Callable[[int], Any]:
     """From a sample's index to its picture or text; ``source`` is the argument of that name.
 
-    It is a callable, or has ``count`` entries: any iterable, of which arrays and tensors of two
-    dimensions or more are read only where they are asked for.
+    It is a callable, or has ``count`` entries, which are read only where they are asked for.
     """
-    if callable(source):
+    if callable(source) and not hasattr(source, "__getitem__"):
         return lambda i: source(i)
-    if isinstance(source, (str, bytes)) or not isinstance(source, (Iterable, Tensor)):
+    indexed = hasattr(source, "__getitem__") and hasattr(source, "__len__")
+    if isinstance(source, Tensor):
+        require_dense(name, source)
+    wrong = isinstance(source, (str, bytes, Set)) or getattr(source, "ndim", 1) == 0
+    if wrong or not (indexed or isinstance(source, Iterable)):
         raise TypeError(
             f"{name} must be a callable or have one entry per sample, got {type(source).__name__}"
         )
-    entries: Any = source if getattr(source, "ndim", 1) > 1 else list(source)
-    if len(entries) != count:
-        raise ValueError(f"{name} must have {count} entries, one per sample, got {len(entries)}")
+    entries: Any = source if indexed else list(source)
+    if hasattr(entries, "iloc"):  # by position, whatever the index says
+        entries = entries.iloc
+    if (got := len(source if indexed else entries)) != count:
+        raise ValueError(f"{name} must have {count} entries, one per sample, got {got}")
     return lambda i: entries[i]
 
 
+def file_of(picture: Any) -> Path | None:
+    """The path that an entry of ``images`` is, or begins with; None for pixels."""
+    picture = _first(picture)
+    return Path(picture) if isinstance(picture, (str, PathLike)) else None
+
+
 def as_pixels(picture: Any) -> Pixels:
-    """(H, W) or (H, W, 3) bytes of an array, a tensor or a Pillow image."""
-    if isinstance(picture, Tensor):
-        picture = picture.detach().cpu().numpy()
-    pixels = np.asarray(picture)
+    """(H, W) or (H, W, 3) bytes, as a person sees them, of an array, a tensor or a Pillow image.
+
+    Of an item of a data set, (image, label), those of the image.
+    """
+    picture = _first(picture)
+    if hasattr(picture, "mode") and hasattr(picture, "convert"):
+        pixels = _of_pillow(picture)
+    elif isinstance(picture, Tensor):
+        require_dense("images", picture)
+        picture = picture.detach().cpu()
+        pixels = (picture.float() if picture.is_floating_point() else picture).numpy()
+    else:
+        pixels = np.asarray(picture)
+    shape = pixels.shape
+    if pixels.ndim == 3 and shape[0] <= 4 and (shape[2] > 4 or isinstance(picture, Tensor)):
+        pixels = pixels.transpose(1, 2, 0)  # channels first, as in torch
+    if pixels.ndim not in (2, 3) or not 1 <= (*pixels.shape, 1)[2] <= 4 or pixels.size == 0:
+        raise ValueError(
+            f"images must have shape (H, W), (H, W, C) or (C, H, W), C at most 4, got {shape}"
+        )
+    pixels = _bytes(pixels)
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    if channels in (2, 4):  # the last is the opacity
+        opacity = pixels[:, :, -1:] / 255
+        pixels = (opacity * pixels[:, :, :-1] + 255 * (1 - opacity)).round().astype(np.uint8)
+    return pixels[:, :, 0] if channels in (1, 2) and pixels.ndim == 3 else pixels
+
+
+def _first(item: Any) -> Any:
+    return item[0] if isinstance(item, (tuple, list)) and len(item) > 0 else item
+
+
+def _bytes(pixels: NDArray[Any]) -> Pixels:
+    if pixels.dtype == np.bool_:
+        return pixels * np.uint8(255)
+    if pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2:
+        return (pixels // 257).astype(np.uint8)
+    if pixels.dtype.kind == "f":
+        low, high = pixels.min(), pixels.max()
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"images that are floats must be in [0, 1], got {low:.3g} to {high:.3g}"
+            )
+        return (255 * pixels).round().astype(np.uint8)
     if pixels.dtype != np.uint8:
-        raise TypeError(f"images must be uint8, 0 to 255, got dtype {pixels.dtype}")
-    if pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)) or pixels.size == 0:
-        raise ValueError(f"images must have shape (H, W) or (H, W, 3), got {pixels.shape}")
+        raise TypeError(
+            f"images must be uint8, 0 to 255, or floats in [0, 1], got dtype {pixels.dtype}"
+        )
     return pixels
+
+
+def _of_pillow(image: Any) -> NDArray[Any]:
+    """Turned as its EXIF data say, with its palette and its colours."""
+    from PIL import ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits, whatever the mode has
+        return np.asarray(image).clip(0, 2**16 - 1).astype(np.uint16)
+    if image.mode == "F":
+        return np.asarray(image)
+    if image.mode in ("LA", "La", "PA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+    elif image.mode == "1":
+        image = image.convert("L")
+    elif image.mode not in ("L", "RGB", "RGBA"):
+        image = image.convert("RGB")
+    return np.asarray(image)
 
 
 def shrink(pixels: Pixels, side: int) -> Pixels:
@@ -85,13 +156,11 @@ def png(pixels: Pixels) -> bytes:
 
 def data_uri(picture: Any, side: int) -> str:
     """A picture as the address that holds it: pixels shrunk to ``side``, as PNG; files as are."""
-    if isinstance(picture, (str, PathLike)):
-        data = Path(picture).read_bytes()
+    if (path := file_of(picture)) is not None:
+        data = path.read_bytes()
         kind = next((kind for start, kind in _TYPES.items() if data.startswith(start)), None)
         if kind is None:
-            raise ValueError(
-                f"images must be PNG, JPEG, GIF, WebP or BMP files, got {str(picture)!r}"
-            )
+            raise ValueError(f"images must be PNG, JPEG, GIF, WebP or BMP files, got {str(path)!r}")
     else:
         data, kind = png(shrink(as_pixels(picture), side)), "png"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -7,7 +7,6 @@ Imported by itself: ``from noisydml import plot``.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from noisydml.audit.issues import LabelIssues
 from noisydml.audit.page import ClassNames, unique_names
-from noisydml.audit.pictures import as_pixels, item_getter
+from noisydml.audit.pictures import as_pixels, file_of, item_getter
 from noisydml.functional.checks import require_count
 from noisydml.noise import ClassHierarchy
 from noisydml.wrappers.decision import Decision
@@ -161,17 +160,21 @@ def contact_sheet(
     require_count("columns", columns)
     plt = _pyplot()
     picture = item_getter("images", images, len(issues.given_labels))
-    worst = issues.rows()[: rows * columns]
-    pairs = [(row["given_label"], row.get("suggested_label", -1)) for row in worst]
-    names = unique_names(class_names, {label for pair in pairs for label in pair if label >= 0})
+    worst = issues.issues[: rows * columns]
+    both = [issues.given_labels, issues.suggested_labels]
+    known = [labels[worst].tolist() for labels in both if labels is not None]
+    pairs = list(zip(*known, strict=True))
+    occur = {label for pair in pairs for label in pair if label >= 0}
+    names = unique_names(class_names, occur, issues.classes)
     figure, axes = plt.subplots(
         rows, columns, figsize=(1.15 * columns, 1.3 * rows), squeeze=False, layout="constrained"
     )
     for axis in axes.flat:
         axis.set_axis_off()
-    for axis, row, pair in zip(axes.flat, worst, pairs, strict=False):
-        item = picture(row["sample_id"])
-        shown = plt.imread(item) if isinstance(item, (str, PathLike)) else as_pixels(item)
+    for axis, sample, pair in zip(axes.flat, worst.tolist(), pairs, strict=False):
+        item = picture(sample)
+        path = file_of(item)
+        shown = as_pixels(item) if path is None else plt.imread(path)
         axis.imshow(shown, cmap="gray", vmin=0, vmax=255 if shown.dtype == np.uint8 else 1)
         axis.set_title(" → ".join(names[label] for label in pair if label >= 0) + "?", fontsize=9)
     figure.suptitle(title)

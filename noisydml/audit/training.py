@@ -24,7 +24,8 @@ class LabelAudit(nn.Module):
     It hooks itself onto the wrapper: the training loop stays as it is, but must pass
     ``sample_ids``. Whenever a sample has been judged, its trust
     :math:`t \leftarrow d\, t + (1 - d)\, w` moves towards the weight w that the wrapper gave it
-    (0 if it was dropped); the first judgement sets it. Judgements of eval mode do not count.
+    (0 if it was dropped); the first judgement sets it. What nobody could judge
+    (``decision.judged``: in warm-up, of a class never seen, in eval mode) does not count.
 
     Args:
         wrapper: the :class:`~noisydml.LossWrapper` that the training loop calls; of nested ones
@@ -90,8 +91,9 @@ class LabelAudit(nn.Module):
         """What has been found so far: labels trusted less than one half, the least trusted first.
 
         Equal trust is ordered by the wrapper's latest score. ``score`` is the trust; samples that
-        were never judged have NaN there, and -1 for a given label. There are no suggestions if
-        the wrapper makes none.
+        were never judged have NaN there, and those that were never seen -1 for a given label.
+        ``noise_rate`` is the share of issues among those judged, NaN before there is one. There
+        are no suggestions if the wrapper makes none.
         """
         seen = self.judged > 0
         flagged = seen & (self.trust < _TRUSTED)
@@ -102,9 +104,11 @@ class LabelAudit(nn.Module):
             issues=order[flagged[order]].cpu(),
             score=torch.where(seen, self.trust, math.nan).cpu(),
             given_labels=self.given.cpu(),
-            suggested_labels=self.suggested.cpu() if suggests else None,
+            suggested_labels=torch.where(seen, self.suggested, self.given).cpu()
+            if suggests
+            else None,
             support=self.support.cpu() if suggests else None,
-            noise_rate=int(flagged.sum()) / max(int(seen.sum()), 1),
+            noise_rate=int(flagged.sum()) / int(seen.sum()) if seen.any() else math.nan,
         )
 
     def extra_repr(self) -> str:
@@ -121,23 +125,43 @@ class LabelAudit(nn.Module):
         if ids is None:
             raise ValueError("LabelAudit needs sample_ids in every call of the wrapper it audits")
         labels = args[1] if len(args) > 1 else kwargs["labels"]
-        weight, device = decision.weight.clamp(0, 1), decision.keep.device
-        nothing = torch.full(weight.shape, -1.0, dtype=torch.float64, device=device)
-        columns = (ids, labels, weight, decision.score, decision.suggested_labels, decision.support)
-        rows = torch.stack([nothing if c is None else c.to(nothing) for c in columns], dim=1)
+        device = decision.keep.device
+        weight = torch.where(decision.judged, decision.weight.clamp(0, 1).double(), math.nan)
+        none = torch.full_like(weight, -1)
+        whole = (
+            ids,
+            labels,
+            none if decision.suggested_labels is None else decision.suggested_labels,
+        )
+        parts = [none if c is None else c for c in (decision.score, decision.support)]
+        # (B, 6) int64, numbers as their bits: labels above 2**53 have no place in a float64.
+        rows = torch.cat(
+            [
+                torch.stack([column.to(device, torch.int64) for column in whole], dim=1),
+                torch.stack([weight, *(c.double() for c in parts)], dim=1).view(torch.int64),
+            ],
+            dim=1,
+        )
         if distributed.world_size() > 1:
             sizes = [size for (size,) in distributed.exchange([len(rows)])]
             rows = distributed.gather_rows(rows, sizes)  # (N, 6) of all ranks
         if self.trust.device != device:
             self.to(device)
-        ids = rows[:, 0].long()
+        ids = rows[:, 0].contiguous()
         raise_first([in_range("sample_ids", ids, self.dataset_size, "dataset_size of LabelAudit")])
         # Of rows with the same id the last counts, but each as a judgement.
-        _, labels, weight, score, suggested, support = rows[last_of_equals(ids)].unbind(dim=1)
+        rows = rows[last_of_equals(ids)]
+        _, labels, suggested = rows[:, :3].unbind(dim=1)
+        weight, score, support = rows[:, 3:].contiguous().view(torch.float64).unbind(dim=1)
+        judged = ~weight.isnan()
         past = torch.where(self.judged[ids] > 0, self.decay, 0.0)
-        self.trust[ids] = past * self.trust[ids] + (1 - past) * weight
-        self.evidence[ids] = score
-        self.given[ids] = labels.long()
-        self.suggested[ids] = suggested.long()
-        self.support[ids] = support.clamp_min(0)
-        self.judged.index_add_(0, ids, torch.ones_like(ids))
+        self.given[ids] = labels
+        for name, value in (
+            ("trust", past * self.trust[ids] + (1 - past) * weight),
+            ("evidence", score),
+            ("suggested", suggested),
+            ("support", support.clamp_min(0)),
+        ):
+            buffer = getattr(self, name)
+            buffer[ids] = torch.where(judged, value, buffer[ids])
+        self.judged.index_add_(0, ids, judged.long())

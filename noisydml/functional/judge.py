@@ -46,7 +46,8 @@ def principal_components(features: Tensor, number: int) -> Tensor:
         basis = torch.linalg.qr(features.T @ (features @ basis)).Q
     reduced = features @ basis
     _, turn = torch.linalg.eigh((reduced.T @ reduced).double())
-    return reduced @ turn[:, -number:].to(reduced)
+    components: Tensor = reduced @ turn[:, -number:].to(reduced)
+    return components
 
 
 def within_class_whitening(
@@ -92,7 +93,8 @@ def within_class_whitening(
     identity = torch.eye(len(covariance), dtype=torch.float64, device=features.device)
     covariance = torch.where(mean > 0, covariance.lerp(mean * identity, shrinkage), identity)
     variance, directions = torch.linalg.eigh(covariance)
-    return (directions / variance.clamp_min(_TINY * variance[-1]).sqrt()).float()
+    matrix: Tensor = directions / variance.clamp_min(_TINY * variance[-1]).sqrt()
+    return matrix.float()
 
 
 def leave_one_out_similarity(
@@ -167,4 +169,5 @@ def shift_to_mean(probability: Tensor, mean: float, weights: Tensor) -> Tensor:
         middle = (low + high) / 2
         above = ((logit + middle).sigmoid() * weights).sum() > mean
         low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-    return (logit + low).sigmoid()
+    shifted: Tensor = (logit + low).sigmoid()
+    return shifted

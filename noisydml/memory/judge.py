@@ -128,7 +128,7 @@ def judge_labels(
     tested = torch.zeros(len(labels), dtype=torch.bool, device=device)
     heldout = torch.zeros(len(models), len(labels), dtype=torch.float64, device=device)
     wrong = torch.zeros_like(heldout)
-    settings: list[list[_Setting]] = [[], []]
+    settings: list[list[list[_Setting]]] = [[], []]
     for fold in range(folds):
         test = sample.fold == fold
         teaches = sample.weights * test.logical_not()
@@ -374,7 +374,8 @@ class _Fit:
         settings: list[_Setting] | None = None,
     ) -> None:
         self.sample, self.structured = sample, structured
-        self.given, self.settings = settings, []
+        self.given = settings
+        self.settings: list[_Setting] = []
         self.teaches = teaches
         share = teaches / sample.weights.clamp_min(1e-12)
         self.own_weights = sample.own_weights * share  # none of a sample held out
@@ -594,7 +595,7 @@ def _copies(directions: Tensor, distance: Tensor, near: Tensor) -> Tensor:
     apart = torch.cat(
         [
             torch.linalg.vector_norm(directions[a] - directions[b], dim=1)
-            for a, b in zip(row.split(_BLOCK), other.split(_BLOCK), strict=True)
+            for a, b in zip(torch.split(row, _BLOCK), torch.split(other, _BLOCK), strict=True)
         ]
         or [length.new_zeros(0)]
     )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from noisydml import noise
+from noisydml.functional.files import replacing
 from noisydml.noise.random import Integers
 
 _ADDED = ["original_label", "is_noisy"]
@@ -104,7 +105,7 @@ def _run(model: str, input: str, output: str, column: str, **options: Any) -> no
         return noisy
     # The rows as they were, with the noisy label in its column and the truth in two new ones.
     given = noisy.labels if names is None else noisy.given
-    with open(output, "w", newline="", encoding="utf-8") as file:
+    with replacing(output, newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*header, *_ADDED])
         for row, label, original, wrong in zip(

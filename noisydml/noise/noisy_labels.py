@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from noisydml.functional.files import replacing
 from noisydml.noise.checks import read_labels, require_flag, require_rate
 from noisydml.noise.random import Integers
 
@@ -177,13 +178,13 @@ class NoisyLabels:
         """Write everything to an npz file, under the very name given.
 
         Args:
-            path: the file; it is replaced if it exists.
+            path: the file; it is replaced if it exists, once the new one is whole.
         """
         content = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.requested_rate is not None:
             content["requested_rate"] = float(self.requested_rate)
         content = {name: value for name, value in content.items() if value is not None}
-        with open(path, "wb") as file:  # given a name, numpy would append .npz to it
+        with replacing(path, "wb") as file:  # given a name, numpy would append .npz to it
             np.savez_compressed(file, **content)
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from noisydml.pml.call import call, sample_losses, split, split_pairs, supervised_contrastive
 from noisydml.pml.kinds import (
+    compares_directions,
     embedding_shape,
     refuse_memory,
     refuse_unlabelled,
@@ -14,6 +15,7 @@ from noisydml.pml.state import UnsavedState
 __all__ = [
     "UnsavedState",
     "call",
+    "compares_directions",
     "embedding_shape",
     "refuse_memory",
     "refuse_unlabelled",

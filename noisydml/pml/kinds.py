@@ -109,3 +109,9 @@ def unweightable(loss: Loss, reason: str) -> TypeError:
         f"{name_of(loss)} cannot be weighted sample by sample: {reason}. "
         "A wrapper that drops samples, such as GroundTruthFilter, works with it."
     )
+
+
+def compares_directions(loss: Loss) -> bool:
+    """Whether the length of an embedding makes no difference to a loss, as is so by default."""
+    distances = (getattr(part, "distance", None) for part in parts(loss))
+    return all(getattr(distance, "normalize_embeddings", True) for distance in distances)

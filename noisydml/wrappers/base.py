@@ -131,6 +131,10 @@ class LossWrapper(nn.Module, ABC):
         """The parameters that serve only to judge the samples."""
         return []
 
+    def status(self) -> str:
+        """What it waits for before it can judge, for people; empty where it does not."""
+        return ""
+
     def parameter_groups(self, lr: float, proxy_lr: float = 1e-3) -> list[dict[str, Any]]:
         """Parameter groups for an optimiser: none of the loss's parameters can be forgotten.
 
@@ -246,9 +250,11 @@ class Filter(LossWrapper):
             threshold: 0-dim.
             own_loss: see :class:`Judgement`.
             memo: see :class:`Judgement`.
-            **evidence: the other fields of the :class:`Decision`, (N,) or 0-dim.
+            **evidence: the other fields of the :class:`Decision`, (N,) or 0-dim; ``judged`` are all
+                samples by default, and never rows that a wrapper has made up.
         """
         own = {"keep": keep, "score": score, **evidence}
+        own["judged"] = everyone.real & own.get("judged", everyone.real)
         for name, value in own.items():
             if value.ndim > 0:
                 own[name] = batch.own_rows(everyone, value)

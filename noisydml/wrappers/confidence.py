@@ -143,6 +143,7 @@ class ConfidenceWeightedLoss(LossWrapper):
             weight=batch.own_rows(everyone, sigma),
             score=batch.own_rows(everyone, -scores),
             threshold=-tau,
+            judged=batch.real & (self.step >= self.warmup) & tau.isfinite(),
         )
         return Judgement(decision, own_loss=losses.mean(), memo=tau)
 

@@ -31,6 +31,10 @@ class Decision:
             label. None where the method makes no suggestion.
         runner_up: (B,) float in [0, 1], the evidence for the second label over that for the
             first. None where the method makes no suggestion.
+        judged: (B,) bool, for which samples there was something to judge by. Those that nobody
+            could judge (in warm-up, before there is a reference, of a class never seen) are kept,
+            which is no evidence that their labels are right. Rows that a wrapper has made up are
+            no samples, and never count as judged. Every sample, unless a wrapper says otherwise.
     """
 
     keep: Tensor
@@ -41,12 +45,17 @@ class Decision:
     suggested_labels: Tensor | None = None
     support: Tensor | None = None
     runner_up: Tensor | None = None
+    judged: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.judged is None:
+            object.__setattr__(self, "judged", torch.ones_like(self.keep, dtype=torch.bool))
 
     @classmethod
     def trusting(cls, batch: Batch) -> Decision:
-        """Every sample kept, with weight 1."""
+        """Every sample kept, with weight 1, and none of them judged."""
         ones = torch.ones(len(batch), device=batch.device, dtype=torch.float32)
-        return cls(keep=ones.bool(), weight=ones)
+        return cls(keep=ones.bool(), weight=ones, judged=torch.zeros_like(ones, dtype=torch.bool))
 
 
 class Judgement(NamedTuple):

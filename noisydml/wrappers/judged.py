@@ -58,6 +58,7 @@ class JudgeFilter(Filter):
             ``[0, N)``.
         embedding_size: width of the embeddings, D; None to take it from the first batch. A state
             that is loaded in place, tensor by tensor, needs it.
+        num_classes: number of classes, C, if labels beyond it are to be refused.
         start: ``"judge"``, or ``"train"`` to train on all labels in the first pass.
         k: number of neighbours that the judge asks.
         index: how they are searched; see :class:`KNNDenoiser`.
@@ -108,6 +109,7 @@ class JudgeFilter(Filter):
         *,
         dataset_size: int,
         embedding_size: int | None = None,
+        num_classes: int | None = None,
         start: Start = "judge",
         k: int = 50,
         index: str | NeighborIndex | None = None,
@@ -116,9 +118,12 @@ class JudgeFilter(Filter):
         super().__init__(loss, validate_args=validate_args)
         require_choice("start", start, get_args(Start))
         require_count("k", k)
+        if num_classes is not None:
+            require_count("num_classes", num_classes)
         normalize = pml.compares_directions(loss)
         self.memory = FeatureMemory(dataset_size, embedding_size, normalize=normalize)
         self.reference = FeatureMemory(dataset_size, embedding_size, normalize=normalize)
+        self.num_classes = num_classes
         self.start = start
         self.k = k
         self.index = index
@@ -138,7 +143,8 @@ class JudgeFilter(Filter):
         everyone = gather_batch(batch.judged().to(torch.float32))  # collected, not judged
         if self.counters["phase"] == _COLLECTING:
             nobody = torch.zeros_like(batch.labels, dtype=torch.bool)
-            return Judgement(Decision(keep=nobody, weight=nobody.float()), memo=everyone)
+            decision = Decision(keep=nobody, weight=nobody.float(), judged=nobody)
+            return Judgement(decision, memo=everyone)
         if self.counters["phase"] == _TRAINING:
             return Judgement(Decision.trusting(batch), memo=everyone)
         entry = self._entries(batch)
@@ -150,6 +156,7 @@ class JudgeFilter(Filter):
             batch,
             score >= _THRESHOLD,
             score,
+            judged=known,
             threshold=score.new_full((), _THRESHOLD),
             noise_rate=self.noise_rate.clone(),
             suggested_labels=torch.where(known, self.suggested.take(place), batch.labels),
@@ -175,12 +182,8 @@ class JudgeFilter(Filter):
         self.counters.set(seen=seen, ids=ids)
         if seen >= size:
             self.end_epoch()
-        elif self.counters["phase"] == _COLLECTING and not self.counters["looked"]:
-            if seen >= _LOOK * size:
-                self.counters.set(looked=1)
-                found = self._judged(self.memory, folds=None)
-                if not math.isfinite(found.noise_rate) or found.certainty < _TELLING:
-                    self.counters.set(phase=_TRAINING)
+        elif self.counters["phase"] == _COLLECTING and self.counters["looked"] == 0:
+            self._look(seen)
 
     def end_epoch(self) -> None:
         """Judge what has been collected, now.
@@ -248,6 +251,9 @@ class JudgeFilter(Filter):
         require_width(batch, self.memory.embedding_size, "those before")
         bad = (batch.labels < 0).any()
         checks = [ValueCheck(bad, "labels must not be negative, JudgeFilter has -1 for no label")]
+        if self.num_classes is not None:
+            what = "num_classes of JudgeFilter"
+            checks.append(in_range("labels", batch.labels, self.num_classes, what))
         mode, ids = self.counters["ids"], batch.sample_ids
         if mode == (_WITH_IDS if ids is None else _WITHOUT_IDS):
             now = "none" if ids is None else "some"
@@ -282,7 +288,7 @@ class JudgeFilter(Filter):
         features = self.reference.features
         if features.shape[1] != rows.shape[1]:
             return entry
-        for block in features.split(_BLOCK):
+        for block in torch.split(features, _BLOCK):
             near = rows @ block.T - 0.5 * block.square().sum(dim=1)
             labels = self.reference.labels.narrow(0, start, len(block))
             other = batch.labels.unsqueeze(1) != labels
@@ -291,6 +297,14 @@ class JudgeFilter(Filter):
             best = torch.maximum(best, value)
             start += len(block)
         return entry
+
+    def _look(self, seen: int) -> None:
+        """Train on all labels, for now, if the features do not tell the classes."""
+        if seen < _LOOK * len(self.memory):
+            return
+        found = self._judged(self.memory, folds=None)
+        tells = math.isfinite(found.noise_rate) and found.certainty >= _TELLING
+        self.counters.set(looked=1, phase=_COLLECTING if tells else _TRAINING)
 
     def _pass_begins_again(self, rows: Batch) -> bool:
         """Whether, before anything was judged, all of a batch has been seen already."""

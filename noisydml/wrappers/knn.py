@@ -157,9 +157,9 @@ class KNNDenoiser(Filter):
             weights = neighbor_weights(distance, self.sharpness)
         vote = neighbor_label_score(hood.labels_at(position), labels, weights)  # section 3.1
         score = torch.where(known, vote.score, 1.0)
-        keep = score >= self.threshold
+        keep, judged = score >= self.threshold, known
         if self.counters["step"] < self.warmup:
-            keep = torch.ones_like(keep)
+            keep, judged = torch.ones_like(keep), torch.zeros_like(known)
         return self.filtered(
             batch,
             batch,
@@ -169,6 +169,7 @@ class KNNDenoiser(Filter):
             suggested_labels=torch.where(known, vote.majority, labels),
             support=torch.where(known, vote.support, 0.0),
             runner_up=torch.where(known, vote.runner_up, 1.0),
+            judged=judged,
             memo=everyone,
         )
 

@@ -173,10 +173,16 @@ class PRISMFilter(Filter):
         threshold, *window = smooth_top_r(  # Eq. 4
             score, to_drop, known & real, self.quantiles, self.num_quantiles
         )
-        threshold = threshold.masked_fill(self._filling(), -math.inf)
+        filling = self._filling()
+        threshold = threshold.masked_fill(filling, -math.inf)
         keep = (score > threshold) | known.logical_not()
+        # An estimate so low that nobody is dropped is a judgement, too.
+        able = threshold > -math.inf if self.noise_rate is not None else rate < _NOTHING_LEARNED
+        judged = known & able & filling.logical_not()
         memo = (everyone, keep & real, *window, low_ranks)
-        return self.filtered(batch, everyone, keep, score, threshold, noise_rate=rate, memo=memo)
+        return self.filtered(
+            batch, everyone, keep, score, threshold, noise_rate=rate, judged=judged, memo=memo
+        )
 
     def kept_value(self, batch: Batch) -> Tensor:
         value = call_loss(self.loss, batch)

@@ -74,7 +74,8 @@ def decision_summary(loss: LossWrapper) -> str:
     """
     if not isinstance(loss, LossWrapper):
         raise TypeError(f"loss must be a LossWrapper, got {type(loss).__name__}")
-    line = f"{type(loss).__name__}: {_words(loss.decision)}"
+    words = ", ".join(filter(None, [_words(loss.decision), loss.status()]))
+    line = f"{type(loss).__name__}: {words}"
     return f"{line}; {decision_summary(loss.loss)}" if isinstance(loss.loss, LossWrapper) else line
 
 

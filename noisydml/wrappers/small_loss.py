@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -106,8 +107,16 @@ class SmallLossFilter(Filter):
         threshold = small_loss_threshold(scores, rate, everyone.real)
         keep = scores <= threshold
         own_loss = (losses * keep).sum() / keep.sum().clamp_min(1)
+        judged = (threshold < math.inf).expand_as(keep)
         return self.filtered(
-            batch, everyone, keep, -scores, -threshold, noise_rate=rate, own_loss=own_loss
+            batch,
+            everyone,
+            keep,
+            -scores,
+            -threshold,
+            noise_rate=rate,
+            judged=judged,
+            own_loss=own_loss,
         )
 
     def commit(self, batch: Batch, judgement: Judgement) -> None:

@@ -122,12 +122,13 @@ class SuperLoss(LossWrapper):
             return Judgement(Decision.trusting(batch))
         everyone = everyone.to(torch.promote_types(batch.embeddings.dtype, torch.float32))
         weigh = self._weigh_samples if self.level == "sample" else self._weigh_pairs
-        weight, score, threshold, mean, count, value = weigh(everyone)
+        weight, score, judged, threshold, mean, count, value = weigh(everyone)
         decision = SuperLossDecision(
             keep=torch.ones(len(batch), dtype=torch.bool, device=batch.device),
             weight=batch.own_rows(everyone, weight),
             score=batch.own_rows(everyone, score),
             threshold=threshold,
+            judged=batch.real & batch.own_rows(everyone, judged) & (self.step >= self.warmup),
             mean=mean,
             count=count,
         )
@@ -151,17 +152,18 @@ class SuperLoss(LossWrapper):
         return f"lam={self.lam}, level={self.level}, warmup={self.warmup}"
 
     def _weigh_samples(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Weights and scores (N,), threshold, means, counts, and the value of the loss."""
+        """Weights, scores, who is judged (N,), threshold, means, counts, and the loss's value."""
         terms = pml.split(self.loss, batch)
         losses = terms.per_sample.detach().double()
         tau = running_mean(self.mean.select(0, 0), self.count.select(0, 0), losses, self.decay)
         sigma = self._confidence(losses, tau)
         outer = batch.sample_weight
         value = terms.weighted(sigma if outer is None else sigma * outer)
-        return sigma, -losses, -tau, tau.unsqueeze(0), self.count + 1, value
+        judged = torch.ones_like(sigma, dtype=torch.bool)
+        return sigma, -losses, judged, -tau, tau.unsqueeze(0), self.count + 1, value
 
     def _weigh_pairs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Weights and scores (N,), threshold, means, counts, and the value of the loss."""
+        """Weights, scores, who is judged (N,), threshold, means, counts, and the loss's value."""
         value, parts = pml.split_pairs(self.loss, batch)
         means, counts = [*self.mean.unbind()], [*self.count.unbind()]  # of _KINDS
         # The share of each anchor in the value without and with weights, and that of no anchor.
@@ -186,7 +188,8 @@ class SuperLoss(LossWrapper):
         unit = ((weight == 1) & (outer == 1)).all()
         value = torch.where(unit, value, total.to(value.dtype))
         one = torch.ones_like(unweighted)
-        return weight, weight, one, torch.stack(means), torch.stack(counts), value
+        judged = plain != 0  # the others have no loss to judge by
+        return weight, weight, judged, one, torch.stack(means), torch.stack(counts), value
 
     def _confidence(self, losses: Tensor, tau: Tensor) -> Tensor:
         sigma = confidence(losses, tau, self.lam, lower=_LOWEST)

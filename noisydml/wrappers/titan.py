@@ -302,6 +302,7 @@ class PrototypicalMixer(LossWrapper):
             keep=torch.ones_like(labels, dtype=torch.bool),
             weight=weight,
             score=torch.where(given > -torch.inf, given - highest, 0.0),
+            judged=everyone.real & (given > -torch.inf),
             suggested_labels=nearest,
             labels=labels,
             draws=draws,

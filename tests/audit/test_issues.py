@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor
 
 from noisydml import LabelIssues, find_label_issues
+
+NAN = float("nan")
 
 
 def spoilt_digits(rate: float, seed: int) -> tuple[Tensor, Tensor, np.ndarray]:
@@ -123,7 +126,7 @@ def test_few_samples(size: int) -> None:
         ((torch.full((4, 2), float("nan")), torch.arange(4)), {}, ValueError, "embeddings"),
         ((torch.randn(4, 2), torch.arange(3)), {}, ValueError, "labels"),
         ((torch.randn(4, 2), torch.rand(4)), {}, TypeError, "labels"),
-        ((torch.randn(4, 2), torch.tensor([0, 1, -1, 0])), {}, ValueError, "labels"),
+        ((torch.randn(4, 2), torch.tensor([0, 1, -2, 0])), {}, ValueError, "labels"),
         ((torch.randn(4, 2), torch.arange(4)), {"k": 0}, ValueError, "k"),
         ((torch.randn(4, 2), torch.arange(4)), {"threshold": 2}, ValueError, "threshold"),
         ((torch.randn(4, 2), torch.arange(4)), {"metric": "l7"}, ValueError, "metric"),
@@ -184,3 +187,168 @@ def test_the_neighbors_are_the_nearest(metric: Any) -> None:
     assert torch.equal(issues.neighbors, expected)
     assert torch.equal(issues.with_neighbors(embeddings, metric=metric).neighbors, expected)
     assert issues.with_neighbors(embeddings, 3, metric=metric).neighbors.shape == (len(expected), 3)
+
+
+def named() -> LabelIssues:
+    """Six samples: two issues, one suggestion for none of the classes, one without a label."""
+    return LabelIssues(
+        issues=torch.tensor([2, 0]),
+        score=torch.tensor([0.4, 1.0, 0.1, NAN, 0.9, 0.8], dtype=torch.float64),
+        given_labels=torch.tensor([0, 1, 2, -1, 1, 0]),
+        suggested_labels=torch.tensor([1, 1, -1, 2, 1, 0]),
+        support=torch.tensor([0.5, 1.0, 0.75, 0.25, 1.0, 1.0], dtype=torch.float64),
+        noise_rate=0.3,
+        probability=torch.tensor([0.25, 1.0, 0.125, NAN, 0.9, 0.8], dtype=torch.float64),
+        noise_rate_bounds=(0.1, 0.4),
+        found_by="by the votes of neighbours",
+        contradictions=(torch.tensor([0, 4]),),
+        classes=("ant", "bee", "=fly"),
+    )
+
+
+def test_names_are_in_the_table() -> None:
+    rows = named().rows()
+    assert rows == [
+        {
+            "sample_id": 2, "given_label": "=fly", "suggested_label": None, "score": 0.1,
+            "support": 0.75, "probability": 0.125, "contradicts": [],
+        },
+        {
+            "sample_id": 0, "given_label": "ant", "suggested_label": "bee", "score": 0.4,
+            "support": 0.5, "probability": 0.25, "contradicts": [4],
+        },
+        {
+            "sample_id": 4, "given_label": "bee", "suggested_label": "bee", "score": 0.9,
+            "support": 1.0, "probability": 0.9, "contradicts": [0],
+        },
+    ]  # fmt: skip
+    assert named().suggestions() == [
+        {"sample_id": 3, "suggested_label": "=fly", "support": 0.25},
+    ]
+    assert example(False).suggestions() == []
+
+
+def test_the_summary_says_the_rate_and_how_it_was_found() -> None:
+    lines = named().summary().splitlines()
+    assert lines[:4] == [
+        "2 of 5 labels are most likely wrong (40.0 %).",
+        "About 30.0 % of all labels are wrong (between 10.0 and 40.0 %), "
+        "by the votes of neighbours.",
+        "1 samples have no known label; 1 of them get a suggestion.",
+        "1 groups of samples that are the same have different labels: one at least in each group "
+        "is wrong.",
+    ]
+    assert lines[5].split() == ["2", "=fly", "none", "of", "these", "0.1000", "0.7500", "0.1250"]
+    unknown = replace(named(), noise_rate=NAN, noise_rate_bounds=None, found_by="")
+    assert unknown.summary().splitlines()[1] == "How many are wrong in all: nothing can be said."
+    nobody = replace(named(), score=torch.full((6,), NAN), issues=torch.tensor([]).long())
+    assert nobody.summary(0).startswith("No label has been judged: nothing can be said.\n")
+    some = replace(example(True), score=torch.tensor([0.4, NAN, 0.1]))
+    assert some.summary(0).splitlines()[1:] == ["1 labels have not been judged."]
+
+
+def test_what_a_session_shows() -> None:
+    assert len(named()) == 2
+    assert repr(named()) == "LabelIssues(2 of 6, noise_rate=0.3)"
+    shown = replace(named(), classes=("<b>", "bee", "fly"))._repr_html_()
+    assert shown.count("<tr>") == 4
+    assert "&lt;b&gt;" in shown
+    assert "<b>" not in shown
+    assert "none of these" in shown
+
+
+def test_a_data_frame() -> None:
+    pytest.importorskip("pandas")
+    frame = named().to_pandas()
+    assert list(frame.columns) == list(named().rows()[0])
+    assert frame["given_label"].tolist() == ["=fly", "ant", "bee"]
+    assert len(find_label_issues(torch.eye(2), [0, 1]).to_pandas()) == 0
+
+
+def test_the_table_of_names(tmp_path: Path) -> None:
+    named().to_csv(tmp_path / "issues.csv")
+    assert (tmp_path / "issues.csv").read_text().splitlines() == [
+        "sample_id,given_label,suggested_label,score,support,probability,contradicts",
+        "2,=fly,,0.1000,0.7500,0.1250,",
+        "0,ant,bee,0.4000,0.5000,0.2500,4",
+        "4,bee,bee,0.9000,1.0000,0.9000,0",
+    ]
+
+
+def test_corrected_labels() -> None:
+    labels, leave_out = named().corrected_labels()
+    assert labels.tolist() == ["bee", "bee", "=fly", None, "bee", "ant"]
+    assert leave_out.tolist() == [2, 3]
+    labels, leave_out = named().corrected_labels(min_support=0.2)
+    assert labels.tolist() == ["bee", "bee", "=fly", "=fly", "bee", "ant"]
+    assert leave_out.tolist() == [2]
+    labels, leave_out = example(True).corrected_labels()
+    assert labels.dtype == leave_out.dtype == np.int64
+    assert labels.tolist() == [6, 6, 5]
+    assert leave_out.tolist() == []
+    labels, leave_out = example(False).corrected_labels()
+    assert labels.tolist() == [5, 6, 7]
+    assert leave_out.tolist() == [0, 2]
+    same = replace(example(True), suggested_labels=torch.tensor([5, 6, 7]))
+    assert same.corrected_labels()[1].tolist() == [0, 2]
+    with pytest.raises(ValueError, match="min_support must be in"):
+        named().corrected_labels(min_support=50)
+
+
+@pytest.mark.parametrize("issues", [named(), example(True), example(False)])
+def test_what_is_saved_is_loaded(tmp_path: Path, issues: LabelIssues) -> None:
+    names = ("a\0", "\ud800", 2**80, 0.1, True, "1", 1, b"\xff")
+    for each in (issues, replace(issues, classes=names, noise_rate=NAN)):
+        each.save(tmp_path / "issues")
+        loaded = LabelIssues.load(tmp_path / "issues")
+        for name, value in vars(each).items():
+            found = getattr(loaded, name)
+            if isinstance(value, Tensor):
+                assert value.dtype == found.dtype
+            if isinstance(value, float):
+                value, found = torch.tensor(value), torch.tensor(found)
+            if name == "classes" and value is not None:
+                assert [type(x) for x in found] == [type(x) for x in value]
+            if name == "contradictions" or isinstance(value, Tensor):
+                torch.testing.assert_close(found, value, rtol=0, atol=0, equal_nan=True)
+            else:
+                assert found == value
+    assert list(tmp_path.iterdir()) == [tmp_path / "issues"]
+
+
+def test_files_that_are_no_issues(tmp_path: Path) -> None:
+    path = tmp_path / "issues.npz"
+    with pytest.raises(FileNotFoundError):
+        LabelIssues.load(path)
+    named().save(path)
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 97):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"written by LabelIssues.save, got .*issues\.npz"):
+            LabelIssues.load(path)
+    np.savez(path, score=np.ones(3))
+    with pytest.raises(ValueError, match=r"written by LabelIssues\.save"):
+        LabelIssues.load(path)
+    with pytest.raises(TypeError, match="classes must be strings or numbers to be saved, got date"):
+        replace(named(), classes=(np.datetime64(1, "D"),)).save(path)
+
+
+def test_a_file_is_replaced_when_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "issues"
+    path.write_text("before")
+    path.chmod(0o640)
+    (tmp_path / "link").symlink_to(path)
+    hostile = replace(named(), classes=("\ud800", "b", "c"))  # no UTF-8
+    with pytest.raises(UnicodeEncodeError):
+        hostile.to_csv(path)
+    with pytest.raises(ZeroDivisionError):
+        named().to_html(path, texts=lambda i: str(1 / (i - 4)))
+    assert path.read_text() == "before"
+    named().to_csv(tmp_path / "link")
+    assert path.read_text().startswith("sample_id")
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "link").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 2
+    named().to_csv("/dev/null")
+    with pytest.raises(FileNotFoundError):
+        named().to_csv(tmp_path / "nowhere" / "issues")

@@ -92,10 +92,11 @@ def test_the_data(tmp_path: Path) -> None:
     data = page.blocks["data"]
     assert page.scripts == 1
     assert data["rows"][0] == {
-        "id": 7, "given": 1, "suggested": 2, "score": 0.01, "support": 0.75, "near": [1, 2],
+        "id": 7, "given": 1, "suggested": 2, "score": 0.01, "support": 0.75, "probability": None,
+        "copies": [], "near": [1, 2],
     }  # fmt: skip
     assert [row["id"] for row in data["rows"]] == [7, 2, 3, 5, 0, 10]
-    assert [row["suggested"] for row in data["rows"]] == [2, 0, None, None, 1, 2]
+    assert [row["suggested"] for row in data["rows"]] == [2, 0, None, -1, 1, 2]
     assert data["rows"][1]["near"] == [3]
     assert data["names"] == [[0, "a"], [1, "b"], [2, "c"]]
     # Every sample that is shown, once, in the order in which it is.
@@ -141,7 +142,8 @@ def test_another_audit_has_another_key(tmp_path: Path) -> None:
 def test_names(tmp_path: Path) -> None:
     page = written(tmp_path, example(), class_names={0: "crane", 1: "crane", 2: "ox", 9: "gnu"})
     names = page.blocks["data"]["names"]
-    assert names == [[0, "crane (0)"], [1, "crane (1)"], [2, "ox"], [9, "gnu"]]
+    assert names == [[0, "crane (0)"], [1, "crane (1)"], [2, "ox"], [3, "gnu"]]
+    assert page.blocks["data"]["words"] == ["0", "1", "2", "9"]
     assert written(tmp_path, example()).blocks["data"]["names"] == [[0, "0"], [1, "1"], [2, "2"]]
 
 
@@ -155,9 +157,18 @@ def test_no_issues(tmp_path: Path) -> None:
     ("settings", "error", "message"),
     [
         ({"images": PICTURES[:5]}, ValueError, "images must have 12 entries, one per sample"),
-        ({"images": PICTURES / 255}, TypeError, "images must be uint8"),
+        ({"images": PICTURES.astype(int)}, TypeError, "images must be uint8"),
+        ({"images": PICTURES / 2}, ValueError, "images that are floats must be in"),
+        ({"class_names": {"a", "b", "c"}}, TypeError, "one name per class, in order, got one set"),
+        ({"class_names": {"a": 0, "b": 1, "c": 1}}, ValueError, "got two for one"),
         ({"texts": "a text"}, TypeError, "texts must be a callable"),
         ({"class_names": ["a", "b"]}, ValueError, "must name every label, got none for 2"),
+        ({"class_names": {"a": "x", "b": "y"}}, ValueError, "class_names must be from integers to"),
+        ({"class_names": 3}, TypeError, "class_names must have one name per class, in order, got"),
+        ({"class_names": np.zeros((3, 2))}, TypeError, "class_names must have one name per class"),
+        ({"images": torch.zeros(12, 4, 4, device="meta")}, TypeError, "images must be a dense"),
+        ({"images": [torch.eye(4).to_sparse()] * 12}, TypeError, "images must be a dense tensor"),
+        ({"images": np.array(5)}, TypeError, "images must be a callable or have one entry per"),
         ({"class_names": "abc"}, TypeError, "class_names must have one name per class"),
         ({"top": -1}, ValueError, "top"),
         ({"image_size": 0}, ValueError, "image_size"),
@@ -274,7 +285,7 @@ def test_next_undecided(browser: Browser, tmp_path: Path) -> None:
 
 def test_decisions_by_mouse(browser: Browser, tmp_path: Path) -> None:
     opened(browser, tmp_path / "page.html", example(), images=PICTURES, class_names=NAMES)
-    assert browser.js("return document.querySelectorAll('.accept:disabled').length") == 2
+    assert browser.js("return document.querySelectorAll('.accept:disabled').length") == 1
     browser.click("#list > li:nth-child(2) .accept")
     assert current(browser) == 2
     browser.click("#list > li:nth-child(3) input")
@@ -302,7 +313,7 @@ def test_sort_and_filter(browser: Browser, tmp_path: Path) -> None:
     choose(browser, "sort", "given")
     assert samples(browser) == [3, 0, 7, 10, 2, 5]
     choose(browser, "sort", "suggested")
-    assert samples(browser) == [2, 0, 7, 10, 3, 5]  # those without a suggestion last
+    assert samples(browser) == [2, 0, 7, 10, 5, 3]  # none of these, and no suggestion, last
     choose(browser, "class", "0")  # given or suggested
     assert samples(browser) == [2, 0, 3]
     browser.press("a")
@@ -315,6 +326,164 @@ def test_sort_and_filter(browser: Browser, tmp_path: Path) -> None:
     assert browser.js("return document.getElementById('empty').checkVisibility()")
     browser.press("a", "j", "n", "o")  # nothing to decide about
     assert progress(browser) == "1 of 6 decided: 1 accepted, 0 rejected, 0 other; 0 shown"
+
+
+def labelled() -> LabelIssues:
+    """Three suspects with names, of which 4 is a copy of 2 and of no suspect's label."""
+    return LabelIssues(
+        issues=torch.tensor([2, 0, 1]),
+        score=torch.tensor([0.5, 0.75, 0.25, 1.0, 1.0]).double(),
+        given_labels=torch.tensor([0, 1, 2, -1, 0]),
+        suggested_labels=torch.tensor([1, -1, 0, 2, 0]),
+        support=torch.full((5,), 0.875).double(),
+        noise_rate=0.5,
+        neighbors=torch.tensor([[3, 4], [1, 2], [0, -1]]),
+        probability=torch.tensor([0.25, 0.5, 0.015, 1.0, 1.0]).double(),
+        contradictions=(torch.tensor([2, 4]),),
+        classes=('a "b", c', "bee", "fly"),
+    )
+
+
+def test_the_data_of_names_and_copies(tmp_path: Path) -> None:
+    data = written(tmp_path, labelled()).blocks["data"]
+    assert data["words"] == ['a "b", c', "bee", "fly"]
+    assert data["names"] == [[0, 'a "b", c'], [1, "bee"], [2, "fly"]]
+    assert [row["id"] for row in data["rows"]] == [2, 0, 1, 4]
+    assert [row["suggested"] for row in data["rows"]] == [0, 1, -1, None]
+    assert [row["probability"] for row in data["rows"]] == [0.015, 0.25, 0.5, 1.0]
+    assert [row["copies"] for row in data["rows"]] == [[4], [], [], [2]]
+    assert [row["near"] for row in data["rows"]] == [[4, 3], [1, 2], [0], [2]]
+    assert dict(data["samples"])[3] == -1
+    german = {"bee": "Biene", "fly": "Fliege", 'a "b", c': "Ameise", "wasp": "Wespe"}
+    data = written(tmp_path, labelled(), class_names=german).blocks["data"]
+    assert data["names"] == [[0, "Ameise"], [1, "Biene"], [2, "Fliege"]]
+    with pytest.raises(ValueError, match="must name every label, got none for fly"):
+        labelled().to_html(tmp_path / "page.html", class_names={'a "b", c': "a", "bee": "b"})
+    with pytest.raises(TypeError, match="must be a mapping from label to name"):
+        labelled().to_html(tmp_path / "page.html", class_names=["a", "b", "c"])
+
+
+def test_what_names_classes(tmp_path: Path) -> None:
+    pd = pytest.importorskip("pandas")
+    expected = [[0, "ant"], [1, "bee"], [2, "fly"]]
+    for names in (
+        {"fly": 2, "ant": 0, "bee": 1},  # torchvision's class_to_idx
+        {2: "fly", 0: "ant", 1: "bee"},
+        {"2": "fly", "0": "ant", "1": "bee"},
+        pd.Series(["fly", "ant", "bee"], index=[2, 0, 1]),
+        pd.Series([2, 0, 1], index=["fly", "ant", "bee"]),
+        np.array(["ant", "bee", "fly"]),
+        pd.Index(["ant", "bee", "fly"]),
+        iter(["ant", "bee", "fly"]),
+    ):
+        assert written(tmp_path, example(), class_names=names).blocks["data"]["names"] == expected
+
+
+def test_labels_beyond_the_numbers_of_a_browser(browser: Browser, tmp_path: Path) -> None:
+    large = 2**53 + 1 + torch.arange(CLASSES)
+    given, suggested = example().given_labels, (example().given_labels + 1) % CLASSES
+    issues = replace(example(), given_labels=large[given], suggested_labels=large[suggested])
+    opened(browser, tmp_path / "page.html", issues)
+    browser.press("a", "d")
+    assert downloaded(browser)[0] == ["7", str(2**53 + 2), str(2**53 + 3), "accepted"]
+
+
+def test_removing_and_names(browser: Browser, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    opened(browser, page, labelled(), images=PICTURES[:5])
+    assert samples(browser) == [2, 0, 1, 4]
+    text = browser.js("return document.querySelector('#list > li .labels').innerText")
+    assert "1.5 % likely to be right, suggestion supported by 88 %" in text
+    assert 'the same as sample 4, given a "b", c' in text
+    assert browser.js("return document.querySelectorAll('.near .copy').length") == 2
+    assert "none of these" in browser.js("return document.querySelectorAll('.labels')[2].innerText")
+    browser.press("a", "x", "a")
+    assert progress(browser).startswith(
+        "3 of 4 decided: 1 accepted, 0 rejected, 0 other, 2 removed"
+    )
+    pressed = "return [...document.querySelectorAll('[aria-pressed=true]')].map(x => x.textContent)"
+    assert browser.js(pressed) == ["Accept", "Remove", "Remove"]
+    label = browser.js("return document.querySelectorAll('#list > li')[2].ariaLabel")
+    assert label == "Sample 1, given bee, suggested none of these, removed"
+    browser.open(page)  # decisions are kept by the names of labels
+    browser.press("d")
+    file = wait_for(lambda: list(browser.downloads.glob("*.csv")))[0]
+    fixed, leave_out = noisydml.apply_corrections(
+        ['a "b", c', "bee", "fly", None, 'a "b", c'], file
+    )
+    assert fixed == ['a "b", c', "bee", 'a "b", c', None, 'a "b", c']
+    assert leave_out.tolist() == [0, 1]
+    assert [row[2:] for row in downloaded(browser)] == [
+        ['a "b", c', "accepted"], ["", "removed"], ["", "removed"], ['a "b", c', "undecided"],
+    ]  # fmt: skip
+
+
+def test_many_at_once(browser: Browser, tmp_path: Path) -> None:
+    opened(browser, tmp_path / "page.html", example(), class_names=NAMES)
+    browser.press("r")  # of sample 7, which stays rejected
+    choose(browser, "class", "1")
+    assert samples(browser) == [7, 0, 10]
+    many = "return document.getElementById('many').textContent"
+    assert browser.js(many) == "2 undecided here:"
+    browser.click("#accept-all")
+    assert progress(browser).startswith("3 of 6 decided: 2 accepted, 1 rejected, 0 other; 3")
+    choose(browser, "class", "")
+    browser.click("#undo")  # all of them
+    assert progress(browser).startswith("1 of 6 decided: 0 accepted, 1 rejected")
+    browser.click("#below")
+    browser.press("0.1")
+    assert samples(browser) == [7, 2]
+    browser.click("#remove-all")
+    assert (
+        progress(browser) == "2 of 6 decided: 0 accepted, 1 rejected, 0 other, 1 removed; 2 shown"
+    )
+    disabled = "return [...document.querySelectorAll('header button:disabled')].map(x => x.id)"
+    assert browser.js(disabled) == ["accept-all", "reject-all", "remove-all"]
+    browser.click("#below")
+    browser.press("Escape")
+    browser.js("const b = document.getElementById('below'); b.value = ''; b.oninput()")
+    browser.click("#accept-all")  # 3 has no suggestion, and that of 5 is to remove it
+    assert progress(browser).startswith(
+        "5 of 6 decided: 2 accepted, 1 rejected, 0 other, 2 removed"
+    )
+    browser.click("#reject-all")
+    assert progress(browser).startswith(
+        "6 of 6 decided: 2 accepted, 2 rejected, 0 other, 2 removed"
+    )
+
+
+def test_below_a_probability(browser: Browser, tmp_path: Path) -> None:
+    opened(browser, tmp_path / "page.html", labelled())
+    assert (
+        browser.js("return document.getElementById('measure').textContent")
+        == "Probability below, %"
+    )
+    browser.click("#below")
+    browser.press("40")
+    assert samples(browser) == [2, 0]
+
+
+def test_enlarging(browser: Browser, tmp_path: Path) -> None:
+    opened(browser, tmp_path / "page.html", example(), images=PICTURES, class_names=NAMES)
+    size = (
+        "const box = document.querySelector('#large img').getBoundingClientRect();"
+        "return [box.width > 0.8 * innerWidth, box.bottom <= innerHeight, box.right <= innerWidth]"
+    )
+    is_open = "return document.getElementById('large').open"
+    assert not browser.js(is_open)
+    browser.press("e")
+    assert browser.js(size) == [True, True, True]
+    assert browser.js("return document.querySelector('#large').innerText") == "sample 7, given bee"
+    browser.press("a", "x")  # meant for the list, which is covered
+    assert progress(browser).startswith("0 of 6")
+    browser.press("e")
+    assert not browser.js(is_open)
+    browser.click("#list > li:nth-child(2) .near img")
+    assert browser.js("return document.querySelector('#large').innerText") == "sample 3, given ant"
+    browser.click("#large img")
+    assert not browser.js(is_open)
+    browser.press("e", "Escape", "a")
+    assert progress(browser).startswith("1 of 6")
 
 
 def test_decisions_survive_a_reload(browser: Browser, tmp_path: Path) -> None:

@@ -80,9 +80,11 @@ def test_what_is_a_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("picture", "error", "message"),
     [
-        (np.zeros((4, 4)), TypeError, "uint8, 0 to 255, got dtype float64"),
-        (torch.zeros(4, 4, dtype=torch.int64), TypeError, "got dtype int64"),
-        (np.zeros((3, 8, 8), np.uint8), ValueError, r"got \(3, 8, 8\)"),
+        (np.full((4, 4), 1.5), ValueError, r"images that are floats .* got 1.5 to 1.5"),
+        (np.full((4, 4), np.nan), ValueError, r"got nan to nan"),
+        (torch.zeros(4, 4, dtype=torch.int64), TypeError, "uint8, .* got dtype int64"),
+        (np.zeros((7, 8, 8), np.uint8), ValueError, r"got \(7, 8, 8\)"),
+        (np.zeros((5, 4, 5), np.uint8), ValueError, r"got \(5, 4, 5\)"),
         (np.zeros(4, np.uint8), ValueError, r"got \(4,\)"),
         (np.zeros((0, 4), np.uint8), ValueError, r"got \(0, 4\)"),
     ],
@@ -92,13 +94,76 @@ def test_what_is_none(picture: Any, error: type[Exception], message: str) -> Non
         as_pixels(picture)
 
 
+def test_floats_and_channels_first() -> None:
+    pixels = RNG.integers(0, 256, (9, 8, 3)).astype(np.uint8)
+    tensor = torch.from_numpy(pixels)
+    first = tensor.permute(2, 0, 1)
+    for picture in (tensor, first, first / 255, first.numpy(), first.double() / 255, (first, 3)):
+        assert np.array_equal(as_pixels(picture), pixels)
+    assert np.abs(as_pixels(first.bfloat16() / 255).astype(int) - pixels).max() <= 1
+    grey = pixels[:, :, 0]
+    for picture in (grey[:, :, None], grey[None], torch.from_numpy(grey)[None], grey / 255):
+        assert np.array_equal(as_pixels(picture), grey)
+    assert np.array_equal(as_pixels(grey > 99), np.where(grey > 99, 255, 0))
+    assert np.array_equal(as_pixels(grey.astype(np.uint16) * 257), grey)
+    small = torch.rand(3, 3, 3)  # of a tensor the channels are first
+    assert np.array_equal(as_pixels(small), (255 * small).round().byte().permute(1, 2, 0).numpy())
+    clear = np.dstack([pixels, np.full((9, 8), 0, np.uint8)])
+    assert (as_pixels(clear) == 255).all()  # on white
+
+
+def test_pillow_images_are_seen_as_by_a_person() -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    pixels = RNG.integers(0, 256, (6, 5, 3)).astype(np.uint8)
+    picture = image_module.fromarray(pixels)
+    assert np.array_equal(as_pixels(picture), pixels)
+    grey = np.asarray(picture.convert("L"))
+    assert np.array_equal(as_pixels(picture.convert("L")), grey)
+    few = image_module.fromarray(pixels // 128 * 255)  # colours that a palette has
+    assert np.array_equal(as_pixels(few.convert("P")), np.asarray(few))
+    assert np.array_equal(as_pixels(few.convert("CMYK")), np.asarray(few))
+    assert set(np.unique(as_pixels(picture.convert("1")))) <= {0, 255}
+    deep = image_module.fromarray(grey.astype(np.uint16) * 257)
+    assert deep.mode == "I;16"
+    assert np.array_equal(as_pixels(deep), grey)
+
+    opacity = np.zeros((6, 5), np.uint8)
+    opacity[:3] = 255
+    half = picture.copy()
+    half.putalpha(image_module.fromarray(opacity))
+    expected = np.where(opacity[:, :, None] == 255, pixels, 255)
+    assert half.mode == "RGBA"
+    assert np.array_equal(as_pixels(half), expected)
+    assert np.array_equal(as_pixels(half.convert("LA"))[:3, :, 1], grey[:3])
+    assert (as_pixels(half.convert("LA"))[3:] == 255).all()
+    clear = few.convert("P")
+    clear.info["transparency"] = int(np.asarray(clear)[0, 0])
+    assert (as_pixels(clear)[0, 0] == 255).all()
+
+    turned = picture.copy()
+    turned.getexif()[0x0112] = 6  # to be turned by a quarter
+    assert np.array_equal(as_pixels(turned), np.rot90(pixels, -1))
+
+
 def test_items() -> None:
     array = RNG.integers(0, 256, (3, 2, 2)).astype(np.uint8)
     for source in (array, torch.from_numpy(array), list(array), lambda i: array[i]):
         assert np.array_equal(item_getter("images", source, 3)(2), array[2])
+    asked = []
+
+    class Data:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+            asked.append(i)
+            return array[i], 7
+
+    assert np.array_equal(as_pixels(item_getter("images", Data(), 3)(2)), array[2])
+    assert asked == [2]
     assert item_getter("texts", (text for text in "abc"), 3)(1) == "b"
     with pytest.raises(ValueError, match="texts must have 4 entries, one per sample, got 3"):
         item_getter("texts", ["a", "b", "c"], 4)
-    for wrong in ("abc", 3):
+    for wrong in ("abc", 3, {"a", "b", "c"}):
         with pytest.raises(TypeError, match="texts must be a callable or have one entry"):
             item_getter("texts", wrong, 3)

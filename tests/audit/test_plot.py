@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,12 @@ def test_contact_sheet(tmp_path: Path) -> None:
     image = sheet.axes[0].get_images()[0].get_array()
     np.testing.assert_allclose(image[:, :, :3] * 255, pictures[2], atol=1e-3)
 
-    with pytest.raises(TypeError, match="images must be uint8"):
-        plot.contact_sheet(issues(), pictures / 255)
+    floats = plot.contact_sheet(issues(), pictures / 255, rows=1, columns=1)
+    assert np.array_equal(floats.axes[0].get_images()[0].get_array(), pictures[2])
+    named = replace(issues(), classes=("ant", "bee", "fly"))
+    assert plot.contact_sheet(named, pictures).axes[0].get_title() == "fly → ant?"
+    with pytest.raises(ValueError, match="images that are floats must be in"):
+        plot.contact_sheet(issues(), pictures / 2.0)
     with pytest.raises(ValueError, match="images must have 4 entries"):
         plot.contact_sheet(issues(), pictures[:3])
     with pytest.raises(ValueError, match="class_names must name every label, got none for 2"):

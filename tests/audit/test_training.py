@@ -13,7 +13,15 @@ from audit.ranks import SAMPLES, batch, train
 from processes import run_ranks
 from pytorch_metric_learning import losses
 
-from noisydml import GroundTruthFilter, KNNDenoiser, LabelAudit, RegularizedLoss
+from noisydml import (
+    Decision,
+    GroundTruthFilter,
+    KNNDenoiser,
+    LabelAudit,
+    LossWrapper,
+    RegularizedLoss,
+)
+from noisydml.wrappers.decision import Judgement
 
 
 def make(decay: float = 0.5) -> tuple[GroundTruthFilter, LabelAudit]:
@@ -106,7 +114,8 @@ def test_eval_mode_and_detached_audits_collect_nothing() -> None:
     wrapper(**batch(0))
     assert audit.judged.sum() == 0
     assert audit.result().issues.tolist() == []
-    assert audit.result().noise_rate == 0
+    assert math.isnan(audit.result().noise_rate)
+    assert audit.result().summary(0).startswith("No label has been judged: nothing can be said.")
 
 
 def test_a_resumed_run_ends_in_the_same_result() -> None:
@@ -122,6 +131,58 @@ def test_a_resumed_run_ends_in_the_same_result() -> None:
         second_wrapper(**batch(step))
     for name, value in audit.state_dict().items():
         assert torch.equal(second.state_dict()[name], value), name
+
+
+def test_what_nobody_could_judge_is_not_right() -> None:
+    """In the first epoch there is no reference, and class 3 is never in it."""
+    features, labels = torch.eye(4).repeat(5, 1), torch.arange(4).repeat(5)
+    wrapper = KNNDenoiser(losses.ContrastiveLoss(), memory_size=20, k=3)
+    audit = LabelAudit(wrapper, 20)
+    wrapper(features, labels, sample_ids=torch.arange(20))
+    result = audit.result()
+    assert torch.equal(result.given_labels, labels)  # seen
+    assert result.score.isnan().all()  # and not judged
+    assert math.isnan(result.noise_rate)
+    wrapper.refresh(features[labels < 3], labels[labels < 3])
+    given = labels.clone()
+    given[6] = 0
+    wrapper(features, given, sample_ids=torch.arange(20))
+    result = audit.result()
+    assert torch.equal(result.score.isnan(), labels == 3)
+    assert torch.equal(audit.judged > 0, labels < 3)
+    assert result.issues.tolist() == [6]
+    assert result.noise_rate == 1 / 15
+    assert torch.equal(result.suggested_labels, labels)
+    assert result.summary(0).splitlines() == [
+        "1 of 15 labels are most likely wrong (6.7 %).",
+        "5 labels have not been judged.",
+    ]
+
+
+def test_a_sample_that_is_not_judged_again_keeps_its_trust() -> None:
+    wrapper, audit = make()
+    wrapper(**batch(0))
+    before = copy.deepcopy(audit.state_dict())
+    unable = Unable(losses.ContrastiveLoss())
+    second = LabelAudit(unable, SAMPLES)
+    second.load_state_dict(before)
+    unable(**batch(0))
+    for name, value in second.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+class Unable(LossWrapper):
+    """Judges nobody."""
+
+    def judge(self, batch: Any) -> Judgement:
+        return Judgement(Decision.trusting(batch))
+
+
+def test_large_labels_stay_apart() -> None:
+    wrapper, audit = make()
+    labels = 2**62 + torch.arange(12)
+    wrapper(**{**batch(0), "labels": labels})
+    assert torch.equal(audit.result().given_labels[batch(0)["sample_ids"]], labels)
 
 
 @pytest.mark.slow

@@ -1,0 +1,119 @@
+"""What has been decided on the page, put into the labels."""
+
+from __future__ import annotations
+
+import csv
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from noisydml.audit.labels import names_of, read_labels
+
+_COLUMNS = ["index", "given", "corrected", "decision"]
+_DECISIONS = ("accepted", "rejected", "other", "removed", "undecided")
+
+
+def apply_corrections(labels: Any, path: str | PathLike[str]) -> tuple[Any, NDArray[np.int64]]:
+    r"""The labels as corrected on the page of :meth:`noisydml.LabelIssues.to_html`.
+
+    Args:
+        labels: (N,) or (N, 1), the given labels, as :func:`find_label_issues` got them.
+        path: of the CSV file that the page gives.
+
+    Returns:
+        The labels, as they came: a tensor, array, pandas object, or a list for all other kinds;
+        and the ascending indices, int64, of the samples that were removed, to be left out.
+
+    Raises:
+        TypeError: for labels of another kind.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no such file, or belongs to other labels.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from noisydml import apply_corrections
+        >>> lines = ["index,given,corrected,decision", "0,cat,dog,accepted", "2,dog,,removed"]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "corrected_labels.csv")
+        ...     _ = path.write_text("\n".join(lines))
+        ...     labels, leave_out = apply_corrections(["cat", "cat", "dog"], path)
+        >>> labels, leave_out
+        (['dog', 'cat', 'dog'], array([2]))
+    """
+    if not hasattr(labels, "__len__"):
+        labels = list(labels)
+    codes, classes = read_labels(labels, len(labels), unlabeled=None)
+    known = names_of(codes, classes)
+    label_of = {str(label): label for label in {*known, *(classes or ())} if label is not None}
+    if set(map(type, label_of.values())) == {bool}:
+        label_of = {"False": False, "True": True}
+    corrected: dict[int, Any] = {}
+    removed: list[int] = []
+    for line, row in enumerate(_read(path), start=2):
+        place = f"line {line} of {path}"
+        index, given, word, decision = row
+        if not index.isdecimal() or int(index) >= len(known):
+            raise ValueError(f"index must be in [0, {len(known)}), got {index!r} in {place}")
+        sample = int(index)
+        if decision not in _DECISIONS:
+            raise ValueError(f"decision must be one of {_DECISIONS}, got {decision!r} in {place}")
+        if given and str(known[sample]) not in (given, word):
+            raise ValueError(
+                f"labels must be those of the page: label {sample} is {known[sample]}, "
+                f"and {given} in {place}"
+            )
+        if decision == "removed":
+            removed.append(sample)
+        elif decision in ("accepted", "other"):
+            corrected[sample] = _label(word, label_of, place)
+    return _with(labels, corrected, known), np.unique(np.array(removed, dtype=np.int64))
+
+
+def _read(path: str | PathLike[str]) -> list[list[str]]:
+    with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark
+        try:
+            header, *rows = csv.reader(file, strict=True)
+        except (csv.Error, UnicodeDecodeError, ValueError) as error:
+            raise ValueError(f"path must be a file that the page gave, got {path}") from error
+    rows = [row for row in rows if row]
+    if header != _COLUMNS or any(len(row) != len(_COLUMNS) for row in rows):
+        raise ValueError(f"path must be a file with the columns {_COLUMNS}, got {path}")
+    return rows
+
+
+def _label(word: str, label_of: dict[str, Any], place: str) -> Any:
+    if word in label_of:
+        return label_of[word]
+    kinds = set(map(type, label_of.values()))  # for a class that no sample has had
+    if kinds <= {int} and word.removeprefix("-").isdecimal():
+        return int(word)
+    if kinds == {str}:
+        return word
+    raise ValueError(f"corrected must be a label, got {word!r} in {place}")
+
+
+def _with(labels: Any, corrected: dict[int, Any], known: list[Any]) -> Any:
+    """Labels of the same kind, with others at some places."""
+    rows, values = list(corrected), list(corrected.values())
+    if isinstance(labels, Tensor):
+        array = _with(labels.detach().cpu().numpy(), corrected, known)
+        return torch.from_numpy(array).to(labels.device)
+    if isinstance(labels, np.ndarray):
+        named = labels.dtype.kind in "US"  # whose width depends on the longest
+        changed = labels.astype(object) if named else labels.copy()
+        flat = changed.reshape(-1)
+        for row, value in corrected.items():
+            flat[row] = value
+        return changed.astype(labels.dtype.kind) if named else changed
+    if hasattr(labels, "iloc"):
+        changed = labels.copy()
+        if rows and changed.ndim == 2:
+            changed.iloc[rows, 0] = values
+        elif rows:
+            changed.iloc[rows] = values
+        return changed
+    return [corrected.get(i, label) for i, label in enumerate(known)]

@@ -1,0 +1,152 @@
+"""Which labels are wrong, in any embeddings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from noisydml.audit.issues import LabelIssues
+from noisydml.audit.labels import read_embeddings, read_labels
+from noisydml.functional.checks import require_count
+from noisydml.memory.index import Metric, NeighborIndex, require_metric
+from noisydml.memory.judge import judge_labels
+
+_SHOWN = 8  # neighbours of an issue that are kept, to be looked at
+
+
+def find_label_issues(
+    embeddings: Any,
+    labels: Any,
+    *,
+    k: int = 50,
+    threshold: float = 0.5,
+    metric: Metric = "cosine",
+    index: str | NeighborIndex | None = None,
+    unlabeled: Any = -1,
+    sample_weight: Any = None,
+    progress: bool = False,
+) -> LabelIssues:
+    r"""Find the labels that are most likely wrong, and say how many are.
+
+    One call on any embeddings, of any network, in any order; neither the share nor the kind of
+    the wrong labels is asked for. Every label is judged by class centers in whitened space and by
+    the nearest neighbours, the sample itself left out of both, with a model of how wrong labels
+    come about that labels held out decide on: :func:`noisydml.memory.judge.judge_labels`.
+    Near-identical samples are one voter; those with different labels are ``contradictions``.
+
+    Args:
+        embeddings: (N, D) finite floating point: a tensor, an array, a sequence of rows, or a
+            data frame, whose columns may hold any numbers.
+        labels: (N,) or (N, 1) given labels: integers, or names of any kind (strings, categories,
+            bools, ...), as a tensor, array, sequence, or column of pandas, polars or pyarrow.
+            None, NaN, NA and NaT stand for no label: such a sample gets a suggestion, does not
+            vote, and is never counted as wrong.
+        unlabeled: the label that also stands for none, -1 as in scikit-learn; None for no other.
+            Unless it is None, other negative integers are refused.
+        k: number of neighbours, at least 1.
+        threshold: labels that are less likely right than this are issues; in ``[0, 1]``.
+        metric: ``"cosine"`` if the length of an embedding means nothing, or ``"euclidean"``.
+        index: what finds the neighbours: ``"torch"``, a FAISS factory string such as
+            ``"IVF256,Flat"``, or a :class:`~noisydml.memory.index.NeighborIndex`; exact by default.
+        sample_weight: (N,) how far each label is to be trusted from the start, not negative; None
+            for 1.
+        progress: whether to show a progress bar; needs tqdm.
+
+    Returns:
+        :class:`LabelIssues`, whose ``classes`` are the names, if the labels are any. The only
+        sample of its class cannot be judged and has score 1.
+
+    Raises:
+        TypeError: for embeddings that are not floating point, or labels that are neither integers
+            nor names: floats that are not whole, complex numbers, lists.
+        ValueError: for a NaN or infinity, a wrong shape, a bad setting, a negative label, or one
+            class beside -1, which may be a class then.
+
+    It takes about 1 kB a sample and 30 k bytes beside the embeddings and the index; with more than
+    128 classes a sample is compared with the 64 that are nearest to it.
+
+    Example:
+        >>> import torch
+        >>> from noisydml import find_label_issues
+        >>> angles = torch.cat([torch.linspace(0, 0.5, 20), torch.linspace(2, 2.5, 20)])
+        >>> embeddings = torch.stack([angles.cos(), angles.sin()], dim=1)
+        >>> labels = torch.tensor([0] * 20 + [1] * 20)
+        >>> labels[3] = 1
+        >>> print(find_label_issues(embeddings, labels).summary())
+    """
+    embeddings = read_embeddings(embeddings)
+    labels, classes = read_labels(labels, len(embeddings), unlabeled)
+    labels = labels.to(embeddings.device)
+    require_count("k", k)
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+    require_metric(metric)
+    if isinstance(index, NeighborIndex) and index.metric != "cosine":
+        raise ValueError(f"index must have the metric 'cosine', got {index.metric!r}")
+    weights = None if sample_weight is None else _read_weights(sample_weight, len(labels))
+    features = normalize(embeddings.float()) if metric == "cosine" else embeddings
+    with _bar(progress) as advance:
+        found = judge_labels(features, labels, trust=weights, k=k, index=index, progress=advance)
+    given = labels >= 0
+    score = torch.where(given, found.score, math.nan)
+    probability = torch.where(given, found.probability, math.nan)
+    order = score.nan_to_num(2).argsort(stable=True)
+    issues = order[: int((probability < threshold).sum())]
+    return LabelIssues(
+        issues=issues.cpu(),
+        score=score.cpu(),
+        given_labels=labels.cpu(),
+        suggested_labels=found.suggested_labels.cpu(),
+        support=found.support.cpu(),
+        noise_rate=found.noise_rate,
+        neighbors=found.neighbors[:, :_SHOWN].index_select(0, issues).cpu(),
+        probability=probability.cpu(),
+        noise_rate_bounds=found.noise_rate_bounds,
+        found_by=found.found_by,
+        contradictions=_contradictions(found.copies, labels),
+        classes=classes,
+    )
+
+
+def _contradictions(copies: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    """The groups of copies that have several labels."""
+    rows = (labels >= 0).nonzero().squeeze(1)
+    group, label = copies[rows], labels[rows]
+    pairs = torch.unique(torch.stack([group, label], dim=1), dim=0)
+    groups, different = torch.unique(pairs[:, 0], return_counts=True)
+    at_odds = torch.isin(group, groups[different > 1])
+    rows, group = rows[at_odds].cpu(), group[at_odds].cpu()
+    _, sizes = torch.unique(group, return_counts=True)
+    return torch.split(rows[group.argsort(stable=True)], sizes.tolist()) if len(rows) else ()
+
+
+def _read_weights(value: Any, length: int) -> Tensor:
+    weights = torch.as_tensor(value).detach()
+    if weights.shape != (length,) or weights.is_complex():
+        raise ValueError(f"sample_weight must have {length} entries, got {tuple(weights.shape)}")
+    if not (weights.isfinite() & (weights >= 0)).all():
+        raise ValueError("sample_weight must be finite and not negative")
+    return weights.float()
+
+
+@contextmanager
+def _bar(progress: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """What the judge calls after each round."""
+    if not progress:
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc="judging labels") as bar:
+
+        def advance(done: int, of: int) -> None:
+            bar.total = of
+            bar.update(done - bar.n)
+
+        yield advance

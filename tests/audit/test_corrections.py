@@ -1,0 +1,109 @@
+"""What was decided on the page, in the labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from noisydml import apply_corrections
+
+HEADER = "index,given,corrected,decision"
+NUMBERS = ["3,1,0,accepted", "1,0,0,rejected", "2,1,,removed", "0,0,7,other", "4,0,0,undecided"]
+NAMES = [
+    "3,bee,ant,accepted", "1,ant,ant,rejected", "2,bee,,removed",
+    '0,ant,"a ""long"", long name",other', "4,ant,ant,undecided",
+]  # fmt: skip
+LONG = 'a "long", long name'
+
+
+def file(folder: Path, lines: list[str]) -> Path:
+    path = folder / "corrected_labels.csv"
+    path.write_text("\r\n".join([HEADER, *lines, ""]), encoding="utf-8")
+    return path
+
+
+def test_integers(tmp_path: Path) -> None:
+    path, before, after = file(tmp_path, NUMBERS), [0, 0, 1, 1, 0], [7, 0, 1, 0, 0]
+    tensor = torch.tensor(before, dtype=torch.int16)
+    for labels in (
+        before, tuple(before), np.array(before), tensor, np.array(before)[:, None],
+        np.array(before, dtype=np.uint64), np.array(before, dtype=float), range(0),
+    ):  # fmt: skip
+        if len(labels) == 0:
+            continue
+        fixed, leave_out = apply_corrections(labels, path)
+        assert type(fixed) is (list if isinstance(labels, tuple) else type(labels))
+        if hasattr(labels, "dtype"):
+            assert fixed.dtype == labels.dtype
+            assert fixed.shape == labels.shape
+            assert labels.reshape(-1).tolist() == before  # not changed
+            fixed = fixed.reshape(-1).tolist()
+        assert fixed == after
+        assert leave_out.tolist() == [2]
+        assert leave_out.dtype == np.int64
+
+
+def test_names(tmp_path: Path) -> None:
+    path = file(tmp_path, NAMES)
+    before, after = ["ant", "ant", "bee", "bee", "ant"], [LONG, "ant", "bee", "ant", "ant"]
+    for labels in (before, np.array(before), np.array(before, dtype=object)):
+        fixed, leave_out = apply_corrections(labels, path)
+        assert list(fixed) == after
+        assert leave_out.tolist() == [2]
+    pd = pytest.importorskip("pandas")
+    index = [5, 5, 6, 7, 8]
+    series = pd.Series(before, index=index, name="y")
+    fixed, _ = apply_corrections(series, path)
+    pd.testing.assert_series_equal(fixed, pd.Series(after, index=index, name="y"))
+    fixed, _ = apply_corrections(series.to_frame(), path)
+    assert fixed["y"].tolist() == after
+    kinds = series.astype(pd.CategoricalDtype(["bee", "ant", LONG]))
+    assert apply_corrections(kinds, path)[0].tolist() == after
+    pl = pytest.importorskip("polars")
+    assert apply_corrections(pl.Series(before), path)[0] == after
+
+
+def test_large_integers_bools_and_labels_that_are_missing(tmp_path: Path) -> None:
+    large = 2**62 + 1
+    path = file(tmp_path, [f"0,{large},{large + 1},accepted", f"1,,{large},other"])
+    assert apply_corrections([large, None, 5], path)[0] == [large + 1, large, 5]
+    assert apply_corrections(np.array([large, -1, 5]), path)[0].tolist() == [large + 1, large, 5]
+    path = file(tmp_path, ["0,True,False,accepted"])
+    assert apply_corrections([True, True], path)[0] == [False, True]
+
+
+def test_twice_is_once(tmp_path: Path) -> None:
+    path = file(tmp_path, NUMBERS)
+    once, _ = apply_corrections([0, 0, 1, 1, 0], path)
+    assert apply_corrections(once, path)[0] == once
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["5,0,1,accepted"], r"index must be in \[0, 5\), got '5' in line 2"),
+        (["-1,0,1,accepted"], r"index must be in \[0, 5\), got '-1'"),
+        (["0,0,1,maybe"], "decision must be one of"),
+        (["1,0,0,rejected", "0,9,1,accepted"], "label 0 is 0, and 9 in line 3"),
+        (["0,0,wasp,accepted"], "corrected must be a label, got 'wasp' in line 2"),
+        (["0,0,1"], "must be a file with the columns"),
+        (['0,0,"1,accepted'], "must be a file that the page gave"),
+    ],
+)
+def test_files_of_something_else(tmp_path: Path, lines: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        apply_corrections([0, 0, 1, 1, 0], file(tmp_path, lines))
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    arguments: Any = ([0, 1], tmp_path / "none.csv")
+    with pytest.raises(FileNotFoundError):
+        apply_corrections(*arguments)
+    for content in (b"", b"\xff\xfe\x00", b"sample_id,score\n"):
+        arguments[1].write_bytes(content)
+        with pytest.raises(ValueError, match="path must be a file"):
+            apply_corrections(*arguments)

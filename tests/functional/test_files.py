@@ -1,0 +1,77 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pytest
+
+from noisydml.functional.files import replacing
+from noisydml.noise import NoisyLabels
+
+
+def half(file: IO[str]) -> None:
+    file.write("half")
+    file.flush()
+    raise KeyError
+
+
+def test_what_was_there_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with pytest.raises(KeyError), replacing(path) as file:
+        half(file)
+    assert list(tmp_path.iterdir()) == []
+    path.write_text("before")
+    with replacing(path) as file:
+        file.write("after")
+        file.flush()
+        assert path.read_text() == "before"
+    assert path.read_text() == "after"
+    with pytest.raises(KeyboardInterrupt), replacing(path, "wb") as file:
+        raise KeyboardInterrupt
+    assert path.read_text() == "after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_its_place_its_link_and_its_rights(tmp_path: Path) -> None:
+    path, link = tmp_path / "file", tmp_path / "link"
+    path.write_text("before")
+    path.chmod(0o604)
+    link.symlink_to(path)
+    with replacing(link) as file:
+        file.write("after")
+    assert link.is_symlink()
+    assert path.read_text() == "after"
+    assert path.stat().st_mode & 0o777 == 0o604
+    mask = os.umask(0o027)
+    try:
+        with replacing(tmp_path / ("n" * 250)) as file:  # a name as long as names may be
+            file.write("new")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / ("n" * 250)).stat().st_mode & 0o777 == 0o640
+    with replacing("/dev/null") as file:  # no file to replace
+        file.write("gone")
+    assert not Path("/dev/null").is_file()
+    with pytest.raises(IsADirectoryError), replacing(tmp_path):
+        pass
+
+
+def test_noisy_labels_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noisy, path = NoisyLabels([1, 0], [True, False], [0, 0]), tmp_path / "noisy.npz"
+    noisy.save(path)
+    before = path.read_bytes()
+
+    def full(file: object, **content: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(OSError, match="No space left"):
+        noisy.save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
