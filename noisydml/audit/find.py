@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -141,7 +142,7 @@ def _bar(progress: bool) -> Iterator[Callable[[int, int], None] | None]:
     if not progress:
         yield None
         return
-    from tqdm import tqdm
+    tqdm = import_module("tqdm").tqdm
 
     with tqdm(desc="judging labels") as bar:
 
