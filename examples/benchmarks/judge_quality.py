@@ -248,6 +248,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="file of results that is continued")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--only", default="", help="problems whose name begins so")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="at most so many of a problem")
     parser.add_argument("--table", action="store_true", help="print what is there, run nothing")
     parser.add_argument("--short", action="store_true", help="digits alone, no cleanlab")
     options = parser.parse_args()
@@ -259,7 +260,7 @@ def main() -> None:
         for name, seeds, make in problems(data, options.cache):
             if not name.startswith("digits" if options.short else options.only):
                 continue
-            for seed in range(1 if options.short else seeds):
+            for seed in range(1 if options.short else min(seeds, options.seeds)):
                 for method in methods:
                     key = {"problem": name, "seed": seed, "method": method}
                     if any(key.items() <= line.items() for line in lines):

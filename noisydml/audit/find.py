@@ -79,7 +79,11 @@ def find_label_issues(
         >>> embeddings = torch.stack([angles.cos(), angles.sin()], dim=1)
         >>> labels = torch.tensor([0] * 20 + [1] * 20)
         >>> labels[3] = 1
-        >>> print(find_label_issues(embeddings, labels).summary())
+        >>> print(find_label_issues(embeddings, labels).summary(top=0))  # doctest: +ELLIPSIS
+        1 of 40 labels are most likely wrong (2.5 %).
+        About 2.5 % of all labels are wrong (between 0.0 and 7.4 %), if wrong labels fall on ...
+        >>> find_label_issues(embeddings, labels).rows()[0]["sample_id"]
+        3
     """
     embeddings = read_embeddings(embeddings)
     labels, classes = read_labels(labels, len(embeddings), unlabeled)
@@ -99,20 +103,20 @@ def find_label_issues(
     probability = torch.where(given, found.probability, math.nan)
     order = score.nan_to_num(2).argsort(stable=True)
     issues = order[: int((probability < threshold).sum())]
-    return LabelIssues(
+    result = LabelIssues(
         issues=issues.cpu(),
         score=score.cpu(),
         given_labels=labels.cpu(),
         suggested_labels=found.suggested_labels.cpu(),
         support=found.support.cpu(),
         noise_rate=found.noise_rate,
-        neighbors=found.neighbors[:, :_SHOWN].index_select(0, issues).cpu(),
         probability=probability.cpu(),
         noise_rate_bounds=found.noise_rate_bounds,
         found_by=found.found_by,
         contradictions=_contradictions(found.copies, labels),
         classes=classes,
     )
+    return result.with_neighbors(embeddings, _SHOWN, metric=metric)
 
 
 def _contradictions(copies: Tensor, labels: Tensor) -> tuple[Tensor, ...]:

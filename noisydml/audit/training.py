@@ -57,7 +57,7 @@ class LabelAudit(nn.Module):
         >>> for epoch in range(3):
         ...     loss = loss_fn(embeddings, labels, sample_ids=ids)
         >>> audit.result().rows()  # doctest: +NORMALIZE_WHITESPACE
-        [{'sample_id': 4, 'given_label': 0, 'suggested_label': 1, 'score': 0.25,
+        [{'sample_id': 4, 'given_label': 0, 'suggested_label': 1, 'score': 0.0,
           'support': 1.0}]
     """
 

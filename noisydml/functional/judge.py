@@ -160,7 +160,7 @@ def shift_to_mean(probability: Tensor, mean: float, weights: Tensor) -> Tensor:
         >>> import torch
         >>> from noisydml.functional.judge import shift_to_mean
         >>> shift_to_mean(torch.tensor([0.2, 0.8]), 0.8, torch.ones(2))
-        tensor([0.6667, 0.9333], dtype=torch.float64)
+        tensor([0.6347, 0.9653], dtype=torch.float64)
     """
     logit = torch.special.logit(probability.double(), eps=1e-12)
     weights = weights.double() / weights.double().sum().clamp_min(_TINY)

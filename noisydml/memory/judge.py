@@ -27,6 +27,7 @@ _ALL, _SOME, _MANY = 128, 64, 2048  # classes that a sample is compared with: al
 _BLOCK = 4096  # rows compared with all classes at once
 _SHARPNESS = 8.0  # of the neighbours' votes
 _FLOOR = 0.02  # of a vote, shared by all classes
+_WHERE = ("all classes alike", "particular classes")
 _LEAST_TRUST = 0.02  # with which a label counts in the covariance
 _PRIOR = 3.0  # labels of each class that are known beforehand to be wrong at random
 _FOLDS = 5
@@ -103,13 +104,13 @@ def judge_labels(
         >>> labels[3] = 1
         >>> found = judge_labels(torch.stack([angles.cos(), angles.sin()], dim=1), labels)
         >>> (found.probability < 0.5).nonzero().tolist(), round(found.noise_rate, 2)
-        ([[3]], 0.03)
+        ([[3]], 0.02)
     """
     device = labels.device
     classes, codes = torch.unique(labels, return_inverse=True)
     if len(classes) > 0 and int(classes[0]) < 0:  # -1, the first of them
         classes, codes = classes[1:], codes - 1
-    if len(classes) == 0 or len(features) < 2:
+    if len(classes) < 2:
         return _nothing(labels, k)
     trust = torch.ones(len(labels), device=device) if trust is None else trust.float()
     sample = _Sample(features, codes, len(classes), trust, k, index)
@@ -178,7 +179,11 @@ def judge_labels(
     learned = len(rows) >= _FEWEST and bool(gain.mean() > 3 * gain.std() / math.sqrt(n))
     suggested, support = final.suggestions()
     if not learned:
-        rate, bounds, found_by = math.nan, (0.0, 1.0), "the features do not tell the labels"
+        rate, bounds, found_by = (
+            math.nan,
+            (0.0, 1.0),
+            "by the features, which do not tell the labels",
+        )
         probability = torch.full_like(score, math.nan)
     else:
         counted = final.known & (sample.codes >= 0)
@@ -188,7 +193,7 @@ def judge_labels(
             rate += min(max(core - width - rate, 0.0), _AT_ODDS)
         rate = min(max(rate, 0.0), 0.99)
         low, high = min(rate, core) - width, max(rate, core) + width
-        found_by = f"wrong labels fall on {'particular' if structured else 'all'} classes"
+        found_by = f"if wrong labels fall on {_WHERE[structured]}"
         for m in range(len(models)):  # who predicts about as well may be right about the rate
             behind = logs[best] - logs[m]
             if bool(behind.mean() <= 2 * behind.std() / math.sqrt(n)):
@@ -225,7 +230,7 @@ def _nothing(labels: Tensor, k: int) -> LabelJudgement:
         support=ones * 0,
         noise_rate=math.nan,
         noise_rate_bounds=(0.0, 1.0),
-        found_by="there are too few samples",
+        found_by="of one class at most",
         copies=rows,
         known=torch.zeros_like(labels, dtype=torch.bool),
         neighbors=torch.full((len(labels), min(k, 1)), -1, device=labels.device),
@@ -580,14 +585,18 @@ def _copies(directions: Tensor, distance: Tensor, near: Tensor) -> Tensor:
     if k < 2:
         return first
     length = distance.sqrt()
-    far, half = length[:, -1], length[:, max(k // 2 - 1, 0)]
-    usable = far.isfinite() & (far > 0) & (half > 0)
+    # The third neighbour is no copy but of samples that are there four times; further ones may be
+    # of other classes, beside which the samples of a class that a network has drawn together are
+    # near-identical.
+    near_by, far = length[:, min(3, k) - 1], length[:, min(12, k) - 1]
+    half = length[:, max(min(12, k) // 2, 1) - 1]
+    usable = far.isfinite() & (half > 0) & (near_by > 0)
     if not bool(usable.any()):
         return first
     growth = (far[usable] / half[usable]).median().clamp_min(1 + 1e-6).log()
-    dimension = (math.log(k / max(k // 2, 1)) / growth).clamp_max(64)
-    scale = far[usable].median()
-    limit = ((_CHANCE / k) ** (1 / dimension)).clamp_max(0.1) * scale
+    dimension = (math.log(2) / growth).clamp_max(64)
+    scale = near_by[usable].median()
+    limit = ((_CHANCE / 3) ** (1 / dimension)).clamp_max(0.1) * scale
     limit = limit.clamp_min(1e-3 * scale)
     # A distance that comes from a cosine has lost what is below 1e-3.
     row, column = ((near >= 0) & (length <= limit + 1e-3)).nonzero(as_tuple=True)
@@ -599,8 +608,8 @@ def _copies(directions: Tensor, distance: Tensor, near: Tensor) -> Tensor:
         ]
         or [length.new_zeros(0)]
     )
-    near_by = apart <= limit * math.sqrt(2)
-    row, other = row[near_by], other[near_by]
+    copied = apart <= limit * math.sqrt(2)
+    row, other = row[copied], other[copied]
     while True:  # the smallest number spreads through each group
         before = first.clone()
         smallest = torch.minimum(first[row], first[other])

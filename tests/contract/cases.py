@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from noisydml import (
     ConfidenceWeightedLoss,
     GatheredLoss,
     GroundTruthFilter,
+    JudgeFilter,
     KNNDenoiser,
     LanguageGuidance,
     LossWrapper,
@@ -115,6 +117,27 @@ def knn(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     generator = torch.Generator().manual_seed(3)
     features = class_centers()[labels] + 0.5 * torch.randn(SAMPLES, WIDTH, generator=generator)
     wrapper.refresh(features, labels)
+    return wrapper
+
+
+@cache
+def judgement() -> dict[str, Tensor]:
+    """State of a JudgeFilter that has judged the data set, a third of its labels wrong."""
+    wrapper = JudgeFilter(losses.ContrastiveLoss(), dataset_size=SAMPLES, embedding_size=WIDTH)
+    true = torch.arange(SAMPLES) % CLASSES
+    generator = torch.Generator().manual_seed(3)
+    features = class_centers()[true] + 0.3 * torch.randn(SAMPLES, WIDTH, generator=generator)
+    given = torch.where(is_noisy(), (true + 1 + torch.arange(SAMPLES) // 9) % CLASSES, true)
+    wrapper.refresh(features, given)
+    return {n: v for n, v in wrapper.state_dict().items() if not n.startswith("loss")}
+
+
+def judged(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    size = 10**4 if trusting else SAMPLES
+    settings = {"dataset_size": size, "embedding_size": WIDTH, "start": "train", **settings}
+    wrapper = JudgeFilter(loss, **settings)
+    if not trusting:
+        wrapper.load_state_dict(judgement(), strict=False)
     return wrapper
 
 
@@ -244,6 +267,8 @@ CASES = {
     "knn": Case(knn, drops=True, syncs=True),
     "unsized_knn": Case(unsized_knn, drops=True, syncs=True),
     "counting_knn": Case(counting_knn, drops=True, syncs=True),
+    "judged": Case(judged, drops=True, syncs=True),
+    "judged(confidence)": Case(nest(judged, confidence), drops=True, **WEIGHTS, syncs=True),
     "small_loss": Case(small_loss, drops=True, has_classes=True),
     "gathered": Case(gathered),
     "regularized": Case(regularized, **GUIDED),
