@@ -32,6 +32,7 @@ _COLLECTING, _TRAINING, _JUDGING = 0, 1, 2
 _WITHOUT_IDS, _WITH_IDS = 1, 2
 _LOOK = 0.2  # of the data set, after which it is asked whether the features tell the classes
 _TELLING = 0.2  # certainty of a class, on average, from which on they do
+_UNKNOWN = -1.0  # of a probability or rate
 _THRESHOLD = 0.5  # of a probability
 _BLOCK = 65_536  # features that a batch is compared with at once
 
@@ -67,9 +68,9 @@ class JudgeFilter(Filter):
     Attributes:
         memory: the :class:`~noisydml.memory.FeatureMemory` in which features are collected.
         reference: those of the last pass, which were judged.
-        probability: (N,) float64, of each entry of ``reference``; NaN where it was not judged.
-        noise_rate: 0-dim float64, the estimated share of wrong labels; NaN where nothing can be
-            said.
+        probability: (N,) float64, of each entry of ``reference``; -1 where it was not judged.
+        noise_rate: 0-dim float64, the estimated share of wrong labels; -1 where nothing can be
+            said, for which the decision has NaN.
 
     Forward:
         As every wrapper. With ``sample_ids`` (in every batch or in none) a sample is looked up by
@@ -127,12 +128,12 @@ class JudgeFilter(Filter):
         self.start = start
         self.k = k
         self.index = index
-        unknown = torch.full((dataset_size,), math.nan, dtype=torch.float64)
+        unknown = torch.full((dataset_size,), _UNKNOWN, dtype=torch.float64)
         self.register_buffer("probability", unknown)
         self.register_buffer("first_probability", unknown.clone())
         self.register_buffer("suggested", torch.full((dataset_size,), -1))
         self.register_buffer("support", torch.zeros(dataset_size, dtype=torch.float64))
-        self.register_buffer("noise_rate", torch.full((), math.nan, dtype=torch.float64))
+        self.register_buffer("noise_rate", torch.full((), _UNKNOWN, dtype=torch.float64))
         self.counters = Counters(seen=0, ids=0, looked=0, phase=self._first_phase)
 
     @property
@@ -149,8 +150,9 @@ class JudgeFilter(Filter):
             return Judgement(Decision.trusting(batch), memo=everyone)
         entry = self._entries(batch)
         place = entry.clamp_min(0)
-        known = (entry >= 0) & self.probability.take(place).isfinite()
-        score = torch.where(known, self.probability.take(place), 1.0)
+        probability = self.probability.take(place)
+        known = (entry >= 0) & (probability >= 0)
+        score = torch.where(known, probability, 1.0)
         return self.filtered(
             batch,
             batch,
@@ -158,7 +160,7 @@ class JudgeFilter(Filter):
             score,
             judged=known,
             threshold=score.new_full((), _THRESHOLD),
-            noise_rate=self.noise_rate.clone(),
+            noise_rate=torch.where(self.noise_rate < 0, math.nan, self.noise_rate),
             suggested_labels=torch.where(known, self.suggested.take(place), batch.labels),
             support=torch.where(known, self.support.take(place), 0.0),
             memo=everyone,
@@ -233,7 +235,7 @@ class JudgeFilter(Filter):
             self.reference.load_state_dict(pass_features.state_dict())
         else:  # of another layer: they are judged, but no embedding is compared with them
             self.reference.reset()
-            self.reference.labels.copy_(pass_features.labels)
+            overwrite(self.reference.labels, pass_features.labels)
         self._judge_reference(first=untrained, features=pass_features)
 
     def reset(self) -> None:
@@ -241,7 +243,7 @@ class JudgeFilter(Filter):
         for memory in (self.memory, self.reference):
             memory.reset()
         for buffer in (self.probability, self.first_probability, self.noise_rate):
-            buffer.fill_(math.nan)
+            buffer.fill_(_UNKNOWN)
         self.suggested.fill_(-1)
         self.support.zero_()
         self.counters.set(seen=0, ids=0, looked=0, phase=self._first_phase)
@@ -321,18 +323,19 @@ class JudgeFilter(Filter):
 
     def _judge_reference(self, first: bool, features: FeatureMemory | None = None) -> None:
         found = self._judged(features or self.reference, folds=None if first else 1)
-        there = self.reference.filled & found.known
-        probability = torch.where(there, found.probability, math.nan)
+        judged = (features or self.reference).filled & found.known & found.probability.isfinite()
+        probability = torch.where(judged, found.probability, _UNKNOWN)
         if first:
             overwrite(self.first_probability, probability)
         else:
             # The mean of the log-odds of what both say; what only one says is taken as it is.
-            odds = [torch.special.logit(p, 1e-6) for p in (probability, self.first_probability)]
+            earlier = self.first_probability
+            odds = [torch.special.logit(p.clamp(0, 1), 1e-6) for p in (probability, earlier)]
             both = ((odds[0] + odds[1]) / 2).sigmoid()
-            either = torch.where(probability.isnan(), self.first_probability, probability)
-            probability = torch.where(both.isfinite(), both, either)
-        self.probability.copy_(probability)
-        self.suggested.copy_(found.suggested_labels)
-        self.support.copy_(found.support)
-        self.noise_rate.fill_(found.noise_rate)
+            either = torch.maximum(probability, earlier)
+            probability = torch.where((probability >= 0) & (earlier >= 0), both, either)
+        overwrite(self.probability, probability)
+        overwrite(self.suggested, found.suggested_labels)
+        overwrite(self.support, found.support)
+        self.noise_rate.fill_(found.noise_rate if math.isfinite(found.noise_rate) else _UNKNOWN)
         self.counters.set(seen=0, phase=_JUDGING)

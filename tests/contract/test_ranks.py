@@ -73,7 +73,7 @@ def close(actual: Tensor | None, expected: Tensor | None) -> None:
     if expected is None:
         assert actual is None
     else:
-        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 @pytest.fixture(params=["two", "four"])
