@@ -94,14 +94,11 @@ print((folder / "corrected_labels.csv").read_text()[:140])
 # The file has a line for each suspect; all others keep their label.
 
 # %%
-fixed = given.copy()
-with open(folder / "corrected_labels.csv", newline="") as file:
-    for row in csv.DictReader(file):
-        fixed[int(row["index"])] = int(row["corrected"])
+fixed, left_out = noisydml.apply_corrections(given, folder / "corrected_labels.csv")
+assert len(left_out) == 0  # samples that were removed on the page
 
 # Without a person: take every suggestion.
-suggested = given.copy()
-suggested[found] = issues.suggested_labels.numpy()[found]
+suggested, _ = issues.corrected_labels(min_support=0)
 
 for name, labels in {"given": given, "all suggestions": suggested, "checked": fixed}.items():
     print(f"{name:16s} {(labels != truth).sum():4d} of {len(truth)} labels are wrong")

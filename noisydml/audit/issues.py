@@ -339,14 +339,16 @@ class LabelIssues:
                     between = f" (between {100 * least:.1f} and {100 * most:.1f} %)"
                 lines.append(f"About {rate} of all labels are wrong{between}{found}.")
             if unjudged := int(known.sum()) - judged:
-                lines.append(f"{unjudged} labels have not been judged.")
+                lines.append(f"Labels that have not been judged: {unjudged}.")
         if unknown := int((~known).sum()):
             new = len(self.suggestions())
-            lines.append(f"{unknown} samples have no known label; {new} of them get a suggestion.")
+            lines.append(
+                f"Samples without a known label: {unknown}, of which {new} with a suggestion."
+            )
         if self.contradictions:
             lines.append(
-                f"{len(self.contradictions)} groups of samples that are the same have different "
-                "labels: one at least in each group is wrong."
+                "Groups of samples that are the same but have different labels: "
+                f"{len(self.contradictions)}, with one wrong label at least in each."
             )
         return lines
 

@@ -181,10 +181,13 @@ def _plain(array: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     if array.dtype.kind in "iu" and (len(array) == 0 or array.max() <= np.iinfo(np.int64).max):
         return array.astype(np.int64), np.zeros(len(array), dtype=np.bool_)
     listed = list(array) if array.dtype.kind in "Mm" else array.tolist()  # ns would be integers
-    listed = [_python(x) for x in listed]
-    missing = np.fromiter(map(_is_missing, listed), dtype=np.bool_, count=len(listed))
-    given = [x for x, gone in zip(listed, missing, strict=True) if not gone]
-    kinds = {_kind(x) for x in given}
+    if any(issubclass(kind, (Tensor, np.generic)) for kind in _types(listed)):
+        listed = [_python(x) for x in listed]
+    missing = np.zeros(len(listed), dtype=np.bool_)
+    if any(_may_miss(kind) for kind in _types(listed)):
+        missing[:] = [_may_miss(type(x)) and _is_missing(x) for x in listed]
+    given = [x for x, gone in zip(listed, missing.tolist(), strict=True) if not gone]
+    kinds = {_kind(kind) for kind in _types(given)}
     if "bool" in kinds and len(kinds) > 1:
         raise TypeError(f"labels must be of one kind, got {' and '.join(sorted(kinds))}")
     if kinds == {"integer"} or not kinds:
@@ -197,6 +200,10 @@ def _plain(array: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     return _objects(given), missing
 
 
+def _types(values: Iterable[Any]) -> set[type]:
+    return set(map(type, values))
+
+
 def _python(value: Any) -> Any:
     """The object of Python that a scalar of torch or NumPy is; dates stay, for their precision."""
     dated = isinstance(value, (np.datetime64, np.timedelta64))
@@ -204,21 +211,24 @@ def _python(value: Any) -> Any:
     return value.item() if scalar else value
 
 
+def _may_miss(kind: type) -> bool:
+    return issubclass(kind, (float, np.generic)) or kind.__name__ in _MISSING
+
+
 def _is_missing(value: Any) -> bool:
-    unequal = isinstance(value, (float, np.generic)) and value != value
-    return bool(unequal) or type(value).__name__ in _MISSING
+    return type(value).__name__ in _MISSING or bool(value != value)
 
 
-def _kind(label: Any, name: str = "labels") -> str:
-    if isinstance(label, (bool, np.bool_)):
+def _kind(label: type, name: str = "labels") -> str:
+    if issubclass(label, (bool, np.bool_)):
         return "bool"
-    if isinstance(label, Integral):
+    if issubclass(label, Integral):
         return "integer"
-    if isinstance(label, Real):
+    if issubclass(label, Real):
         return "float"
-    if isinstance(label, (complex, tuple, Tensor)) or not isinstance(label, Hashable):
-        raise TypeError(f"{name} must be integers or names, got {type(label).__name__}")
-    return type(label).__name__
+    if issubclass(label, (complex, tuple, Tensor)) or not issubclass(label, Hashable):
+        raise TypeError(f"{name} must be integers or names, got {label.__name__}")
+    return label.__name__
 
 
 def _whole(values: NDArray[Any]) -> NDArray[np.int64]:
@@ -232,10 +242,13 @@ def _whole(values: NDArray[Any]) -> NDArray[np.int64]:
 
 def _same(given: NDArray[Any], label: Any) -> NDArray[np.bool_]:
     """Where labels are that one, and of its kind: 1 is no True, and no "1"."""
-    kind = _kind(label, "unlabeled")
+    kind = _kind(type(label), "unlabeled")
     if given.dtype.kind == "i":
         return np.asarray(given == label) & (kind == "integer")
-    same = (_kind(x) == kind and x == label for x in given)
+    alike = {each for each in _types(given) if _kind(each) == kind}
+    if not alike:
+        return np.zeros(len(given), dtype=np.bool_)
+    same = (type(x) in alike and x == label for x in given)
     return np.fromiter(same, dtype=np.bool_, count=len(given))
 
 

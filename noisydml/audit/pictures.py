@@ -18,6 +18,7 @@ from noisydml.functional.checks import require_dense
 
 Pixels = NDArray[np.uint8]
 
+_OVERSHOOT = 0.01  # of resampling, beyond [0, 1]
 _PNG = b"\x89PNG\r\n\x1a\n"
 # What a file that browsers show begins with.
 _TYPES = {_PNG: "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
@@ -92,11 +93,12 @@ def _bytes(pixels: NDArray[Any]) -> Pixels:
         return (pixels // 257).astype(np.uint8)
     if pixels.dtype.kind == "f":
         low, high = pixels.min(), pixels.max()
-        if not (low >= 0 and high <= 1):
+        if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):
             raise ValueError(
-                f"images that are floats must be in [0, 1], got {low:.3g} to {high:.3g}"
+                f"images that are floats must be in [0, 1], got {low:.3g} to {high:.3g}; "
+                "undo a normalisation"
             )
-        return (255 * pixels).round().astype(np.uint8)
+        return (255 * pixels.clip(0, 1)).round().astype(np.uint8)
     if pixels.dtype != np.uint8:
         raise TypeError(
             f"images must be uint8, 0 to 255, or floats in [0, 1], got dtype {pixels.dtype}"

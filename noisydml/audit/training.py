@@ -54,7 +54,7 @@ class LabelAudit(nn.Module):
         >>> labels, ids = torch.tensor([0, 0, 1, 1, 0]), torch.arange(5)
         >>> loss_fn = KNNDenoiser(losses.ContrastiveLoss(), memory_size=5, k=2, vote="count")
         >>> audit = LabelAudit(loss_fn, dataset_size=5)
-        >>> for epoch in range(3):
+        >>> for epoch in range(3):  # the first has nothing to judge by
         ...     loss = loss_fn(embeddings, labels, sample_ids=ids)
         >>> audit.result().rows()  # doctest: +NORMALIZE_WHITESPACE
         [{'sample_id': 4, 'given_label': 0, 'suggested_label': 1, 'score': 0.0,

@@ -213,9 +213,9 @@ def test_the_summary_says_the_rate_and_how_it_was_found() -> None:
         "2 of 5 labels are most likely wrong (40.0 %).",
         "About 30.0 % of all labels are wrong (between 10.0 and 40.0 %), "
         "by the votes of neighbours.",
-        "1 samples have no known label; 1 of them get a suggestion.",
-        "1 groups of samples that are the same have different labels: one at least in each group "
-        "is wrong.",
+        "Samples without a known label: 1, of which 1 with a suggestion.",
+        "Groups of samples that are the same but have different labels: 1, with one wrong label at "
+        "least in each.",
     ]
     assert lines[5].split() == ["2", "=fly", "none", "of", "these", "0.1000", "0.7500", "0.1250"]
     unknown = replace(named(), noise_rate=NAN, noise_rate_bounds=None, found_by="")
@@ -223,7 +223,7 @@ def test_the_summary_says_the_rate_and_how_it_was_found() -> None:
     nobody = replace(named(), score=torch.full((6,), NAN), issues=torch.tensor([]).long())
     assert nobody.summary(0).startswith("No label has been judged: nothing can be said.\n")
     some = replace(example(True), score=torch.tensor([0.4, NAN, 0.1]))
-    assert some.summary(0).splitlines()[1:] == ["1 labels have not been judged."]
+    assert some.summary(0).splitlines()[1:] == ["Labels that have not been judged: 1."]
 
 
 def test_what_a_session_shows() -> None:

@@ -106,6 +106,7 @@ def test_floats_and_channels_first() -> None:
         assert np.array_equal(as_pixels(picture), grey)
     assert np.array_equal(as_pixels(grey > 99), np.where(grey > 99, 255, 0))
     assert np.array_equal(as_pixels(grey.astype(np.uint16) * 257), grey)
+    assert np.array_equal(as_pixels(1.001 * np.ones((4, 4))), np.full((4, 4), 255))
     small = torch.rand(3, 3, 3)  # of a tensor the channels are first
     assert np.array_equal(as_pixels(small), (255 * small).round().byte().permute(1, 2, 0).numpy())
     clear = np.dstack([pixels, np.full((9, 8), 0, np.uint8)])
@@ -162,6 +163,8 @@ def test_items() -> None:
     assert np.array_equal(as_pixels(item_getter("images", Data(), 3)(2)), array[2])
     assert asked == [2]
     assert item_getter("texts", (text for text in "abc"), 3)(1) == "b"
+    pd = pytest.importorskip("pandas")
+    assert item_getter("texts", pd.Series(["a", "b", "c"], index=[2, 1, 0]), 3)(0) == "a"
     with pytest.raises(ValueError, match="texts must have 4 entries, one per sample, got 3"):
         item_getter("texts", ["a", "b", "c"], 4)
     for wrong in ("abc", 3, {"a", "b", "c"}):

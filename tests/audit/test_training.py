@@ -155,7 +155,7 @@ def test_what_nobody_could_judge_is_not_right() -> None:
     assert torch.equal(result.suggested_labels, labels)
     assert result.summary(0).splitlines() == [
         "1 of 15 labels are most likely wrong (6.7 %).",
-        "5 labels have not been judged.",
+        "Labels that have not been judged: 5.",
     ]
 
 

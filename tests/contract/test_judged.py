@@ -67,3 +67,22 @@ def test_a_class_that_nobody_has_seen_is_not_judged(case: str) -> None:
     arguments = make_batch()
     wrapper(**arguments)
     assert torch.equal(wrapper.decision.judged, arguments["labels"] < CLASSES - 1)
+
+
+def test_a_class_without_a_prototype_is_not_judged() -> None:
+    wrapper = build("mixer")
+    for step in range(STEPS):
+        arguments = make_batch(seed=step)
+        arguments["labels"] = arguments["labels"] % (CLASSES - 1)
+        wrapper(**arguments)
+    arguments = make_batch()
+    wrapper(**arguments)
+    assert torch.equal(wrapper.decision.judged, arguments["labels"] < CLASSES - 1)
+
+
+def test_where_no_threshold_could_be_found_nobody_is_judged() -> None:
+    """Otsu's method needs four losses, and small-loss selection somebody to drop."""
+    for case, size in (("confidence", 3), ("small_loss", 2), ("prism", 2)):
+        wrapper = build(case)
+        wrapper(**make_batch(size))
+        assert not wrapper.decision.judged.any(), case

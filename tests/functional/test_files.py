@@ -25,10 +25,12 @@ def test_what_was_there_stays_until_the_new_one_is_whole(tmp_path: Path) -> None
         half(file)
     assert list(tmp_path.iterdir()) == []
     path.write_text("before")
-    with replacing(path) as file:
-        file.write("after")
-        file.flush()
-        assert path.read_text() == "before"
+    with path.open() as reader:
+        with replacing(path) as file:
+            file.write("after")
+            file.flush()
+            assert path.read_text() == "before"
+        assert reader.read() == "before"  # not written over
     assert path.read_text() == "after"
     with pytest.raises(KeyboardInterrupt), replacing(path, "wb") as file:
         raise KeyboardInterrupt
