@@ -141,7 +141,7 @@ def judge_labels(
                 heldout[m, test] = fit.likelihood[test].double()
                 wrong[m, test] = 1 - fit.trust[test].double()
             settings[structured].append(fit.settings)
-        tested |= test & fit.known & (sample.codes >= 0)
+        tested |= test & fit.known & (sample.weights > 0)
 
     rows = tested.nonzero().squeeze(1)
     n = max(len(rows), 1)

@@ -1,0 +1,82 @@
+"""The judge's mathematics against slow literal forms."""
+
+import pytest
+import torch
+from sklearn.decomposition import PCA
+
+from noisydml.functional import (
+    leave_one_out_similarity,
+    principal_components,
+    within_class_whitening,
+)
+from noisydml.functional.judge import shift_to_mean
+
+
+def test_principal_components_are_those_of_scikit_learn() -> None:
+    scales = torch.linspace(5, 0.1, 60)
+    features = torch.randn(300, 60) * scales + 3
+    found = principal_components(features, 8)
+    expected = torch.from_numpy(PCA(8, svd_solver="full").fit_transform(features.numpy()))
+    assert found.shape == (300, 8)
+    # The same plane: distances agree, whatever the signs and the order of the columns.
+    torch.testing.assert_close(torch.pdist(found), torch.pdist(expected), rtol=1e-2, atol=1e-2)
+    narrow = principal_components(features[:, :5], 8)
+    torch.testing.assert_close(narrow, features[:, :5] - features[:, :5].mean(dim=0))
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 0.5, 1.0])
+def test_whitening_against_sample_by_sample(shrinkage: float) -> None:
+    features, labels = torch.randn(80, 6) @ torch.randn(6, 6), torch.arange(80) % 3
+    weights = torch.rand(80)
+    covariance = torch.zeros(6, 6)
+    for c in range(3):
+        rows, w = features[labels == c], weights[labels == c]
+        mean = (rows * w[:, None]).sum(0) / w.sum()
+        for row, weight in zip(rows, w, strict=True):
+            covariance += weight * torch.outer(row - mean, row - mean)
+    covariance /= weights.sum()
+    covariance = (1 - shrinkage) * covariance + shrinkage * covariance.trace() / 6 * torch.eye(6)
+    matrix = within_class_whitening(features, labels, weights, 3, shrinkage)
+    torch.testing.assert_close(matrix.T @ covariance @ matrix, torch.eye(6), rtol=1e-3, atol=1e-3)
+
+
+def test_whitening_without_spread_is_the_identity() -> None:
+    features = torch.ones(4, 3)
+    matrix = within_class_whitening(features, torch.zeros(4).long(), torch.ones(4), 1)
+    torch.testing.assert_close(matrix, torch.eye(3))
+
+
+def test_similarity_leaves_the_sample_out() -> None:
+    features = torch.nn.functional.normalize(torch.randn(40, 5))
+    labels, weights = torch.arange(40) % 4, torch.rand(40)
+    sums = torch.zeros(4, 5).index_add_(0, labels, features * weights[:, None])
+    similarity, own = leave_one_out_similarity(features, sums, labels, weights)
+    some = torch.tensor([[0, 2]]).expand(40, 2)
+    chosen, _ = leave_one_out_similarity(features, sums, labels, weights, some)
+    torch.testing.assert_close(chosen, similarity[:, [0, 2]])
+    for i in range(40):
+        others = (labels == labels[i]) & (torch.arange(40) != i)
+        center = (features[others] * weights[others, None]).sum(0)
+        expected = torch.cosine_similarity(features[i], center, dim=0)
+        torch.testing.assert_close(own[i], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            similarity[i], torch.cosine_similarity(features[i : i + 1], sums), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_class_of_one_has_no_similarity() -> None:
+    features = torch.nn.functional.normalize(torch.randn(3, 4))
+    labels, weights = torch.tensor([0, 1, 1]), torch.full((3,), 0.3)
+    sums = torch.zeros(2, 4).index_add_(0, labels, features * weights[:, None])
+    _, own = leave_one_out_similarity(features, sums, labels, weights)
+    assert own[0] == 0
+    assert own[1] != 0
+
+
+@pytest.mark.parametrize("mean", [0.01, 0.5, 0.99])
+def test_shift_has_the_mean_and_keeps_the_order(mean: float) -> None:
+    probability, weights = torch.rand(50), torch.rand(50)
+    shifted = shift_to_mean(probability, mean, weights)
+    weighted = (shifted * weights).sum() / weights.double().sum()
+    torch.testing.assert_close(weighted.item(), mean, rtol=0, atol=1e-6)
+    assert torch.equal(shifted.argsort(), probability.argsort())

@@ -1,0 +1,159 @@
+"""What the judge says of features whose wrong labels are known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.metrics import average_precision_score, recall_score
+from torch import Tensor
+
+from noisydml import noise
+from noisydml.memory.judge import LabelJudgement, judge_labels
+
+
+def gaussians(
+    classes: int, per_class: int, spread: float, width: int = 32
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    true = torch.arange(classes).repeat_interleave(per_class)
+    centers = torch.randn(classes, width, generator=generator)
+    return centers[true] + spread * torch.randn(len(true), width, generator=generator), true
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    pixels, true = load_digits(return_X_y=True)
+    return torch.tensor(pixels, dtype=torch.float32), torch.tensor(true)
+
+
+def recall(found: LabelJudgement, wrong: Tensor) -> float:
+    return float(recall_score(wrong, found.probability < 0.5))
+
+
+@pytest.mark.parametrize("kind", [noise.uniform, noise.pair_flip])
+@pytest.mark.parametrize("rate", [0.0, 0.2, 0.4])
+def test_rate_and_ranking_of_each_kind(kind: object, rate: float) -> None:
+    features, true = gaussians(30, 20, 1.0)
+    given = torch.from_numpy(kind(true, rate, seed=1).labels)  # type: ignore[operator]
+    found, wrong = judge_labels(features, given), given != true
+    assert abs(found.noise_rate - rate) < 0.05
+    low, high = found.noise_rate_bounds
+    assert low <= found.noise_rate <= high
+    if rate == 0:
+        assert (found.probability < 0.5).double().mean() < 0.02
+        return
+    assert found.structured == (kind is noise.pair_flip)
+    assert average_precision_score(wrong, -found.score) > 0.98
+    assert (found.suggested_labels == true)[wrong].double().mean() > 0.95
+    # Calibrated: as many are wrong as the probabilities say.
+    assert abs(float((1 - found.probability).sum() / wrong.sum()) - 1) < 0.2
+
+
+@pytest.mark.parametrize("size", [60, 600])
+def test_permuted_labels_say_nothing(size: int) -> None:
+    features, true = gaussians(6, size // 6, 0.5)
+    given = true[torch.randperm(size, generator=torch.Generator().manual_seed(0))]
+    found = judge_labels(features, given)
+    assert math.isnan(found.noise_rate)
+    assert found.noise_rate_bounds == (0, 1)
+    assert found.probability.isnan().all()
+    assert found.score.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 5, 12])
+def test_few_samples_say_nothing(size: int) -> None:
+    for labels in (torch.arange(size) % 2, torch.arange(size), torch.zeros(size).long()):
+        found = judge_labels(torch.randn(size, 3), labels)
+        assert math.isnan(found.noise_rate)
+        assert found.score.shape == (size,)
+        assert found.neighbors.shape[0] == size
+
+
+@pytest.mark.parametrize("copies", ["twice", "near", "many"])
+def test_copies_hide_nothing(copies: str) -> None:
+    features, true = digits()
+    given = torch.from_numpy(noise.uniform(true, 0.2, seed=0).labels)
+    alone = recall(judge_labels(features, given), given != true)
+    rows = torch.arange(len(true))
+    if copies == "near":
+        rows = torch.cat([rows, rows[:90]])
+    elif copies == "twice":
+        rows = torch.cat([rows, rows])
+    else:  # what is wrong eleven times
+        rows = torch.cat([rows, (given != true).nonzero().squeeze(1)[:20].repeat(10)])
+    repeated = features[rows] + (0.01 * torch.randn(len(rows), 64) if copies == "near" else 0)
+    found = judge_labels(repeated, given[rows])
+    assert abs(recall(found, (given != true)[rows]) - alone) < 0.02
+    assert int((found.copies != torch.arange(len(rows))).sum()) == len(rows) - len(true)
+
+
+def test_a_class_drawn_together_is_no_copy() -> None:
+    labels = torch.arange(5).repeat(20)
+    found = judge_labels(torch.eye(5)[labels] + 0.01 * torch.randn(100, 5), labels)
+    assert found.copies.tolist() == list(range(100))
+    assert found.noise_rate < 0.01
+
+
+def test_junk_is_none_of_the_classes() -> None:
+    features, true = gaussians(10, 40, 0.4)
+    junk, given = torch.randn(40, 32), torch.randint(10, (40,))
+    found = judge_labels(torch.cat([features, junk]), torch.cat([true, given]))
+    flagged = found.probability < 0.5
+    assert flagged[-40:].double().mean() > 0.7  # one in ten has the label of the nearest class
+    assert flagged[:-40].double().mean() < 0.02
+    assert (found.suggested_labels[-40:][flagged[-40:]] == -1).double().mean() > 0.8
+
+
+def test_many_classes_are_compared_with_the_nearest() -> None:
+    features, true = gaussians(400, 8, 0.5)
+    given = torch.from_numpy(noise.uniform(true, 0.2, seed=0).labels)
+    found = judge_labels(features, given)
+    assert abs(found.noise_rate - 0.2) < 0.02
+    assert average_precision_score(given != true, -found.score) > 0.99
+
+
+def test_labels_are_names_and_unlabelled_samples_have_no_part() -> None:
+    features, true = gaussians(6, 30, 0.5)
+    labels = true * 10**15 + 7
+    labels[::5] = -1
+    found = judge_labels(features, labels)
+    assert torch.equal(found.suggested_labels, true * 10**15 + 7)
+    assert (found.score[::5] == 1).all()
+    other = labels.clone()
+    features[::5] += 100  # where they lie changes nothing but what is said of them
+    assert abs(judge_labels(features, other).noise_rate - found.noise_rate) < 0.01
+
+
+def test_distrust_counts() -> None:
+    features, true = gaussians(4, 30, 0.5)
+    given = true.clone()
+    given[:20] = 1  # most of class 0
+    found = judge_labels(features, given, trust=(torch.arange(120) >= 20).float())
+    assert (found.probability[:20] < 0.5).all()
+    assert (found.suggested_labels[:20] == 0).all()
+
+
+def test_it_is_deterministic_and_leaves_the_generator_alone() -> None:
+    features, true = gaussians(10, 20, 1.0)
+    state = torch.get_rng_state()
+    first, second = judge_labels(features, true), judge_labels(features, true)
+    assert torch.equal(first.score, second.score)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_progress_is_told_to_the_end() -> None:
+    told: list[tuple[int, int]] = []
+    features, true = gaussians(3, 20, 0.5)
+    judge_labels(features, true, progress=lambda done, of: told.append((done, of)))
+    assert [done for done, _ in told] == list(range(1, len(told) + 1))
+    assert told[-1][0] <= told[-1][1]
+
+
+def test_one_fold_says_about_the_same() -> None:
+    features, true = gaussians(20, 40, 1.0)
+    given = torch.from_numpy(noise.uniform(true, 0.3, seed=0).labels)
+    rates = [judge_labels(features, given, folds=folds).noise_rate for folds in (1, 5)]
+    assert np.allclose(rates, 0.3, atol=0.03)
