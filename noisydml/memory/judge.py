@@ -22,8 +22,7 @@ from noisydml.memory.neighbors import Neighborhood
 
 # The figures behind these are in docs/judge.md.
 _WIDTH = 256  # columns that are kept of wide features
-_ALL, _SOME, _MANY = 128, 64, 2048  # classes that a sample is compared with: all,
-# or the nearest of more; from how many on only these products are computed
+_ALL, _SOME = 128, 64  # classes that a sample is compared with: all, or the nearest of more
 _BLOCK = 4096  # rows compared with all classes at once
 _SHARPNESS = 8.0  # of the neighbours' votes
 _FLOOR = 0.02  # of a vote, shared by all classes
@@ -322,7 +321,7 @@ class _Sample:
                 left = number - _SOME
                 mean = (similarity.sum(dim=1) - value.sum(dim=1)) / left
                 square = (similarity.square().sum(dim=1) - value.square().sum(dim=1)) / left
-                columns.append(column)
+                columns.append(column.sort(dim=1).values)
                 means.append(mean)
                 variances.append((square - mean.square()).clamp_min(0))
             self.columns = torch.cat(columns)
@@ -462,25 +461,13 @@ class _Fit:
         sample = self.sample
         sums = sample.sums(self.directions, self.teaches * self.trust)
         own_weights = self.own_weights * self.trust
-        if sample.num_classes <= _MANY:
-            similarity, own = leave_one_out_similarity(
-                self.directions, sums, sample.classes, own_weights
-            )
-            if sample.rest is not None:
-                similarity = similarity.gather(1, sample.columns)
-        else:
-            rows = torch.arange(len(own_weights), device=own_weights.device)
-            parts = [
-                leave_one_out_similarity(
-                    self.directions[block],
-                    sums,
-                    sample.classes[block],
-                    own_weights[block],
-                    sample.columns[block],
-                )
-                for block in torch.split(rows, _BLOCK)
-            ]
-            similarity, own = (torch.cat(part) for part in zip(*parts, strict=True))
+        similarity, own = leave_one_out_similarity(
+            self.directions,
+            sums,
+            sample.classes,
+            own_weights,
+            None if sample.rest is None else sample.columns,
+        )
         return similarity.scatter(1, sample.own.unsqueeze(1), own.unsqueeze(1))
 
     def _votes(self) -> Tensor:
