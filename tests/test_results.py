@@ -228,7 +228,8 @@ def record(method: str, seed: int, map_at_r: float, noise: str = "uniform", **mo
 def records() -> list[Any]:
     found = [record("plain", s, 10.0 + s) for s in range(3)]
     found += [record("GroundTruthFilter", s, 30.0 + s) for s in range(3)]
-    found += [record("PRISMFilter", s, 26.0 + s, last={"kept": 48.0, "noise_rate": 0.52}) for s in range(3)]
+    last = {"kept": 48.0, "noise_rate": 0.52}
+    found += [record("PRISMFilter", s, 26.0 + s, last=last) for s in range(3)]
     return [*found, record("plain", 0, 44.0, "none")]
 
 
