@@ -9,11 +9,29 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
+_INTEGERS = (
+    torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+)  # fmt: skip
+
+
+def require_tensor(name: str, value: object, kind: str = "a torch.Tensor") -> None:
+    """Raise unless ``value`` is a tensor that all operations of torch take."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be {kind}, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        got = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got {got}")
+    if value.device.type == "meta":
+        raise TypeError(f"{name} must hold values, got a tensor on the device meta")
+    if value.is_quantized or (value.is_floating_point() and value.dtype.itemsize < 2):
+        raise TypeError(f"{name} must have 16 bits or more a number, got dtype {value.dtype}")
+
 
 def require_floating(name: str, value: object, ndim: int | None = None) -> None:
     """Raise unless ``value`` is a floating-point tensor (of ``ndim`` dimensions)."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a floating-point torch.Tensor, got {type(value).__name__}")
+    require_tensor(name, value, "a floating-point torch.Tensor")
+    assert isinstance(value, Tensor)
     if not value.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got dtype {value.dtype}")
     if ndim is not None and value.ndim != ndim:
@@ -27,9 +45,9 @@ def require_integer(
     name: str, value: object, length: int | None = None, per: str = "embedding"
 ) -> None:
     """Raise unless ``value`` is a 1-dimensional integer tensor (of ``length`` entries)."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be an integer torch.Tensor, got {type(value).__name__}")
-    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+    require_tensor(name, value, "an integer torch.Tensor")
+    assert isinstance(value, Tensor)
+    if value.dtype not in _INTEGERS:
         raise TypeError(f"{name} must be an integer tensor, got dtype {value.dtype}")
     require_vector(name, value, length, per)
 
@@ -38,8 +56,8 @@ def require_vector(
     name: str, value: object, length: int | None = None, per: str = "embedding"
 ) -> None:
     """Raise unless ``value`` is a tensor of one dimension (and ``length`` entries)."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    require_tensor(name, value)
+    assert isinstance(value, Tensor)
     if value.ndim != 1:
         raise ValueError(f"{name} must have 1 dimension, got shape {tuple(value.shape)}")
     if length is not None and len(value) != length:

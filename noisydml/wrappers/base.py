@@ -56,6 +56,12 @@ class LossWrapper(nn.Module, ABC):
         self.validate_args = validate_args
         self.decision: Decision | None = None
         self._ranks_agree = False
+        # Training calls that have returned, other changes of state, and calls in eval mode with a
+        # graph since the last training call: what the ranks have to have in common.
+        self._changes = self._eval_calls = 0
+        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+            LossWrapper._loaded
+        )
         self._num_classes, _ = pml.embedding_shape(loss)  # None but for a leaf with proxies
         if isinstance(loss, nn.Module) and not isinstance(loss, LossWrapper):
             unsaved = pml.UnsavedState(loss)
@@ -95,7 +101,12 @@ class LossWrapper(nn.Module, ABC):
             embeddings, labels, indices_tuple, ref_emb, ref_labels, sample_weight, sample_ids
         )
         self._prepare(batch.embeddings.device)
-        return self.run(batch)
+        value = self.run(batch)
+        if self._trains():
+            self._changes += 1
+        elif torch.is_grad_enabled() and batch.embeddings.requires_grad:
+            self._eval_calls += 1
+        return value
 
     def run(self, batch: Batch) -> Tensor:
         """Loss of a batch that has been checked; wrappers call this on one another."""
@@ -179,14 +190,35 @@ class LossWrapper(nn.Module, ABC):
             checks = self._checks(batch)
             if self.validate_args:
                 raise_first([*value_checks(batch), *checks])
-        except (TypeError, ValueError) as refusal:
+        except Exception as refusal:  # of any kind: the other ranks wait to hear of it
             error = refusal
-        if distributed.world_size() > 1 and any(wrapper.training for wrapper in self._chain()):
-            agree_across_ranks(error, batch)
+        if distributed.world_size() > 1 and self._trains():
+            self._agree(error, batch)
         if error is not None:
             raise error
         assert batch is not None
         return batch
+
+    def _trains(self) -> bool:
+        """Whether any wrapper of the nest changes its state."""
+        return any(wrapper.training for wrapper in self._chain())
+
+    def _agree(self, error: Exception | None, batch: Batch | None) -> None:
+        """Raise on all ranks unless they have all come to the same call in the same way."""
+        chain = list(self._chain())
+        eval_calls, self._eval_calls = self._eval_calls, 0
+        self._ranks_agree = agree_across_ranks(
+            error,
+            batch,
+            modes=[wrapper.training for wrapper in chain],
+            eval_calls=eval_calls,
+            changes=sum(wrapper._changes for wrapper in chain),
+            agreed=all(wrapper._ranks_agree for wrapper in chain),
+        )
+
+    def _loaded(self, _: Any) -> None:
+        """After a state was loaded, be it on one rank alone, all take over that of rank 0."""
+        self._ranks_agree = False
 
     def _checks(self, batch: Batch) -> list[ValueCheck]:
         """Those of this wrapper and of all that is inside it."""
@@ -203,7 +235,7 @@ class LossWrapper(nn.Module, ABC):
         for tensor in (*self.parameters(), *self.buffers()):
             if tensor.device != device:
                 self.to(device)
-        if self.training and not self._ranks_agree and distributed.world_size() > 1:
+        if self._trains() and not self._ranks_agree and distributed.world_size() > 1:
             chain = list(self._chain())
             for wrapper in chain:
                 distributed.broadcast_from_first([*wrapper.buffers(recurse=False)])
@@ -213,7 +245,8 @@ class LossWrapper(nn.Module, ABC):
             leaf = chain[-1].loss
             if isinstance(leaf, nn.Module) and any(each.same_on_all_ranks for each in chain):
                 distributed.take_over_from_first(leaf)
-            self._ranks_agree = True
+            for wrapper in chain:
+                wrapper._ranks_agree, wrapper._changes = True, 0
 
 
 class Filter(LossWrapper):

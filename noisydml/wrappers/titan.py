@@ -186,6 +186,7 @@ class PrototypicalMixer(LossWrapper):
         From the first call on no cycle ends by itself. Before the first training step nothing
         happens. Under ``torch.distributed`` all ranks have to call it.
         """
+        self._changes += 1
         self.counters.set(explicit=1)
         if self.counters["step"] > 0:
             self._begin_cycle()
