@@ -22,10 +22,15 @@ def require_tensor(name: str, value: object, kind: str = "a torch.Tensor") -> No
     if value.layout != torch.strided or value.is_nested:
         got = "a nested tensor" if value.is_nested else f"layout {value.layout}"
         raise TypeError(f"{name} must be a dense tensor, got {got}")
-    if value.device.type == "meta":
-        raise TypeError(f"{name} must hold values, got a tensor on the device meta")
     if value.is_quantized or (value.is_floating_point() and value.dtype.itemsize < 2):
         raise TypeError(f"{name} must have 16 bits or more a number, got dtype {value.dtype}")
+
+
+def require_values(**tensors: object) -> None:
+    """Raise for a tensor without values; the functions take them, what keeps state does not."""
+    for name, value in tensors.items():
+        if isinstance(value, Tensor) and value.device.type == "meta":
+            raise TypeError(f"{name} must hold values, got a tensor on the device meta")
 
 
 def require_floating(name: str, value: object, ndim: int | None = None) -> None:

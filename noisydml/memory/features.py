@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisydml.functional.checks import require_count, require_floating, require_integer
+from noisydml.functional.checks import (
+    require_count,
+    require_floating,
+    require_integer,
+    require_tensor,
+    require_values,
+)
 from noisydml.memory.state import overwrite
 
 EMPTY = -1  # the label of an entry that holds nothing, and the id of one that has none
@@ -144,7 +150,8 @@ class FeatureMemory(nn.Module):
         """Store rows in their order, over the oldest entries.
 
         Args:
-            embeddings: (B, D) floating point; of more than M rows the last M remain.
+            embeddings: (B, D) floating point; of more than M rows the last M remain. A row that
+                is not finite, in the dtype of the memory, is not stored.
             labels: (B,) integers. Their range is not checked, as that would make the host wait.
             sample_ids: (B,) integers, or None.
             keep: (B,) bool, which rows to store; None for all of them.
@@ -153,7 +160,7 @@ class FeatureMemory(nn.Module):
         size = len(labels)
         if size == 0:
             return
-        keep = torch.ones_like(labels, dtype=torch.bool) if keep is None else keep
+        keep = self._storable(embeddings) if keep is None else keep & self._storable(embeddings)
         # Only the device knows how many are kept, so no shape may depend on it: the kept rows come
         # first, from the last to the first, then the others, which write back what is there.
         newest = min(size, self.memory_size)
@@ -169,7 +176,7 @@ class FeatureMemory(nn.Module):
         """Store rows in place: the row with sample id i becomes entry i.
 
         Args:
-            embeddings: (B, D) floating point.
+            embeddings: (B, D) floating point; a row that is not finite is not stored.
             labels: (B,) integers.
             sample_ids: (B,) integers in ``[0, M)``; of equal ids the last row counts.
         """
@@ -178,9 +185,9 @@ class FeatureMemory(nn.Module):
             return
         last = last_of_equals(sample_ids)
         once = last == torch.arange(len(last), device=last.device)  # each entry, to be counted
-        everywhere = torch.ones_like(once)
-        self._store(sample_ids, last, everywhere, once, embeddings, labels, sample_ids)
-        self.total.add_(len(labels))
+        fresh = self._storable(embeddings).index_select(0, last)
+        self._store(sample_ids, last, fresh, once & fresh, embeddings, labels, sample_ids)
+        self.total.add_(fresh.sum())
 
     def remember(self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None) -> None:
         """:meth:`write` where the rows have ids, else :meth:`enqueue`."""
@@ -218,6 +225,7 @@ class FeatureMemory(nn.Module):
     def _check(
         self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None, keep: Tensor | None
     ) -> None:
+        require_values(embeddings=embeddings, labels=labels, sample_ids=sample_ids, keep=keep)
         require_floating("embeddings", embeddings, ndim=2)
         width = embeddings.shape[1]
         if self.embedding_size is not None and width != self.embedding_size:
@@ -227,6 +235,8 @@ class FeatureMemory(nn.Module):
         require_integer("labels", labels, len(embeddings))
         if sample_ids is not None:
             require_integer("sample_ids", sample_ids, len(embeddings))
+        if keep is not None:
+            require_tensor("keep", keep)
         if keep is not None and (keep.dtype != torch.bool or keep.shape != labels.shape):
             raise ValueError(
                 f"keep must be bool of shape ({len(embeddings)},), "
@@ -234,6 +244,11 @@ class FeatureMemory(nn.Module):
             )
         if self.embedding_size is None and width > 0:
             self._widen(width)
+
+    def _storable(self, embeddings: Tensor) -> Tensor:
+        """(B,) bool, which rows are finite, as they would be stored."""
+        rows = embeddings if self.normalize else embeddings.to(self.features.dtype)
+        return rows.detach().isfinite().all(dim=1)
 
     def _widen(self, width: int | None) -> None:
         self.version += 1

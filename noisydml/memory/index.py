@@ -77,7 +77,8 @@ class NeighborIndex(ABC):
             return self._nearest(queries, min(k, self.size))
         require_integer("exclude", exclude, len(queries), "query")
         distance, position = self._nearest(queries, min(k + 1, self.size))
-        passed = (position == exclude.unsqueeze(1)).long().cumsum(dim=1)  # 1 from the excluded on
+        found = (position == exclude.unsqueeze(1)) & (position >= 0)
+        passed = found.long().cumsum(dim=1)  # 1 from the excluded on
         columns = min(k, self.size)
         source = torch.arange(columns, device=passed.device) + passed.narrow(1, 0, columns)
         distance = torch.nn.functional.pad(distance, (0, 1), value=math.inf)

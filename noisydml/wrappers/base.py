@@ -20,6 +20,7 @@ from noisydml.wrappers.checks import (
     in_range,
     make_batch,
     raise_first,
+    require_finite_losses,
     value_checks,
 )
 from noisydml.wrappers.decision import Decision, Judgement
@@ -197,7 +198,7 @@ class LossWrapper(nn.Module, ABC):
         if error is not None:
             raise error
         assert batch is not None
-        return batch
+        return replace(batch, check_values=self.validate_args)
 
     def _trains(self) -> bool:
         """Whether any wrapper of the nest changes its state."""
@@ -354,17 +355,20 @@ def loss_against_memory(
 
 
 def losses_by(
-    judge: Callable[..., Any], batch: Batch, own: list[nn.Parameter]
+    name: str, judge: Callable[..., Any], batch: Batch, own: list[nn.Parameter]
 ) -> tuple[Batch, Tensor]:
     """The rows of all ranks, and their (N,) losses by another loss, which train its ``own``.
 
     Without a row on any rank there is no loss; the empty tensor has a graph all the same.
+    ValueError if one is not finite and values are checked.
     """
     everyone = distributed.gather_batch(replace(batch.judged(), sample_ids=None))
     with torch.set_grad_enabled(bool(own) and torch.is_grad_enabled()):
         if len(everyone) == 0:
             return everyone, zero_with_graph(everyone.embeddings, own).expand(0)
-        return everyone, pml.sample_losses(judge, everyone)
+        losses = pml.sample_losses(judge, everyone)
+    require_finite_losses(batch, losses, name)
+    return everyone, losses
 
 
 def zero_with_graph(embeddings: Tensor, parameters: Iterable[Tensor]) -> Tensor:

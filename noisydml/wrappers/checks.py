@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from noisydml import distributed, pml
-from noisydml.functional.checks import require_floating, require_integer, require_vector
+from noisydml.functional.checks import (
+    require_floating,
+    require_integer,
+    require_values,
+    require_vector,
+)
 from noisydml.pml.batch import Batch, index_groups
 
 
@@ -37,6 +42,10 @@ def make_batch(
     Raises:
         TypeError, ValueError: naming the argument, what it got and what it wants.
     """
+    require_values(
+        embeddings=embeddings, labels=labels, ref_emb=ref_emb, ref_labels=ref_labels,
+        sample_weight=sample_weight, sample_ids=sample_ids,
+    )  # fmt: skip
     require_floating("embeddings", embeddings, ndim=2)
     size, device = len(embeddings), embeddings.device
     require_integer("labels", labels, size)
@@ -108,6 +117,16 @@ def require_width(batch: Batch, width: int | None, name: str) -> None:
     got = batch.embeddings.shape[1]
     if width is not None and got != width:
         raise ValueError(f"embeddings must be as wide as {name}, {width}, got {got}")
+
+
+def require_finite_losses(batch: Batch, losses: Tensor, name: str) -> None:
+    """Raise ValueError if the losses to judge by are not finite; nothing if values are unchecked.
+
+    One more host synchronisation: they are known only after the loss ``name`` was called.
+    """
+    if batch.check_values:
+        bad = losses.isfinite().all().logical_not()
+        raise_first([ValueCheck(bad, f"{name} must return finite losses, got NaN or infinity")])
 
 
 def raise_first(checks: list[ValueCheck]) -> None:
@@ -217,6 +236,7 @@ def _checked_indices(indices_tuple: tuple[Tensor, ...], device: torch.device) ->
         )
     for i, column in enumerate(indices_tuple):
         require_integer(f"indices_tuple[{i}]", column)
+        require_values(**{f"indices_tuple[{i}]": column})
     for group in index_groups(tuple(indices_tuple)):
         if len({len(column) for column in group}) > 1:
             raise ValueError(

@@ -15,6 +15,7 @@ from noisydml.functional.checks import (
     require_integer,
     require_number,
     require_positive,
+    require_values,
 )
 from noisydml.functional.neighbors import neighbor_label_score, neighbor_weights
 from noisydml.memory.features import FeatureMemory
@@ -212,6 +213,7 @@ class KNNDenoiser(Filter):
             TypeError, ValueError: for a wrong shape or dtype, a feature that is not finite, a
                 negative label, or ids out of range; the reference is as before.
         """
+        require_values(features=features, labels=labels, sample_ids=sample_ids)
         require_floating("features", features, ndim=2)
         require_integer("labels", labels, len(features), "feature")
         device, width = self.reference.labels.device, self.memory.embedding_size
