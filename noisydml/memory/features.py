@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from noisydml.functional.checks import (
     require_tensor,
     require_values,
 )
-from noisydml.memory.state import overwrite
+from noisydml.memory.state import overwrite, refuse_state, require_state_in_range
 
 EMPTY = -1  # the label of an entry that holds nothing, and the id of one that has none
 
@@ -318,6 +319,39 @@ class FeatureMemory(nn.Module):
             self._recount()
         return self
 
+    def get_extra_state(self) -> dict[str, bool]:
+        return {"normalize": self.normalize}
+
+    def set_extra_state(self, state: dict[str, bool]) -> None:
+        """Nothing: a state of another setting has been refused."""
+
+    def refuse_values(self, state: dict[str, Any], prefix: str) -> None:
+        """Raise ValueError for a state that this memory cannot have had."""
+        kind = state.get(f"{prefix}_extra_state", self.get_extra_state())
+        if kind != self.get_extra_state():
+            raise ValueError(
+                f"{prefix}_extra_state must be that of a memory with normalize={self.normalize}, "
+                f"which follows from metric, got {kind}"
+            )
+        features = state.get(f"{prefix}features")
+        if features is not None and (features.ndim != 2 or len(features) != self.memory_size):
+            raise ValueError(
+                f"{prefix}features must have {self.memory_size} rows, got {tuple(features.shape)}"
+            )
+        require_state_in_range(f"{prefix}features", features)
+        stop = math.inf if self.num_classes is None else self.num_classes
+        require_state_in_range(f"{prefix}labels", state.get(f"{prefix}labels"), EMPTY, stop)
+        require_state_in_range(f"{prefix}sample_ids", state.get(f"{prefix}sample_ids"), EMPTY)
+        require_state_in_range(f"{prefix}total", state.get(f"{prefix}total"), 0)
+
+    def copy_from(self, other: FeatureMemory) -> None:
+        """Take over all entries of a memory of the same settings, without centers."""
+        if self.embedding_size != other.embedding_size:
+            self._widen(other.embedding_size)
+        self.version += 1
+        for name in ("features", "labels", "sample_ids", "total"):
+            overwrite(getattr(self, name), getattr(other, name))
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self._widens:
@@ -333,18 +367,12 @@ class FeatureMemory(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        refuse_state(self, state_dict, prefix, strict)
         self.version += 1
-        name = f"{prefix}features"
-        features = state_dict.pop(name, None) if self._widens else None
-        if features is not None and (features.ndim != 2 or len(features) != self.memory_size):
-            error_msgs.append(
-                f"{name} must have {self.memory_size} rows, got shape {tuple(features.shape)}"
-            )
-        elif features is not None:
+        features = state_dict.pop(f"{prefix}features", None) if self._widens else None
+        if features is not None:
             self._widen(features.shape[1] or None)
             self.features.copy_(features)
-        elif self._widens and strict:
-            missing_keys.append(name)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

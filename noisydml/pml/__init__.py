@@ -1,6 +1,13 @@
 """All that knows pytorch-metric-learning (PML): the folder that its version 3 will rewrite."""
 
-from noisydml.pml.call import call, sample_losses, split, split_pairs, supervised_contrastive
+from noisydml.pml.call import (
+    call,
+    sample_losses,
+    split,
+    split_pairs,
+    supervised_contrastive,
+    unregularized,
+)
 from noisydml.pml.kinds import (
     embedding_shape,
     refuse_memory,
@@ -24,4 +31,5 @@ __all__ = [
     "split",
     "split_pairs",
     "supervised_contrastive",
+    "unregularized",
 ]

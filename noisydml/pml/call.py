@@ -17,7 +17,7 @@ from noisydml.functional import proxy_nca
 from noisydml.pml.batch import Batch
 from noisydml.pml.kinds import Loss, name_of, parts, refuse_unweightable, unweightable
 from noisydml.pml.state import only_samples_remembered
-from noisydml.pml.terms import Part, dissected, with_selected_pairs
+from noisydml.pml.terms import Part, dissected, is_regularizer, with_selected_pairs
 
 _OPTIONAL = ("indices_tuple", "ref_emb", "ref_labels")
 
@@ -60,6 +60,16 @@ def split(loss: Loss, batch: Batch) -> Terms:
             "for instance with reduction='none'",
         )
     return Terms(value, output, torch.zeros_like(value))
+
+
+def unregularized(loss: Loss, batch: Batch) -> Tensor:
+    """:func:`call` of a PML loss, without the regularisers that another call has added already."""
+    if not any(is_regularizer(name) for name in loss.sub_loss_names()):  # type: ignore[attr-defined]
+        return call(loss, batch)
+    weight, terms = batch.sample_weight, split(loss, batch)
+    weight = torch.ones_like(terms.per_sample) if weight is None else weight
+    value = (terms.value - terms.unweighted).to(terms.value.dtype)
+    return terms._replace(value=value, unweighted=torch.zeros_like(value)).weighted(weight)
 
 
 def split_pairs(loss: Loss, batch: Batch) -> tuple[Tensor, list[Part]]:
@@ -160,6 +170,8 @@ def _split_pml(loss: Loss, batch: Batch) -> Terms:
             unweighted = unweighted + part.shares.to(dtype).sum()
         else:
             per_sample = per_sample.index_add(0, part.anchors, part.shares.flatten().to(dtype))
+    if value.requires_grad and not per_sample.requires_grad:  # no terms: a zero with a graph
+        per_sample = per_sample + batch.embeddings.narrow(0, 0, 0).sum().to(dtype)
     return Terms(value, per_sample * len(batch), unweighted)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from noisydml import distributed, pml
 from noisydml.functional.checks import require_loss
 from noisydml.memory.features import FeatureMemory
+from noisydml.memory.state import refuse_state, require_state_in_range
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.checks import (
     ValueCheck,
@@ -217,6 +218,19 @@ class LossWrapper(nn.Module, ABC):
             agreed=all(wrapper._ranks_agree for wrapper in chain),
         )
 
+    def refuse_values(self, state: dict[str, Any], prefix: str) -> None:
+        """Raise ValueError for statistics that are not finite."""
+        for name, buffer in self.named_buffers(recurse=False):
+            if buffer.is_floating_point():
+                require_state_in_range(f"{prefix}{name}", state.get(f"{prefix}{name}"))
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: Any
+    ) -> None:
+        """Refuses a state that does not fit before any of it is loaded."""
+        refuse_state(self, state_dict, prefix, strict)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+
     def _loaded(self, _: Any) -> None:
         """After a state was loaded, be it on one rank alone, all take over that of rank 0."""
         self._ranks_agree = False
@@ -344,6 +358,7 @@ def loss_against_memory(
 ) -> Tensor | None:
     """The loss of a batch compared with a memory (PRISM, Eq. 8); None if either has no row.
 
+    The regularisers of the loss are those of the call without a memory.
     One host synchronisation on CUDA. Copies are compared with: what autograd keeps for the
     backward pass must not be overwritten by ``commit``.
     """
@@ -351,7 +366,8 @@ def loss_against_memory(
     if remembered is None:
         return None
     features, labels = remembered
-    return call_loss(loss, replace(batch, indices_tuple=None, ref_emb=features, ref_labels=labels))
+    batch = replace(batch, indices_tuple=None, ref_emb=features, ref_labels=labels)
+    return pml.unregularized(loss, batch)
 
 
 def losses_by(

@@ -195,7 +195,7 @@ class KNNDenoiser(Filter):
             self._refer_to_memory()
 
     def _refer_to_memory(self) -> None:
-        self.reference.load_state_dict(self.memory.state_dict())
+        self.reference.copy_from(self.memory)
         self.counters.set(seen=0)
 
     def refresh(self, features: Tensor, labels: Tensor, sample_ids: Tensor | None = None) -> None:

@@ -66,7 +66,7 @@ def test_losses_to_judge_by_are_checked_like_embeddings(case: str, bad: float) -
         for each in () if first else (wrapper, twin):
             each(**make_batch())
         before, loss.bad = state_of(wrapper), bad
-        with pytest.raises(ValueError, match="loss.* must return finite losses"):
+        with pytest.raises(ValueError, match=r"loss.* must return finite losses"):
             wrapper(**make_batch())
         assert_same_state(before, wrapper)
         twin(**make_batch())
