@@ -254,7 +254,8 @@ class FeatureMemory(nn.Module):
     def _widen(self, width: int | None) -> None:
         self.version += 1
         self.embedding_size = width
-        self.features = self.features.new_zeros(self.memory_size, width or 0)
+        with torch.inference_mode(False):  # what is made in it is no good for training
+            self.features = self.features.new_zeros(self.memory_size, width or 0)
 
     def _store(
         self,

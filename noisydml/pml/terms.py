@@ -114,7 +114,7 @@ def _overwrites(reducer: nn.Module, name: str) -> bool:
     """Whether a repeated pair counts once: ``PerAnchorReducer`` puts each in its place."""
     if isinstance(reducer, MultipleReducers):
         named = reducer.reducers
-        reducer = named[name] if name in named else reducer.default_reducer
+        reducer = dict(named.items()).get(name, reducer.default_reducer)
     return isinstance(reducer, PerAnchorReducer)
 
 

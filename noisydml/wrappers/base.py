@@ -98,6 +98,9 @@ class LossWrapper(nn.Module, ABC):
 
         Raises:
             TypeError, ValueError: for a bad argument, before anything has changed.
+            RuntimeError: if the ranks of ``torch.distributed`` are not at the same step.
+
+        Without gradients (``torch.no_grad``) a batch is judged, and no state changes.
         """
         batch = self._checked(
             embeddings, labels, indices_tuple, ref_emb, ref_labels, sample_weight, sample_ids
@@ -105,7 +108,7 @@ class LossWrapper(nn.Module, ABC):
         self._prepare(batch.embeddings.device)
         value = self.run(batch)
         if self._trains():
-            self._changes += 1
+            self._changes += is_training_step()
         elif torch.is_grad_enabled() and batch.embeddings.requires_grad:
             self._eval_calls += 1
         return value
@@ -121,7 +124,8 @@ class LossWrapper(nn.Module, ABC):
         if own_loss is not None and own_loss.requires_grad:
             own_loss = own_loss.to(value.dtype)
             value = value + (own_loss - own_loss.detach())  # its gradient, not its value
-        self.commit(batch, judgement)
+        if is_training_step():
+            self.commit(batch, judgement)
         self.decision = judgement.decision
         return value
 
@@ -245,6 +249,7 @@ class LossWrapper(nn.Module, ABC):
             checks = [*checks, in_range("labels", batch.labels, self._num_classes, what)]
         return checks
 
+    @torch.inference_mode(False)  # what is moved must be good for training, too
     def _prepare(self, device: torch.device) -> None:
         """On first use: all state where the embeddings are, and the same on all ranks."""
         for tensor in (*self.parameters(), *self.buffers()):
@@ -337,6 +342,15 @@ class AroundFilter(LossWrapper):
         if judgement.memo is not None:
             self.filter.commit(batch, judgement.memo[0])
         self.filter.decision = judgement.decision
+
+
+def is_training_step() -> bool:
+    """Whether a call in train mode is a step, whose batch is remembered: whether it has a graph.
+
+    A pass without gradients, such as a validation before which nobody called ``eval``, is judged
+    and leaves no trace.
+    """
+    return torch.is_grad_enabled()
 
 
 def call_loss(loss: Callable[..., Any], batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""Promise 8 for load_state_dict: a state that does not fit is refused before any of it is loaded."""
+"""Promise 8 for load_state_dict: what does not fit is refused before any of it is loaded."""
 
 from __future__ import annotations
 
@@ -120,6 +120,6 @@ def test_what_is_saved_of_a_cross_batch_memory() -> None:
         [good],
     ):
         state = {**wrapper.state_dict(), "unsaved_state._extra_state": [bad]}
-        with naming(bad), pytest.raises(ValueError, match="unsaved_state._extra_state must"):
+        with naming(bad), pytest.raises(ValueError, match=r"unsaved_state._extra_state must"):
             wrapper.load_state_dict(state)
     assert (wrapper.loss.queue_idx, wrapper.loss.has_been_filled) == (end, False)

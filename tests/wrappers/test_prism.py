@@ -126,8 +126,7 @@ def test_algorithm_1_over_2000_steps(
         embeddings, labels = random_batch(generator, centers)
         starved += sum(y not in {k for _, k in literal.memory} for y in labels.tolist())
         expected = literal(embeddings.numpy(), labels.tolist())
-        with torch.no_grad():
-            loss_fn(embeddings, labels)
+        loss_fn(embeddings, labels)
         assert loss_fn.decision.keep.tolist() == expected, step
         assert int(loss_fn.num_quantiles) == len(literal.quantiles)
         dropped += expected.count(False)
