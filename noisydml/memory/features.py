@@ -15,6 +15,7 @@ from noisydml.functional.checks import (
     require_tensor,
     require_values,
 )
+from noisydml.functional.products import scaled
 from noisydml.memory.state import overwrite, refuse_state, require_state_in_range
 
 EMPTY = -1  # the label of an entry that holds nothing, and the id of one that has none
@@ -381,7 +382,7 @@ class FeatureMemory(nn.Module):
 
 def unit_features(features: Tensor) -> Tensor:
     """(B, D) of length 1, of numbers whose sums are exact; zeros stay zeros."""
-    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    features = scaled(features.to(torch.promote_types(features.dtype, torch.float32)))
     length: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
     grains = length.clamp_min_(_TINY).reciprocal_().mul_(_GRAIN)
     return features.mul(grains).round_().mul_(1 / _GRAIN)

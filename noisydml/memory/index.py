@@ -15,6 +15,7 @@ from noisydml.functional.checks import (
     require_floating,
     require_integer,
 )
+from noisydml.functional.products import scaled
 
 Metric = Literal["cosine", "euclidean"]
 
@@ -48,10 +49,22 @@ class NeighborIndex(ABC):
         self.size = 0
         self.width = 0
 
+    _center: Tensor
+    _exponent: Tensor
+
     def build(self, features: Tensor) -> None:
         """Index (N, D) features in the place of any that were there before."""
         require_floating("features", features, ndim=2)
         self.size, self.width = features.shape
+        # Distances are of centred and scaled rows: a common offset costs no digits, nor does a
+        # scale at which squares overflow.
+        self._center = features.new_zeros(self.width, dtype=torch.float64)
+        self._exponent = torch.zeros_like(self._center, dtype=torch.int32).sum(dtype=torch.int32)
+        if self.metric == "euclidean" and features.numel() > 0:
+            rows = features.detach().double()
+            center = rows.mean(dim=0)
+            _, exponent = torch.frexp((rows - center).abs().amax())
+            self._center, self._exponent = center, exponent.clamp(-126, 126)
         self._build(self._prepared(features))
 
     def search(self, queries: Tensor, k: int, exclude: Tensor | None = None) -> Neighbors:
@@ -89,11 +102,16 @@ class NeighborIndex(ABC):
         if k == 0 or len(queries) == 0:
             empty = torch.zeros(len(queries), k, device=queries.device)
             return Neighbors(empty, empty.long())
-        return self._search(self._prepared(queries), k)
+        distance, position = self._search(self._prepared(queries), k)
+        if self.metric == "euclidean":
+            distance = torch.ldexp(torch.ldexp(distance, self._exponent), self._exponent)
+        return Neighbors(distance, position)
 
     def _prepared(self, rows: Tensor) -> Tensor:
-        rows = rows.detach().float()
-        return torch.nn.functional.normalize(rows) if self.metric == "cosine" else rows
+        rows = rows.detach()
+        if self.metric == "cosine":
+            return torch.nn.functional.normalize(scaled(rows.float()))
+        return torch.ldexp(rows.double() - self._center, -self._exponent).float()
 
     @abstractmethod
     def _build(self, features: Tensor) -> None: ...

@@ -28,6 +28,8 @@ from noisydml.wrappers.head import embed_batch, output_width
 
 Weights = Literal["tempered", "density"]
 
+_LARGEST = 1e15  # of a feature: variances and densities have squares of it, in single precision
+
 
 @dataclass(frozen=True, eq=False)
 class MixingDecision(Decision):
@@ -264,7 +266,9 @@ class PrototypicalMixer(LossWrapper):
         if (ids := batch.sample_ids) is not None:
             size = len(self.prototypes.memory)
             limits.append(("sample_ids", ids, size, "memory_size of PrototypicalMixer"))
-        return [in_range(*limit) for limit in limits]
+        too_large = (batch.embeddings.abs() > _LARGEST).any()
+        message = f"embeddings must be at most {_LARGEST:.0e} in size for PrototypicalMixer"
+        return [*(in_range(*limit) for limit in limits), ValueCheck(too_large, message)]
 
     def extra_repr(self) -> str:
         return (
