@@ -121,8 +121,9 @@ def _overwrites(reducer: nn.Module, name: str) -> bool:
 def _repeats(anchors: Tensor, others: Tensor) -> Tensor:
     """(K,) how often each pair is among all K; autograd gives each of them the slope of one."""
     pairs = torch.stack([anchors, others])
-    _, place, counts = pairs.unique(dim=1, return_inverse=True, return_counts=True)
-    return counts.index_select(0, place)
+    _, place, counts = torch.unique(pairs, dim=1, return_inverse=True, return_counts=True)
+    number: Tensor = counts.index_select(0, place)
+    return number
 
 
 def _constant(value: Any) -> Any:
