@@ -22,8 +22,9 @@ def require_tensor(name: str, value: object, kind: str = "a torch.Tensor") -> No
     if value.layout != torch.strided or value.is_nested:
         got = "a nested tensor" if value.is_nested else f"layout {value.layout}"
         raise TypeError(f"{name} must be a dense tensor, got {got}")
-    if value.is_quantized or (value.is_floating_point() and value.dtype.itemsize < 2):
-        raise TypeError(f"{name} must have 16 bits or more a number, got dtype {value.dtype}")
+    wide = value.is_floating_point() and value.dtype.itemsize >= 2
+    if not (wide or value.is_complex() or value.dtype in (*_INTEGERS, torch.bool)):
+        raise TypeError(f"{name} must have a dtype that can be computed with, got {value.dtype}")
 
 
 def require_values(**tensors: object) -> None:

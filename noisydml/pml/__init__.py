@@ -10,7 +10,10 @@ from noisydml.pml.call import (
 )
 from noisydml.pml.kinds import (
     embedding_shape,
+    queue_size,
+    refuse_distributed,
     refuse_memory,
+    refuse_undroppable,
     refuse_unlabelled,
     refuse_unweightable,
     refuse_without_pairs,
@@ -22,7 +25,10 @@ __all__ = [
     "UnsavedState",
     "call",
     "embedding_shape",
+    "queue_size",
+    "refuse_distributed",
     "refuse_memory",
+    "refuse_undroppable",
     "refuse_unlabelled",
     "refuse_unweightable",
     "refuse_without_pairs",

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from noisydml.functional import proxy_nca
 from noisydml.pml.batch import Batch
-from noisydml.pml.kinds import Loss, name_of, parts, refuse_unweightable, unweightable
+from noisydml.pml.kinds import (
+    Loss,
+    name_of,
+    parts,
+    queue_size,
+    refuse_unweightable,
+    unweightable,
+)
 from noisydml.pml.state import only_samples_remembered
 from noisydml.pml.terms import Part, dissected, is_regularizer, with_selected_pairs
 
@@ -101,6 +108,9 @@ def supervised_contrastive() -> nn.Module:
 
 
 def _output(loss: Loss, batch: Batch) -> Any:
+    queue = queue_size(loss)
+    if queue is not None and len(batch) > queue:  # PML says so by a bare AssertionError
+        raise ValueError(f"CrossBatchMemory must be as large as a batch, {len(batch)}, got {queue}")
     batch = _converted(loss, batch)
     if batch.negative_only is not None:
         batch = with_selected_pairs(loss, batch)

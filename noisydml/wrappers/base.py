@@ -54,6 +54,7 @@ class LossWrapper(nn.Module, ABC):
         super().__init__()
         require_loss("loss", loss)
         pml.refuse_unlabelled(loss)
+        pml.refuse_distributed(loss)
         self.loss = loss
         self.validate_args = validate_args
         self.decision: Decision | None = None
@@ -276,6 +277,10 @@ class Filter(LossWrapper):
     """
 
     suggests: ClassVar[bool] = False  # whether decisions say which label a sample should have
+
+    def __init__(self, loss: Callable[..., Any], *, validate_args: bool = True) -> None:
+        super().__init__(loss, validate_args=validate_args)
+        pml.refuse_undroppable(list(self._chain())[-1].loss)
 
     def filtered(
         self,

@@ -262,6 +262,12 @@ class PrototypicalMixer(LossWrapper):
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
         require_width(batch, self.feature_size, "feature_size")
+        queue = pml.queue_size(list(self._chain())[-1].loss)
+        if self.mixing and queue is not None and 2 * len(batch) > queue:
+            raise ValueError(
+                f"CrossBatchMemory must be as large as a batch with its mixed rows, "
+                f"{2 * len(batch)}, got {queue}"
+            )
         limits = [("labels", batch.labels, self.num_classes, "num_classes of PrototypicalMixer")]
         if (ids := batch.sample_ids) is not None:
             size = len(self.prototypes.memory)
