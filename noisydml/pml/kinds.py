@@ -37,11 +37,12 @@ def refuse_unlabelled(loss: Loss) -> None:
 
 def refuse_distributed(loss: Loss) -> None:
     """Raise TypeError for PML's own wrapper for several ranks, which needs even batches."""
-    if isinstance(loss, DistributedLossWrapper):
-        raise TypeError(
-            "DistributedLossWrapper takes no batches of uneven size, as filters leave them: "
-            "use noisydml.GatheredLoss around the loss"
-        )
+    for part in parts(loss):
+        if isinstance(part, DistributedLossWrapper):
+            raise TypeError(
+                "DistributedLossWrapper takes no batches of uneven size, as filters leave them: "
+                "use noisydml.GatheredLoss around the loss"
+            )
 
 
 def refuse_undroppable(loss: Loss) -> None:
@@ -63,6 +64,7 @@ def queue_size(loss: Loss) -> int | None:
 def refuse_unweightable(loss: Loss) -> None:
     """Raise TypeError for the losses known to have no per-sample contributions."""
     refuse_unlabelled(loss)
+    refuse_distributed(loss)
     for part in parts(loss):
         if isinstance(part, losses.ProxyAnchorLoss):
             raise unweightable(

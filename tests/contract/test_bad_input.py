@@ -365,6 +365,10 @@ def test_what_cannot_be_wrapped_is_refused_at_construction() -> None:
     for case in ("ground_truth", "confidence", "prism", "knn", "small_loss", "gathered", "mixer"):
         with naming(case), pytest.raises(TypeError, match="GatheredLoss"):
             CASES[case].make(distributed)
+    with pytest.raises(TypeError, match="GatheredLoss"):
+        GroundTruthFilter(losses.MultipleLosses([distributed]), torch.zeros(3).bool())
+    with pytest.raises(TypeError, match="GatheredLoss"):
+        ConfidenceWeightedLoss(losses.ContrastiveLoss(), distributed, lam=1.0)
     for case in ("ground_truth", "prism", "knn", "small_loss", "ground_truth(confidence)"):
         with naming(case), pytest.raises(TypeError, match="SmoothAPLoss needs classes of equal"):
             CASES[case].make(losses.SmoothAPLoss())
