@@ -22,10 +22,10 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def exchange(numbers: list[int]) -> list[list[int]]:
-    """The integers of every rank, in rank order. Eight bytes each, one host synchronisation."""
+def exchange(numbers: list[int], dtype: torch.dtype = torch.int64) -> list[list[int]]:
+    """The integers of every rank, in rank order. One host synchronisation."""
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    mine = torch.tensor(numbers, dtype=torch.int64, device=device)
+    mine = torch.tensor(numbers, dtype=dtype, device=device)
     everyone = [torch.empty_like(mine) for _ in range(world_size())]
     dist.all_gather(everyone, mine)
     return [[int(number) for number in numbers] for numbers in torch.stack(everyone).tolist()]

@@ -6,6 +6,7 @@ imported when they are used, and not loaded at all where the embeddings are cach
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from noisydml.functional.checks import require_floating, require_integer
+from noisydml.functional.files import replacing
 
 Encode = Callable[[list[str]], Tensor]
 
@@ -269,15 +271,14 @@ def _embed(texts: list[str], encoder: TextEncoder) -> Tensor:
 def _cached(texts: list[str], encoder: TextEncoder, folder: Path) -> Tensor:
     key = json.dumps([encoder.name, texts], ensure_ascii=False)
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
-    if path.exists():
-        return torch.from_numpy(np.load(path, allow_pickle=False))
+    with contextlib.suppress(Exception):  # no file, or a broken one, which is made anew
+        kept = torch.from_numpy(np.load(path, allow_pickle=False))
+        if kept.ndim == 2 and len(kept) == len(texts) and kept.isfinite().all():
+            return kept.float()
     embedded = _embed(texts, encoder)
     folder.mkdir(parents=True, exist_ok=True)
-    # Written aside and renamed, so that a run that is killed leaves no half of a file.
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    with aside.open("wb") as file:
+    with replacing(path, "wb") as file:
         np.save(file, embedded.numpy(), allow_pickle=False)
-    aside.replace(path)
     return embedded
 
 

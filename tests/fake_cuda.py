@@ -18,7 +18,8 @@ def fake_cuda() -> Iterator[torch.device]:
     Without graphs: under autograd such tensors abort the process where torch was built without
     CUDA. The device has a number, as naming "cuda" alone asks the driver for one.
     """
-    with FakeTensorMode(), torch.no_grad(), mock.patch.object(Tensor, "copy_", _copy):
+    step = mock.patch("noisydml.wrappers.base.is_training_step", return_value=True)
+    with FakeTensorMode(), torch.no_grad(), mock.patch.object(Tensor, "copy_", _copy), step:
         yield torch.device("cuda", 0)
 
 

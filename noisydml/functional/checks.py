@@ -9,6 +9,30 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
+_INTEGERS = (
+    torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+)  # fmt: skip
+
+
+def require_tensor(name: str, value: object, kind: str = "a torch.Tensor") -> None:
+    """Raise unless ``value`` is a tensor that all operations of torch take."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be {kind}, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        got = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got {got}")
+    wide = value.is_floating_point() and value.dtype.itemsize >= 2
+    if not (wide or value.is_complex() or value.dtype in (*_INTEGERS, torch.bool)):
+        raise TypeError(f"{name} must have a dtype that can be computed with, got {value.dtype}")
+
+
+def require_values(**tensors: object) -> None:
+    """Raise for a tensor without values; the functions take them, what keeps state does not."""
+    for name, value in tensors.items():
+        if isinstance(value, Tensor) and value.device.type == "meta":
+            raise TypeError(f"{name} must hold values, got a tensor on the device meta")
+
 
 def require_dense(name: str, value: Tensor) -> None:
     """Raise for a tensor whose numbers cannot be read: sparse, nested, quantised or without any."""
@@ -19,8 +43,8 @@ def require_dense(name: str, value: Tensor) -> None:
 
 def require_floating(name: str, value: object, ndim: int | None = None) -> None:
     """Raise unless ``value`` is a floating-point tensor (of ``ndim`` dimensions)."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a floating-point torch.Tensor, got {type(value).__name__}")
+    require_tensor(name, value, "a floating-point torch.Tensor")
+    assert isinstance(value, Tensor)
     if not value.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got dtype {value.dtype}")
     if ndim is not None and value.ndim != ndim:
@@ -34,9 +58,9 @@ def require_integer(
     name: str, value: object, length: int | None = None, per: str = "embedding"
 ) -> None:
     """Raise unless ``value`` is a 1-dimensional integer tensor (of ``length`` entries)."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be an integer torch.Tensor, got {type(value).__name__}")
-    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+    require_tensor(name, value, "an integer torch.Tensor")
+    assert isinstance(value, Tensor)
+    if value.dtype not in _INTEGERS:
         raise TypeError(f"{name} must be an integer tensor, got dtype {value.dtype}")
     require_vector(name, value, length, per)
 
@@ -45,8 +69,8 @@ def require_vector(
     name: str, value: object, length: int | None = None, per: str = "embedding"
 ) -> None:
     """Raise unless ``value`` is a tensor of one dimension (and ``length`` entries)."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    require_tensor(name, value)
+    assert isinstance(value, Tensor)
     if value.ndim != 1:
         raise ValueError(f"{name} must have 1 dimension, got shape {tuple(value.shape)}")
     if length is not None and len(value) != length:

@@ -61,12 +61,15 @@ def confidence(losses: Tensor, threshold: Tensor | float, lam: float, lower: flo
 def running_mean(mean: Tensor, count: Tensor, values: Tensor, decay: float | None = 0.9) -> Tensor:
     r"""Running mean after one more batch, :math:`m \leftarrow d\, m + (1 - d)\, \overline{values}`.
 
+    A value that is not finite, such as an overflow, does not enter.
+
     Args:
         mean: 0-dim floating point, the mean so far; any value while ``count`` is 0.
-        count: 0-dim integer, the batches it has seen; at 0 the result is the mean of ``values``.
+        count: 0-dim integer, the (finite) values it has seen; at 0 the result is the mean of
+            ``values``.
         values: (B,) floating point, B >= 1, the losses of this batch.
         decay: d in ``[0, 1)``, **the weight of the past**, as in ``torch.optim.swa_utils`` and
-            unlike the momentum of batch norm; None for the plain mean over the batches.
+            unlike the momentum of batch norm; None for the plain mean of all values.
 
     Returns:
         0-dim tensor of the dtype of ``mean``. No transfer to the host.
@@ -80,7 +83,7 @@ def running_mean(mean: Tensor, count: Tensor, values: Tensor, decay: float | Non
         >>> from noisydml.functional import running_mean
         >>> mean, count = torch.zeros(()), torch.tensor(0)
         >>> mean = running_mean(mean, count, torch.tensor([1.0, 3.0]))
-        >>> running_mean(mean, count + 1, torch.tensor([4.0, 4.0]), decay=0.75)
+        >>> running_mean(mean, count + 2, torch.tensor([4.0, 4.0]), decay=0.75)
         tensor(2.5000)
     """
     require_floating("mean", mean, ndim=0)
@@ -88,8 +91,10 @@ def running_mean(mean: Tensor, count: Tensor, values: Tensor, decay: float | Non
     if len(values) == 0:
         raise ValueError("values must have at least one entry, got none")
     require_decay(decay)
-    batch_mean = values.double().mean()
-    past = count.double() / (count + 1) if decay is None else decay
+    finite = values.isfinite()
+    number = finite.sum()
+    batch_mean = torch.where(finite, values.double(), 0.0).sum() / number.clamp_min(1)
+    past = count.double() / (count + number).clamp_min(1) if decay is None else decay
     # Where nothing is past, the old value must not enter, not even as 0 * nan.
     updated = torch.where(count == 0, batch_mean, past * mean.double() + (1 - past) * batch_mean)
-    return updated.to(mean.dtype)
+    return torch.where(number == 0, mean.double(), updated).to(mean.dtype)

@@ -13,6 +13,7 @@ from noisydml.functional.checks import (
     require_number,
     require_positive,
 )
+from noisydml.functional.products import scaled
 
 Direction = Literal["backward", "forward"]
 SameClass = Literal["fill", "diagonal", "keep"]
@@ -82,10 +83,10 @@ def language_guidance(
         raise ValueError("same_class='fill' needs labels; without them, give 'diagonal' or 'keep'")
 
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
-    visual = F.normalize(embeddings.to(dtype))
+    visual = F.normalize(scaled(embeddings.to(dtype)))
     visual = visual @ visual.T  # (B, B)
     # The mean of k matrices of cosines is one product: of the k unit vectors of a sample in a row.
-    meaning = F.normalize(language.detach().to(dtype), dim=-1)
+    meaning = F.normalize(scaled(language.detach().to(dtype)), dim=-1)
     parts = meaning.shape[1] if meaning.ndim == 3 else 1
     meaning = meaning.flatten(1) / math.sqrt(parts)  # (B, k E)
     meaning = meaning @ meaning.T + shift

@@ -16,7 +16,7 @@ from noisydml.functional.checks import (
     require_positive,
     require_vector,
 )
-from noisydml.functional.products import affine
+from noisydml.functional.products import affine, scaled
 
 _BLOCK = 4_000_000  # similarities that the pairwise form holds at once
 _TINY = 1e-12  # as in torch.nn.functional.normalize
@@ -60,7 +60,7 @@ def class_similarity(
     _require_width("centers", centers, embeddings)
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
     absent = counts.clamp_max(1).log().to(dtype)  # (C,) 0, or -inf
-    rows = embeddings.to(dtype)
+    rows = scaled(embeddings.to(dtype))
     return affine(rows, centers.to(dtype), absent).div_(_length(rows, temperature))
 
 
@@ -104,14 +104,14 @@ def class_similarity_pairs(
     require_positive("temperature", temperature)
     _require_width("features", features, embeddings)
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
-    queries = embeddings.to(dtype)
+    queries = scaled(embeddings.to(dtype))
     columns = torch.where(feature_labels < 0, num_classes, feature_labels)  # C for the ignored
     sums = queries.new_zeros(len(queries), num_classes + 1)
     ones = torch.ones(len(features), dtype=torch.int64, device=columns.device)
     counts = ones.new_zeros(num_classes + 1).index_add_(0, columns, ones)
     rows = max(1, _BLOCK // max(1, len(queries)))
     for block, column in zip(torch.split(features, rows), torch.split(columns, rows), strict=True):
-        sums.index_add_(1, column, affine(queries, normalize(block.to(dtype))))
+        sums.index_add_(1, column, affine(queries, normalize(scaled(block.to(dtype)))))
     means = torch.where(counts > 0, sums / counts, -math.inf).div_(_length(queries, temperature))
     return means.narrow(1, 0, num_classes)
 
@@ -255,7 +255,7 @@ def batch_positive(embeddings: Tensor, labels: Tensor) -> Tensor:
     require_floating("embeddings", embeddings, ndim=2)
     require_integer("labels", labels, len(embeddings))
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
-    unit = normalize(embeddings.to(dtype))
+    unit = normalize(scaled(embeddings.to(dtype)))
     same = (labels.unsqueeze(1) == labels.unsqueeze(0)).to(dtype)  # (B, B)
     return (affine(unit, unit) * same).sum(dim=1) / same.sum(dim=1)
 

@@ -8,6 +8,16 @@ import torch
 from torch import Tensor
 
 
+def scaled(rows: Tensor) -> Tensor:
+    """(..., D) rows times powers of two, so that the largest number of each is between 1/2 and 1.
+
+    Exact, so that their directions are as before, and their squares neither vanish nor overflow.
+    """
+    largest = rows.detach().abs().amax(dim=-1, keepdim=True) if rows.shape[-1] else rows
+    _, exponent = torch.frexp(largest)
+    return torch.ldexp(rows, -exponent.clamp(-126, 126))
+
+
 def affine(rows: Tensor, matrix: Tensor, offsets: Tensor | None = None) -> Tensor:
     """(B, C) ``rows @ matrix.T + offsets`` of (B, D), (C, D) and (C,), all of one dtype."""
     kind = rows.device.type  # of which "meta" has no autocast

@@ -74,7 +74,8 @@ def class_gaussians(features: Tensor, labels: Tensor, num_classes: int) -> Class
     for z, y in blocks:
         squares.index_add_(0, y, (z.double() - means.index_select(0, y)).square())
     dtype = torch.promote_types(features.dtype, torch.float32)
-    means, variances = (x.narrow(0, 0, num_classes).to(dtype) for x in (means, squares / number))
+    variances = (squares / number).clamp_max_(torch.finfo(dtype).max)
+    means, variances = (x.narrow(0, 0, num_classes).to(dtype) for x in (means, variances))
     return ClassGaussians(means, variances, counts.narrow(0, 0, num_classes))
 
 

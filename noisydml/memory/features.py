@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from noisydml.functional.checks import require_count, require_floating, require_integer
-from noisydml.memory.state import overwrite
+from noisydml.functional.checks import (
+    require_count,
+    require_floating,
+    require_integer,
+    require_tensor,
+    require_values,
+)
+from noisydml.functional.products import scaled
+from noisydml.memory.state import overwrite, refuse_state, require_state_in_range
 
 EMPTY = -1  # the label of an entry that holds nothing, and the id of one that has none
 
@@ -144,7 +152,8 @@ class FeatureMemory(nn.Module):
         """Store rows in their order, over the oldest entries.
 
         Args:
-            embeddings: (B, D) floating point; of more than M rows the last M remain.
+            embeddings: (B, D) floating point; of more than M rows the last M remain. A row that
+                is not finite, in the dtype of the memory, is not stored.
             labels: (B,) integers. Their range is not checked, as that would make the host wait.
             sample_ids: (B,) integers, or None.
             keep: (B,) bool, which rows to store; None for all of them.
@@ -153,7 +162,7 @@ class FeatureMemory(nn.Module):
         size = len(labels)
         if size == 0:
             return
-        keep = torch.ones_like(labels, dtype=torch.bool) if keep is None else keep
+        keep = self._storable(embeddings) if keep is None else keep & self._storable(embeddings)
         # Only the device knows how many are kept, so no shape may depend on it: the kept rows come
         # first, from the last to the first, then the others, which write back what is there.
         newest = min(size, self.memory_size)
@@ -169,7 +178,7 @@ class FeatureMemory(nn.Module):
         """Store rows in place: the row with sample id i becomes entry i.
 
         Args:
-            embeddings: (B, D) floating point.
+            embeddings: (B, D) floating point; a row that is not finite is not stored.
             labels: (B,) integers.
             sample_ids: (B,) integers in ``[0, M)``; of equal ids the last row counts.
         """
@@ -178,9 +187,9 @@ class FeatureMemory(nn.Module):
             return
         last = last_of_equals(sample_ids)
         once = last == torch.arange(len(last), device=last.device)  # each entry, to be counted
-        everywhere = torch.ones_like(once)
-        self._store(sample_ids, last, everywhere, once, embeddings, labels, sample_ids)
-        self.total.add_(len(labels))
+        fresh = self._storable(embeddings).index_select(0, last)
+        self._store(sample_ids, last, fresh, once & fresh, embeddings, labels, sample_ids)
+        self.total.add_(fresh.sum())
 
     def remember(self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None) -> None:
         """:meth:`write` where the rows have ids, else :meth:`enqueue`."""
@@ -218,6 +227,7 @@ class FeatureMemory(nn.Module):
     def _check(
         self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor | None, keep: Tensor | None
     ) -> None:
+        require_values(embeddings=embeddings, labels=labels, sample_ids=sample_ids, keep=keep)
         require_floating("embeddings", embeddings, ndim=2)
         width = embeddings.shape[1]
         if self.embedding_size is not None and width != self.embedding_size:
@@ -227,6 +237,8 @@ class FeatureMemory(nn.Module):
         require_integer("labels", labels, len(embeddings))
         if sample_ids is not None:
             require_integer("sample_ids", sample_ids, len(embeddings))
+        if keep is not None:
+            require_tensor("keep", keep)
         if keep is not None and (keep.dtype != torch.bool or keep.shape != labels.shape):
             raise ValueError(
                 f"keep must be bool of shape ({len(embeddings)},), "
@@ -235,10 +247,16 @@ class FeatureMemory(nn.Module):
         if self.embedding_size is None and width > 0:
             self._widen(width)
 
+    def _storable(self, embeddings: Tensor) -> Tensor:
+        """(B,) bool, which rows are finite, as they would be stored."""
+        rows = embeddings if self.normalize else embeddings.to(self.features.dtype)
+        return rows.detach().isfinite().all(dim=1)
+
     def _widen(self, width: int | None) -> None:
         self.version += 1
         self.embedding_size = width
-        self.features = self.features.new_zeros(self.memory_size, width or 0)
+        with torch.inference_mode(False):  # what is made in it is no good for training
+            self.features = self.features.new_zeros(self.memory_size, width or 0)
 
     def _store(
         self,
@@ -303,6 +321,39 @@ class FeatureMemory(nn.Module):
             self._recount()
         return self
 
+    def get_extra_state(self) -> dict[str, bool]:
+        return {"normalize": self.normalize}
+
+    def set_extra_state(self, state: dict[str, bool]) -> None:
+        """Nothing: a state of another setting has been refused."""
+
+    def refuse_values(self, state: dict[str, Any], prefix: str) -> None:
+        """Raise ValueError for a state that this memory cannot have had."""
+        kind = state.get(f"{prefix}_extra_state", self.get_extra_state())
+        if kind != self.get_extra_state():
+            raise ValueError(
+                f"{prefix}_extra_state must be that of a memory with normalize={self.normalize}, "
+                f"which follows from metric, got {kind}"
+            )
+        features = state.get(f"{prefix}features")
+        if features is not None and (features.ndim != 2 or len(features) != self.memory_size):
+            raise ValueError(
+                f"{prefix}features must have {self.memory_size} rows, got {tuple(features.shape)}"
+            )
+        require_state_in_range(f"{prefix}features", features)
+        stop = math.inf if self.num_classes is None else self.num_classes
+        require_state_in_range(f"{prefix}labels", state.get(f"{prefix}labels"), EMPTY, stop)
+        require_state_in_range(f"{prefix}sample_ids", state.get(f"{prefix}sample_ids"), EMPTY)
+        require_state_in_range(f"{prefix}total", state.get(f"{prefix}total"), 0)
+
+    def copy_from(self, other: FeatureMemory) -> None:
+        """Take over all entries of a memory of the same settings, without centers."""
+        if self.embedding_size != other.embedding_size:
+            self._widen(other.embedding_size)
+        self.version += 1
+        for name in ("features", "labels", "sample_ids", "total"):
+            overwrite(getattr(self, name), getattr(other, name))
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self._widens:
@@ -318,18 +369,12 @@ class FeatureMemory(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        refuse_state(self, state_dict, prefix, strict)
         self.version += 1
-        name = f"{prefix}features"
-        features = state_dict.pop(name, None) if self._widens else None
-        if features is not None and (features.ndim != 2 or len(features) != self.memory_size):
-            error_msgs.append(
-                f"{name} must have {self.memory_size} rows, got shape {tuple(features.shape)}"
-            )
-        elif features is not None:
+        features = state_dict.pop(f"{prefix}features", None) if self._widens else None
+        if features is not None:
             self._widen(features.shape[1] or None)
             self.features.copy_(features)
-        elif self._widens and strict:
-            missing_keys.append(name)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -337,7 +382,7 @@ class FeatureMemory(nn.Module):
 
 def unit_features(features: Tensor) -> Tensor:
     """(B, D) of length 1, of numbers whose sums are exact; zeros stay zeros."""
-    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    features = scaled(features.to(torch.promote_types(features.dtype, torch.float32)))
     length: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
     grains = length.clamp_min_(_TINY).reciprocal_().mul_(_GRAIN)
     return features.mul(grains).round_().mul_(1 / _GRAIN)

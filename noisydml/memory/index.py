@@ -15,6 +15,7 @@ from noisydml.functional.checks import (
     require_floating,
     require_integer,
 )
+from noisydml.functional.products import scaled
 
 Metric = Literal["cosine", "euclidean"]
 
@@ -48,10 +49,22 @@ class NeighborIndex(ABC):
         self.size = 0
         self.width = 0
 
+    _center: Tensor
+    _exponent: Tensor
+
     def build(self, features: Tensor) -> None:
         """Index (N, D) features in the place of any that were there before."""
         require_floating("features", features, ndim=2)
         self.size, self.width = features.shape
+        # Distances are of centred and scaled rows: a common offset costs no digits, nor does a
+        # scale at which squares overflow.
+        self._center = features.new_zeros(self.width, dtype=torch.float64)
+        self._exponent = torch.zeros_like(self._center, dtype=torch.int32).sum(dtype=torch.int32)
+        if self.metric == "euclidean" and features.numel() > 0:
+            rows = features.detach().double()
+            center = rows.mean(dim=0)
+            _, exponent = torch.frexp((rows - center).abs().amax())
+            self._center, self._exponent = center, exponent.clamp(-126, 126)
         self._build(self._prepared(features))
 
     def search(self, queries: Tensor, k: int, exclude: Tensor | None = None) -> Neighbors:
@@ -77,7 +90,8 @@ class NeighborIndex(ABC):
             return self._nearest(queries, min(k, self.size))
         require_integer("exclude", exclude, len(queries), "query")
         distance, position = self._nearest(queries, min(k + 1, self.size))
-        passed = (position == exclude.unsqueeze(1)).long().cumsum(dim=1)  # 1 from the excluded on
+        found = (position == exclude.unsqueeze(1)) & (position >= 0)
+        passed = found.long().cumsum(dim=1)  # 1 from the excluded on
         columns = min(k, self.size)
         source = torch.arange(columns, device=passed.device) + passed.narrow(1, 0, columns)
         distance = torch.nn.functional.pad(distance, (0, 1), value=math.inf)
@@ -88,11 +102,16 @@ class NeighborIndex(ABC):
         if k == 0 or len(queries) == 0:
             empty = torch.zeros(len(queries), k, device=queries.device)
             return Neighbors(empty, empty.long())
-        return self._search(self._prepared(queries), k)
+        distance, position = self._search(self._prepared(queries), k)
+        if self.metric == "euclidean":
+            distance = torch.ldexp(torch.ldexp(distance, self._exponent), self._exponent)
+        return Neighbors(distance, position)
 
     def _prepared(self, rows: Tensor) -> Tensor:
-        rows = rows.detach().float()
-        return torch.nn.functional.normalize(rows) if self.metric == "cosine" else rows
+        rows = rows.detach()
+        if self.metric == "cosine":
+            return torch.nn.functional.normalize(scaled(rows.float()))
+        return torch.ldexp(rows.double() - self._center, -self._exponent).float()
 
     @abstractmethod
     def _build(self, features: Tensor) -> None: ...

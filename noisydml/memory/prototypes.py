@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn.functional import normalize
 from noisydml.functional import titan
 from noisydml.functional.checks import require_count, require_positive
 from noisydml.memory.features import EMPTY, FeatureMemory
+from noisydml.memory.state import refuse_state, require_state_in_range
 
 
 class RefinedLabels(NamedTuple):
@@ -82,6 +84,21 @@ class Prototypes(nn.Module):
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("refined", torch.full((memory_size,), EMPTY))
         self.register_buffer("refined_in", torch.full((memory_size,), EMPTY))
+
+    def refuse_values(self, state: dict[str, Any], prefix: str) -> None:
+        """Raise ValueError for a state that these prototypes cannot have had."""
+        limits = {"means": -math.inf, "variances": 0, "counts": 0, "refined_in": EMPTY}
+        for name, least in limits.items():
+            require_state_in_range(f"{prefix}{name}", state.get(f"{prefix}{name}"), least)
+        for name in ("refined", "memory.labels"):
+            labels = state.get(f"{prefix}{name}")
+            require_state_in_range(f"{prefix}{name}", labels, EMPTY, self.num_classes)
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: Any
+    ) -> None:
+        refuse_state(self, state_dict, prefix, strict)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
     @property
     def center(self) -> Tensor:

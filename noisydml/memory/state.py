@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from noisydml.functional.checks import require_tensor, require_values
 
 
 class Counters(nn.Module):
@@ -50,6 +53,48 @@ class Counters(nn.Module):
 
     def _forget(self, _: Any) -> None:
         self._on_host = None
+
+
+def refuse_state(module: nn.Module, state: dict[str, Any], prefix: str, strict: bool) -> None:
+    """Raise unless all of a state can be loaded: torch finds out when it has loaded a part.
+
+    Modules that keep state may have a method ``refuse_values(state, prefix)`` of their own, which
+    is called once all names and shapes are known to be right.
+
+    Raises:
+        RuntimeError: for missing and unexpected names, as torch does.
+        ValueError: for tensors of another shape, and values that cannot be.
+    """
+    own = module.state_dict(prefix=prefix)
+    given = {name: value for name, value in state.items() if name.startswith(prefix)}
+    missing, unexpected = own.keys() - given.keys(), given.keys() - own.keys()
+    if strict and (missing or unexpected):
+        named = (("Missing", sorted(missing)), ("Unexpected", sorted(unexpected)))
+        raise RuntimeError(
+            f"Error(s) in loading state_dict for {type(module).__name__}, nothing was loaded:"
+            + "".join(f"\n\t{kind} key(s) in state_dict: {names}" for kind, names in named if names)
+        )
+    for name in own.keys() & given.keys():
+        wanted, got = own[name], given[name]
+        if isinstance(wanted, Tensor):
+            require_tensor(name, got)
+            require_values(**{name: got})
+            free = wanted.ndim == 2 and wanted.shape[1] == 0  # a width that nobody has named
+            if got.shape != wanted.shape and not free:
+                raise ValueError(
+                    f"{name} must have the shape {tuple(wanted.shape)}, got {tuple(got.shape)}"
+                )
+    for name, part in module.named_modules(prefix=prefix.removesuffix(".")):
+        if hasattr(part, "refuse_values"):
+            part.refuse_values(given, f"{name}." if name else "")
+
+
+def require_state_in_range(
+    name: str, value: Tensor | None, least: float = -math.inf, stop: float = math.inf
+) -> None:
+    """Raise ValueError unless all values are finite and in ``[least, stop)``; None is not there."""
+    if value is not None and not (value.isfinite() & (value >= least) & (value < stop)).all():
+        raise ValueError(f"{name} must be finite and in [{least}, {stop}), got other values")
 
 
 def overwrite(buffer: Tensor, value: Tensor) -> None:

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import csv
 import os
-import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from noisydml import noise
 from noisydml.functional.files import replacing
+from noisydml.noise.noisy_labels import read_arrays
 from noisydml.noise.random import Integers
 
 _ADDED = ["original_label", "is_noisy"]
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     try:
         noisy = _run(**options)
-    except (OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, TypeError, ValueError, csv.Error) as error:
         parser.error(str(error))
     print(noisy.summary())
     return 0
@@ -85,7 +85,7 @@ def _run(model: str, input: str, output: str, column: str, **options: Any) -> no
         if not path.endswith((".csv", ".npz")):
             raise ValueError(f"files must be .csv or .npz, got {path}")
     if "features" in options:
-        options["features"] = np.load(options["features"], allow_pickle=False)
+        options["features"] = read_arrays(options["features"], single=True)[""]
     if "hierarchy" in options:
         with open(options["hierarchy"], encoding="utf-8") as file:
             options["hierarchy"] = noise.ClassHierarchy.from_paths(file.read().splitlines())
@@ -105,7 +105,7 @@ def _run(model: str, input: str, output: str, column: str, **options: Any) -> no
         return noisy
     # The rows as they were, with the noisy label in its column and the truth in two new ones.
     given = noisy.labels if names is None else noisy.given
-    with replacing(output, newline="", encoding="utf-8") as file:
+    with replacing(output, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*header, *_ADDED])
         for row, label, original, wrong in zip(
@@ -151,10 +151,7 @@ def _numbered(
 
 
 def _read_npz(path: str, array: str) -> Any:
-    with open(path, "rb") as file:  # numpy would leave it open where it is broken
-        archive = np.load(file, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError(f"{path} must be an npz file")
-        if array not in archive.files:
-            raise ValueError(f"column must be one of {archive.files} in {path}, got {array!r}")
-        return archive[array]
+    arrays = read_arrays(path)
+    if array not in arrays:
+        raise ValueError(f"column must be one of {list(arrays)} in {path}, got {array!r}")
+    return arrays[array]

@@ -178,7 +178,7 @@ class NoisyLabels:
         """Write everything to an npz file, under the very name given.
 
         Args:
-            path: the file; it is replaced if it exists, once the new one is whole.
+            path: the file; if it exists it is replaced, once all has been written.
         """
         content = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.requested_rate is not None:
@@ -196,27 +196,43 @@ class NoisyLabels:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it is not such a file, or its content contradicts itself.
-            zipfile.BadZipFile: if it is broken.
+            ValueError: if it is not such a file, is broken, or its content contradicts itself.
         """
-        with open(path, "rb") as file:  # numpy would leave it open where it is broken
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError(
-                    f"path must be an npz file written by NoisyLabels.save, got {path}"
-                )
-            known = {field.name for field in fields(cls)}
-            content: dict[str, Any] = {x: archive[x] for x in archive.files if x in known}
+        known = {field.name for field in fields(cls)}
+        content: dict[str, Any] = {
+            name: value for name, value in read_arrays(path).items() if name in known
+        }
         missing = {"labels", "is_noisy", "original", "model"} - content.keys()
         if missing:
             raise ValueError(
                 f"path must be a file written by NoisyLabels.save, got {path} without "
                 f"{', '.join(sorted(missing))}"
             )
-        content["model"] = str(content["model"])
-        if "requested_rate" in content:
-            content["requested_rate"] = float(content["requested_rate"])
-        return cls(**content)
+        try:
+            content["model"] = str(content["model"])
+            if "requested_rate" in content:
+                content["requested_rate"] = float(content["requested_rate"])
+            return cls(**content)
+        except TypeError as error:
+            raise ValueError(f"{path} must be written by NoisyLabels.save: {error}") from error
+
+
+def read_arrays(path: str | os.PathLike[str], single: bool = False) -> dict[str, Any]:
+    """The arrays of an npz file by name, or the ``single`` one of an npy file by the name "".
+
+    Raises:
+        OSError: if it cannot be opened.
+        ValueError: if it is no such file, or is broken.
+    """
+    kind = "npy" if single else "npz"
+    with open(path, "rb") as file:  # numpy would leave it open where it is broken
+        try:
+            content = np.load(file, allow_pickle=False)
+            if isinstance(content, np.ndarray) is single:
+                return {"": content} if single else {x: content[x] for x in content.files}
+        except Exception as error:  # zipfile, zlib and numpy have a dozen kinds
+            raise ValueError(f"{path} is no {kind} file, or a broken one: {error}") from error
+    raise ValueError(f"{path} must be an {kind} file")
 
 
 def _spread(values: NDArray[Any]) -> str:

@@ -1,10 +1,20 @@
 """All that knows pytorch-metric-learning (PML): the folder that its version 3 will rewrite."""
 
-from noisydml.pml.call import call, sample_losses, split, split_pairs, supervised_contrastive
+from noisydml.pml.call import (
+    call,
+    sample_losses,
+    split,
+    split_pairs,
+    supervised_contrastive,
+    unregularized,
+)
 from noisydml.pml.kinds import (
     compares_directions,
     embedding_shape,
+    queue_size,
+    refuse_distributed,
     refuse_memory,
+    refuse_undroppable,
     refuse_unlabelled,
     refuse_unweightable,
     refuse_without_pairs,
@@ -17,7 +27,10 @@ __all__ = [
     "call",
     "compares_directions",
     "embedding_shape",
+    "queue_size",
+    "refuse_distributed",
     "refuse_memory",
+    "refuse_undroppable",
     "refuse_unlabelled",
     "refuse_unweightable",
     "refuse_without_pairs",
@@ -26,4 +39,5 @@ __all__ = [
     "split",
     "split_pairs",
     "supervised_contrastive",
+    "unregularized",
 ]

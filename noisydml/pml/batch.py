@@ -35,6 +35,7 @@ class Batch:
     # gathers them a second time.
     first_own: int | None = None
     nested: bool = False  # whether a wrapper outside has handed it on
+    check_values: bool = False  # whether the outermost wrapper checks values
 
     def __len__(self) -> int:
         return len(self.embeddings)

@@ -15,9 +15,16 @@ from torch import Tensor, nn
 
 from noisydml.functional import proxy_nca
 from noisydml.pml.batch import Batch
-from noisydml.pml.kinds import Loss, name_of, parts, refuse_unweightable, unweightable
+from noisydml.pml.kinds import (
+    Loss,
+    name_of,
+    parts,
+    queue_size,
+    refuse_unweightable,
+    unweightable,
+)
 from noisydml.pml.state import only_samples_remembered
-from noisydml.pml.terms import Part, dissected, with_selected_pairs
+from noisydml.pml.terms import Part, dissected, is_regularizer, with_selected_pairs
 
 _OPTIONAL = ("indices_tuple", "ref_emb", "ref_labels")
 
@@ -62,6 +69,16 @@ def split(loss: Loss, batch: Batch) -> Terms:
     return Terms(value, output, torch.zeros_like(value))
 
 
+def unregularized(loss: Loss, batch: Batch) -> Tensor:
+    """:func:`call` of a PML loss, without the regularisers that another call has added already."""
+    if not any(is_regularizer(name) for name in loss.sub_loss_names()):  # type: ignore[attr-defined]
+        return call(loss, batch)
+    weight, terms = batch.sample_weight, split(loss, batch)
+    weight = torch.ones_like(terms.per_sample) if weight is None else weight
+    value = (terms.value - terms.unweighted).to(terms.value.dtype)
+    return terms._replace(value=value, unweighted=torch.zeros_like(value)).weighted(weight)
+
+
 def split_pairs(loss: Loss, batch: Batch) -> tuple[Tensor, list[Part]]:
     """The value of a loss, and its positive and negative pairs; TypeError if it has others."""
     pml_loss = _out_of_memory(loss)
@@ -91,6 +108,9 @@ def supervised_contrastive() -> nn.Module:
 
 
 def _output(loss: Loss, batch: Batch) -> Any:
+    queue = queue_size(loss)
+    if queue is not None and len(batch) > queue:  # PML says so by a bare AssertionError
+        raise ValueError(f"CrossBatchMemory must be as large as a batch, {len(batch)}, got {queue}")
     batch = _converted(loss, batch)
     if batch.negative_only is not None:
         batch = with_selected_pairs(loss, batch)
@@ -160,6 +180,8 @@ def _split_pml(loss: Loss, batch: Batch) -> Terms:
             unweighted = unweighted + part.shares.to(dtype).sum()
         else:
             per_sample = per_sample.index_add(0, part.anchors, part.shares.flatten().to(dtype))
+    if value.requires_grad and not per_sample.requires_grad:  # no terms: a zero with a graph
+        per_sample = per_sample + batch.embeddings.narrow(0, 0, 0).sum().to(dtype)
     return Terms(value, per_sample * len(batch), unweighted)
 
 

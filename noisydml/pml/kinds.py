@@ -7,6 +7,7 @@ from typing import Any
 
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.losses import BaseMetricLossFunction
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 
 Loss = Callable[..., Any]
 
@@ -34,9 +35,36 @@ def refuse_unlabelled(loss: Loss) -> None:
             )
 
 
+def refuse_distributed(loss: Loss) -> None:
+    """Raise TypeError for PML's own wrapper for several ranks, which needs even batches."""
+    for part in parts(loss):
+        if isinstance(part, DistributedLossWrapper):
+            raise TypeError(
+                "DistributedLossWrapper takes no batches of uneven size, as filters leave them: "
+                "use noisydml.GatheredLoss around the loss"
+            )
+
+
+def refuse_undroppable(loss: Loss) -> None:
+    """Raise TypeError for the losses that cannot do without a row."""
+    for part in parts(loss):
+        if isinstance(part, losses.SmoothAPLoss):
+            raise TypeError(
+                "SmoothAPLoss needs classes of equal size, so that no sample can be dropped; "
+                "a wrapper that weights samples, such as ConfidenceWeightedLoss, works with it"
+            )
+
+
+def queue_size(loss: Loss) -> int | None:
+    """How many rows the smallest ``CrossBatchMemory`` in a loss takes at once; None for any."""
+    sizes = [p.memory_size for p in parts(loss) if isinstance(p, losses.CrossBatchMemory)]
+    return min(sizes, default=None)
+
+
 def refuse_unweightable(loss: Loss) -> None:
     """Raise TypeError for the losses known to have no per-sample contributions."""
     refuse_unlabelled(loss)
+    refuse_distributed(loss)
     for part in parts(loss):
         if isinstance(part, losses.ProxyAnchorLoss):
             raise unweightable(

@@ -34,11 +34,29 @@ class UnsavedState(nn.Module):
             for owner in self._owners
         ]
 
+    def refuse_values(self, state: dict[str, Any], prefix: str) -> None:
+        """Raise ValueError for anything but what :meth:`get_extra_state` gives."""
+        name = f"{prefix}_extra_state"
+        if name not in state:
+            return
+        given, own = state[name], self.get_extra_state()
+        if not isinstance(given, list) or len(given) != len(own):
+            raise ValueError(f"{name} must be a list of the states of {len(own)} losses")
+        for owner, wanted, got in zip(self._owners, own, given, strict=True):
+            if not isinstance(got, dict) or got.keys() - set(_UNSAVED):
+                raise ValueError(f"{name} must have no other names than {_UNSAVED}")
+            if isinstance(owner, CrossBatchMemory):
+                end, full = got.get("queue_idx"), got.get("has_been_filled")
+                known = type(end) is int and 0 <= end < owner.memory_size and type(full) is bool
+                if got.keys() != wanted.keys() or not known:
+                    raise ValueError(
+                        f"{name} must have a queue_idx in [0, {owner.memory_size}) and a bool "
+                        f"has_been_filled, got {got}"
+                    )
+            elif not all(isinstance(each, Tensor) for each in got.values()):
+                raise ValueError(f"{name} must have a tensor for hist_")
+
     def set_extra_state(self, state: list[dict[str, Any]]) -> None:
-        if len(state) != len(self._owners):
-            raise ValueError(
-                f"the saved state belongs to {len(state)} losses, this one has {len(self._owners)}"
-            )
         for owner, values in zip(self._owners, state, strict=True):
             for name, value in values.items():
                 setattr(owner, name, value.clone() if isinstance(value, Tensor) else value)

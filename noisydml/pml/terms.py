@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning.losses import BaseMetricLossFunction
-from pytorch_metric_learning.reducers import DoNothingReducer
+from pytorch_metric_learning.reducers import DoNothingReducer, MultipleReducers, PerAnchorReducer
 from torch import Tensor, nn
 
 from noisydml.functional import selected_interactions
@@ -78,16 +78,18 @@ def dissected(loss: BaseMetricLossFunction, call: Callable[[], Any]) -> tuple[An
     loss_dict = args[0] if args else kwargs["loss_dict"]
     entries = {n: e for n, e in loss_dict.items() if isinstance(e["losses"], Tensor)}
     for name, entry in entries.items():
-        if entry["reduction_type"] == "already_reduced" and not _is_regularizer(name):
+        if entry["reduction_type"] == "already_reduced" and not is_regularizer(name):
             raise unweightable(
                 loss, "it reduces its terms itself, before a sample's part could be told"
             )
     parts = []
     slopes = _slopes(loss.reducer, args, kwargs, list(entries))
     for (name, entry), slope in zip(entries.items(), slopes, strict=True):
-        indices = None if _is_regularizer(name) else entry["indices"]
+        indices = None if is_regularizer(name) else entry["indices"]
         anchors = indices[0] if isinstance(indices, (tuple, list)) else indices
         terms = entry["losses"]
+        if _overwrites(loss.reducer, name) and isinstance(indices, (tuple, list)):
+            slope = slope / _repeats(*indices)
         parts.append(Part(entry["reduction_type"], terms, terms * slope, anchors))
     return value, parts
 
@@ -108,6 +110,22 @@ def _slopes(
         return list(torch.autograd.grad(value.sum(), terms, materialize_grads=True))
 
 
+def _overwrites(reducer: nn.Module, name: str) -> bool:
+    """Whether a repeated pair counts once: ``PerAnchorReducer`` puts each in its place."""
+    if isinstance(reducer, MultipleReducers):
+        named = reducer.reducers
+        reducer = dict(named.items()).get(name, reducer.default_reducer)
+    return isinstance(reducer, PerAnchorReducer)
+
+
+def _repeats(anchors: Tensor, others: Tensor) -> Tensor:
+    """(K,) how often each pair is among all K; autograd gives each of them the slope of one."""
+    pairs = torch.stack([anchors, others])
+    _, place, counts = torch.unique(pairs, dim=1, return_inverse=True, return_counts=True)
+    number: Tensor = counts.index_select(0, place)
+    return number
+
+
 def _constant(value: Any) -> Any:
     """A tensor, or those in a container, without graph; inference tensors may not enter one."""
     if isinstance(value, dict):
@@ -119,6 +137,6 @@ def _constant(value: Any) -> Any:
     return value.clone() if value.is_inference() else value.detach()
 
 
-def _is_regularizer(name: str) -> bool:
+def is_regularizer(name: str) -> bool:
     """Embedding, weight and MarginLoss's beta regularisation: no label makes them wrong."""
     return name.endswith("_reg_loss")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from noisydml import distributed, pml
 from noisydml.functional.checks import require_loss
 from noisydml.memory.features import FeatureMemory
+from noisydml.memory.state import refuse_state, require_state_in_range
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.checks import (
     ValueCheck,
@@ -20,6 +21,7 @@ from noisydml.wrappers.checks import (
     in_range,
     make_batch,
     raise_first,
+    require_finite_losses,
     value_checks,
 )
 from noisydml.wrappers.decision import Decision, Judgement
@@ -52,10 +54,17 @@ class LossWrapper(nn.Module, ABC):
         super().__init__()
         require_loss("loss", loss)
         pml.refuse_unlabelled(loss)
+        pml.refuse_distributed(loss)
         self.loss = loss
         self.validate_args = validate_args
         self.decision: Decision | None = None
         self._ranks_agree = False
+        # Training calls that have returned, other changes of state, and calls in eval mode with a
+        # graph since the last training call: what the ranks have to have in common.
+        self._changes = self._eval_calls = 0
+        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+            LossWrapper._loaded
+        )
         self._num_classes, _ = pml.embedding_shape(loss)  # None but for a leaf with proxies
         if isinstance(loss, nn.Module) and not isinstance(loss, LossWrapper):
             unsaved = pml.UnsavedState(loss)
@@ -90,12 +99,20 @@ class LossWrapper(nn.Module, ABC):
 
         Raises:
             TypeError, ValueError: for a bad argument, before anything has changed.
+            RuntimeError: if the ranks of ``torch.distributed`` are not at the same step.
+
+        Without gradients (``torch.no_grad``) a batch is judged, and no state changes.
         """
         batch = self._checked(
             embeddings, labels, indices_tuple, ref_emb, ref_labels, sample_weight, sample_ids
         )
         self._prepare(batch.embeddings.device)
-        return self.run(batch)
+        value = self.run(batch)
+        if self._trains():
+            self._changes += is_training_step()
+        elif torch.is_grad_enabled() and batch.embeddings.requires_grad:
+            self._eval_calls += 1
+        return value
 
     def run(self, batch: Batch) -> Tensor:
         """Loss of a batch that has been checked; wrappers call this on one another."""
@@ -108,7 +125,8 @@ class LossWrapper(nn.Module, ABC):
         if own_loss is not None and own_loss.requires_grad:
             own_loss = own_loss.to(value.dtype)
             value = value + (own_loss - own_loss.detach())  # its gradient, not its value
-        self.commit(batch, judgement)
+        if is_training_step():
+            self.commit(batch, judgement)
         self.decision = judgement.decision
         return value
 
@@ -183,14 +201,48 @@ class LossWrapper(nn.Module, ABC):
             checks = self._checks(batch)
             if self.validate_args:
                 raise_first([*value_checks(batch), *checks])
-        except (TypeError, ValueError) as refusal:
+        except Exception as refusal:  # of any kind: the other ranks wait to hear of it
             error = refusal
-        if distributed.world_size() > 1 and any(wrapper.training for wrapper in self._chain()):
-            agree_across_ranks(error, batch)
+        if distributed.world_size() > 1 and self._trains():
+            self._agree(error, batch)
         if error is not None:
             raise error
         assert batch is not None
-        return batch
+        return replace(batch, check_values=self.validate_args)
+
+    def _trains(self) -> bool:
+        """Whether any wrapper of the nest changes its state."""
+        return any(wrapper.training for wrapper in self._chain())
+
+    def _agree(self, error: Exception | None, batch: Batch | None) -> None:
+        """Raise on all ranks unless they have all come to the same call in the same way."""
+        chain = list(self._chain())
+        eval_calls, self._eval_calls = self._eval_calls, 0
+        self._ranks_agree = agree_across_ranks(
+            error,
+            batch,
+            modes=[wrapper.training for wrapper in chain],
+            eval_calls=eval_calls,
+            changes=sum(wrapper._changes for wrapper in chain),
+            agreed=all(wrapper._ranks_agree for wrapper in chain),
+        )
+
+    def refuse_values(self, state: dict[str, Any], prefix: str) -> None:
+        """Raise ValueError for statistics that are not finite."""
+        for name, buffer in self.named_buffers(recurse=False):
+            if buffer.is_floating_point():
+                require_state_in_range(f"{prefix}{name}", state.get(f"{prefix}{name}"))
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: Any
+    ) -> None:
+        """Refuses a state that does not fit before any of it is loaded."""
+        refuse_state(self, state_dict, prefix, strict)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+
+    def _loaded(self, _: Any) -> None:
+        """After a state was loaded, be it on one rank alone, all take over that of rank 0."""
+        self._ranks_agree = False
 
     def _checks(self, batch: Batch) -> list[ValueCheck]:
         """Those of this wrapper and of all that is inside it."""
@@ -202,12 +254,13 @@ class LossWrapper(nn.Module, ABC):
             checks = [*checks, in_range("labels", batch.labels, self._num_classes, what)]
         return checks
 
+    @torch.inference_mode(False)  # what is moved must be good for training, too
     def _prepare(self, device: torch.device) -> None:
         """On first use: all state where the embeddings are, and the same on all ranks."""
         for tensor in (*self.parameters(), *self.buffers()):
             if tensor.device != device:
                 self.to(device)
-        if self.training and not self._ranks_agree and distributed.world_size() > 1:
+        if self._trains() and not self._ranks_agree and distributed.world_size() > 1:
             chain = list(self._chain())
             for wrapper in chain:
                 distributed.broadcast_from_first([*wrapper.buffers(recurse=False)])
@@ -217,7 +270,8 @@ class LossWrapper(nn.Module, ABC):
             leaf = chain[-1].loss
             if isinstance(leaf, nn.Module) and any(each.same_on_all_ranks for each in chain):
                 distributed.take_over_from_first(leaf)
-            self._ranks_agree = True
+            for wrapper in chain:
+                wrapper._ranks_agree, wrapper._changes = True, 0
 
 
 class Filter(LossWrapper):
@@ -227,6 +281,10 @@ class Filter(LossWrapper):
     """
 
     suggests: ClassVar[bool] = False  # whether decisions say which label a sample should have
+
+    def __init__(self, loss: Callable[..., Any], *, validate_args: bool = True) -> None:
+        super().__init__(loss, validate_args=validate_args)
+        pml.refuse_undroppable(list(self._chain())[-1].loss)
 
     def filtered(
         self,
@@ -297,6 +355,15 @@ class AroundFilter(LossWrapper):
         self.filter.decision = judgement.decision
 
 
+def is_training_step() -> bool:
+    """Whether a call in train mode is a step, whose batch is remembered: whether it has a graph.
+
+    A pass without gradients, such as a validation before which nobody called ``eval``, is judged
+    and leaves no trace.
+    """
+    return torch.is_grad_enabled()
+
+
 def call_loss(loss: Callable[..., Any], batch: Batch) -> Tensor:
     """Value of what a wrapper wraps, be it another wrapper or the user's loss.
 
@@ -316,6 +383,7 @@ def loss_against_memory(
 ) -> Tensor | None:
     """The loss of a batch compared with a memory (PRISM, Eq. 8); None if either has no row.
 
+    The regularisers of the loss are those of the call without a memory.
     One host synchronisation on CUDA. Copies are compared with: what autograd keeps for the
     backward pass must not be overwritten by ``commit``.
     """
@@ -323,21 +391,25 @@ def loss_against_memory(
     if remembered is None:
         return None
     features, labels = remembered
-    return call_loss(loss, replace(batch, indices_tuple=None, ref_emb=features, ref_labels=labels))
+    batch = replace(batch, indices_tuple=None, ref_emb=features, ref_labels=labels)
+    return pml.unregularized(loss, batch)
 
 
 def losses_by(
-    judge: Callable[..., Any], batch: Batch, own: list[nn.Parameter]
+    name: str, judge: Callable[..., Any], batch: Batch, own: list[nn.Parameter]
 ) -> tuple[Batch, Tensor]:
     """The rows of all ranks, and their (N,) losses by another loss, which train its ``own``.
 
     Without a row on any rank there is no loss; the empty tensor has a graph all the same.
+    ValueError if one is not finite and values are checked.
     """
     everyone = distributed.gather_batch(replace(batch.judged(), sample_ids=None))
     with torch.set_grad_enabled(bool(own) and torch.is_grad_enabled()):
         if len(everyone) == 0:
             return everyone, zero_with_graph(everyone.embeddings, own).expand(0)
-        return everyone, pml.sample_losses(judge, everyone)
+        losses = pml.sample_losses(judge, everyone)
+    require_finite_losses(batch, losses, name)
+    return everyone, losses
 
 
 def zero_with_graph(embeddings: Tensor, parameters: Iterable[Tensor]) -> Tensor:

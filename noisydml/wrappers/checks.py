@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from noisydml import distributed, pml
-from noisydml.functional.checks import require_floating, require_integer, require_vector
+from noisydml.functional.checks import (
+    require_floating,
+    require_integer,
+    require_values,
+    require_vector,
+)
 from noisydml.pml.batch import Batch, index_groups
 
 
@@ -37,6 +42,10 @@ def make_batch(
     Raises:
         TypeError, ValueError: naming the argument, what it got and what it wants.
     """
+    require_values(
+        embeddings=embeddings, labels=labels, ref_emb=ref_emb, ref_labels=ref_labels,
+        sample_weight=sample_weight, sample_ids=sample_ids,
+    )  # fmt: skip
     require_floating("embeddings", embeddings, ndim=2)
     size, device = len(embeddings), embeddings.device
     require_integer("labels", labels, size)
@@ -110,6 +119,16 @@ def require_width(batch: Batch, width: int | None, name: str) -> None:
         raise ValueError(f"embeddings must be as wide as {name}, {width}, got {got}")
 
 
+def require_finite_losses(batch: Batch, losses: Tensor, name: str) -> None:
+    """Raise ValueError if the losses to judge by are not finite; nothing if values are unchecked.
+
+    One more host synchronisation: they are known only after the loss ``name`` was called.
+    """
+    if batch.check_values:
+        bad = losses.isfinite().all().logical_not()
+        raise_first([ValueCheck(bad, f"{name} must return finite losses, got NaN or infinity")])
+
+
 def raise_first(checks: list[ValueCheck]) -> None:
     """Raise ValueError for the first check that fails; one host synchronisation for all."""
     failed = torch.stack([check.bad for check in checks]).tolist() if checks else []
@@ -118,23 +137,67 @@ def raise_first(checks: list[ValueCheck]) -> None:
             raise ValueError(check.message)
 
 
-def agree_across_ranks(error: Exception | None, batch: Batch | None) -> None:
+def agree_across_ranks(
+    error: Exception | None,
+    batch: Batch | None,
+    *,
+    modes: list[bool],
+    eval_calls: int,
+    changes: int,
+    agreed: bool,
+) -> bool:
     """Raise where another rank refused its batch, or if the ranks were not called alike.
 
     A rank that raised alone would leave the others waiting in the next collective for ever. The
     one with the ``error`` tells the others and has it back, to raise it.
+
+    Args:
+        error: that of this rank, if it refused its batch.
+        batch: of this rank, if it did not.
+        modes: whether each wrapper of the nest trains.
+        eval_calls: calls in eval mode with a graph since the last training call.
+        changes: how often the state has changed since the ranks last had that of rank 0.
+        agreed: whether this rank has had it, and has loaded no other since.
+
+    Returns:
+        Whether ``agreed`` on all ranks; if not, ``changes`` are not compared.
     """
-    reports = distributed.exchange([error is not None, _signature(batch)])
+    code = int("".join(str(int(mode)) for mode in modes), base=2)
+    flags = (error is not None) + 2 * agreed + 4 * eval_calls
+    mine = [flags, _signature(batch), code, changes]
+    reports = distributed.exchange(mine, torch.int32)
     if error is not None:
-        return
-    failed = [rank for rank, (refused, _) in enumerate(reports) if refused]
+        return agreed
+    all_flags, signatures, all_modes, all_changes = map(list, zip(*reports, strict=True))
+    failed = [rank for rank, flags in enumerate(all_flags) if flags & 1]
     if failed:
         raise ValueError(f"rank {failed[0]} refused its batch; see the error raised there")
-    if len({signature for _, signature in reports}) > 1:
+    if len(set(signatures)) > 1:
         raise ValueError(
             "indices_tuple, ref_emb, sample_weight and sample_ids must be given on all ranks or "
             "on none, with the same dtypes, and embeddings of the same width and dtype"
         )
+    if len(set(all_modes)) > 1:
+        raise RuntimeError(
+            "every wrapper of a nest must be in train mode on all ranks or on none; from the "
+            f"outermost, 1 for train: {', '.join(f'{m:0{len(modes)}b}' for m in all_modes)}"
+        )
+    if not all(flags & 2 for flags in all_flags):
+        return False
+    all_evals = [flags // 4 for flags in all_flags]
+    if most := max(all_evals) - min(all_evals):
+        raise RuntimeError(
+            f"rank {all_evals.index(max(all_evals))} was in eval mode in {most} steps in which "
+            "others trained; validation on one rank alone needs torch.no_grad()"
+        )
+    if most := max(all_changes) - min(all_changes):
+        raise RuntimeError(
+            f"rank {all_changes.index(max(all_changes))} is {most} steps ahead of rank "
+            f"{all_changes.index(min(all_changes))}, whose state has not changed as often: an "
+            "exception ended a step there, or end_epoch was not called. Load one state on all "
+            "ranks to go on"
+        )
+    return True
 
 
 def _signature(batch: Batch | None) -> int:
@@ -144,7 +207,7 @@ def _signature(batch: Batch | None) -> int:
     given: list[Tensor | None] = [batch.embeddings, batch.ref_emb, batch.ref_labels]
     given += [batch.sample_weight, batch.sample_ids, *(batch.indices_tuple or ())]
     kinds = [None if t is None else (str(t.dtype), t.shape[1:]) for t in given]
-    return zlib.crc32(repr(kinds).encode())
+    return zlib.crc32(repr(kinds).encode()) >> 1
 
 
 def _checked_reference(
@@ -173,6 +236,7 @@ def _checked_indices(indices_tuple: tuple[Tensor, ...], device: torch.device) ->
         )
     for i, column in enumerate(indices_tuple):
         require_integer(f"indices_tuple[{i}]", column)
+        require_values(**{f"indices_tuple[{i}]": column})
     for group in index_groups(tuple(indices_tuple)):
         if len({len(column) for column in group}) > 1:
             raise ValueError(

@@ -84,6 +84,7 @@ class ConfidenceWeightedLoss(LossWrapper):
 
     step: Tensor
     mean: Tensor
+    count: Tensor
     fingerprint: Tensor
 
     def __init__(
@@ -125,13 +126,16 @@ class ConfidenceWeightedLoss(LossWrapper):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         if threshold == "running_mean":
             self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
+            self.register_buffer("count", torch.zeros((), dtype=torch.int64))  # losses in it
         # Of the warning about proxies that nobody trains: steps watched, what the proxies were.
         self.watched = Counters(steps=0)
         sums = torch.zeros(len(self.own_parameters()), dtype=torch.float64)
         self.register_buffer("fingerprint", sums)
 
     def judge(self, batch: Batch) -> Judgement:
-        everyone, losses = losses_by(self.confidence_loss, batch, self.own_parameters())
+        everyone, losses = losses_by(
+            "confidence_loss", self.confidence_loss, batch, self.own_parameters()
+        )
         if len(everyone) == 0:
             return Judgement(Decision.trusting(batch), own_loss=losses.sum())
         scores = losses.detach().double()  # (N,), of all ranks' rows
@@ -145,7 +149,7 @@ class ConfidenceWeightedLoss(LossWrapper):
             threshold=-tau,
             judged=batch.real & (self.step >= self.warmup) & tau.isfinite(),
         )
-        return Judgement(decision, own_loss=losses.mean(), memo=tau)
+        return Judgement(decision, own_loss=losses.mean(), memo=(tau, scores))
 
     def value(self, batch: Batch, judgement: Judgement) -> Tensor:
         return call_loss(self.loss, batch.reweight(judgement.decision.weight))  # Eq. 4
@@ -155,7 +159,9 @@ class ConfidenceWeightedLoss(LossWrapper):
             return
         self.step += 1
         if self.threshold == "running_mean":
-            overwrite(self.mean, judgement.memo)
+            tau, losses = judgement.memo
+            overwrite(self.mean, tau)
+            self.count += losses.isfinite().sum()
         self._warn_if_forgotten()
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
@@ -172,7 +178,7 @@ class ConfidenceWeightedLoss(LossWrapper):
         if self.threshold == "otsu":
             return otsu_threshold(losses)
         if self.threshold == "running_mean":
-            return running_mean(self.mean, self.step, losses, self.decay)
+            return running_mean(self.mean, self.count, losses, self.decay)
         if self.threshold == "gaussian_mixture":
             return gaussian_mixture_threshold(losses)
         tau = self.threshold(losses) if callable(self.threshold) else self.threshold

@@ -21,7 +21,8 @@ def embed(head: nn.Module, features: Tensor) -> Tensor:
         for tensor in (features, *head.parameters()):
             empty = empty + tensor.reshape(-1).narrow(0, 0, 0).sum()
         return empty
-    embeddings: Tensor = head(features)
+    parameter = next(head.parameters(), features)
+    embeddings: Tensor = head(features.to(parameter.dtype))
     if embeddings.ndim != 2 or len(embeddings) != len(features):
         raise ValueError(
             f"head must return {len(features)} embeddings, one per feature, "

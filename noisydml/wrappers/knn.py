@@ -15,6 +15,7 @@ from noisydml.functional.checks import (
     require_integer,
     require_number,
     require_positive,
+    require_values,
 )
 from noisydml.functional.neighbors import neighbor_label_score, neighbor_weights
 from noisydml.memory.features import FeatureMemory
@@ -182,7 +183,7 @@ class KNNDenoiser(Filter):
         ids = _WITHOUT_IDS if rows.sample_ids is None else _WITH_IDS
         self.counters.set(step=step, seen=seen, ids=ids)
         if seen >= len(self.memory):
-            self.end_epoch()
+            self._refer_to_memory()
 
     def end_epoch(self) -> None:
         """Make what has been collected the reference, now.
@@ -190,9 +191,12 @@ class KNNDenoiser(Filter):
         Called by itself after every ``memory_size`` samples. Call it at the end of each epoch if
         epochs are shorter than that. Before any sample has been seen it does nothing.
         """
-        if self.memory.embedding_size is None:
-            return
-        self.reference.load_state_dict(self.memory.state_dict())
+        self._changes += 1
+        if self.memory.embedding_size is not None:
+            self._refer_to_memory()
+
+    def _refer_to_memory(self) -> None:
+        self.reference.copy_from(self.memory)
         self.counters.set(seen=0)
 
     def refresh(self, features: Tensor, labels: Tensor, sample_ids: Tensor | None = None) -> None:
@@ -207,19 +211,35 @@ class KNNDenoiser(Filter):
             sample_ids: (N,) integers, which samples they are; None for 0, 1, ..., N - 1.
 
         Raises:
-            TypeError, ValueError: for a wrong shape or dtype, or ids out of range.
+            TypeError, ValueError: for a wrong shape or dtype, a feature that is not finite, a
+                negative label, or ids out of range; the reference is as before.
         """
+        require_values(features=features, labels=labels, sample_ids=sample_ids)
         require_floating("features", features, ndim=2)
         require_integer("labels", labels, len(features), "feature")
-        device, size = self.reference.labels.device, len(self.memory)
+        device, width = self.reference.labels.device, self.memory.embedding_size
+        if width is not None and features.shape[1] != width:
+            raise ValueError(
+                f"features must be as wide as those before, {width}, got {features.shape[1]}"
+            )
         if sample_ids is None:
             sample_ids = torch.arange(len(features))
         require_integer("sample_ids", sample_ids, len(features), "feature")
         sample_ids = sample_ids.to(device, torch.int64)
-        raise_first([in_range("sample_ids", sample_ids, size, "memory_size of KNNDenoiser")])
+        features, labels = features.to(device), labels.to(device, torch.int64)
+        not_finite = features.isfinite().all().logical_not()
+        what = "memory_size of KNNDenoiser"
+        raise_first(
+            [
+                in_range("sample_ids", sample_ids, len(self.memory), what),
+                ValueCheck(not_finite, "features must be finite, got NaN or infinity"),
+                ValueCheck((labels < 0).any(), "labels must not be negative"),
+            ]
+        )
+        self._changes += 1
         for memory in (self.memory, self.reference):
             memory.reset()
-            memory.write(features.to(device), labels.to(device, torch.int64), sample_ids)
+            memory.write(features, labels, sample_ids)
         self.counters.set(seen=0)
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:

@@ -99,7 +99,9 @@ class SmallLossFilter(Filter):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def judge(self, batch: Batch) -> Judgement:
-        everyone, losses = losses_by(self._judge, batch, self.own_parameters())
+        everyone, losses = losses_by(
+            "score_loss, by default loss itself,", self._judge, batch, self.own_parameters()
+        )
         if len(everyone) == 0:
             return Judgement(Decision.trusting(batch), own_loss=losses.sum())
         scores = losses.detach().double()  # (N,), of all ranks' rows

@@ -17,6 +17,7 @@ from noisydml.functional.checks import require_count, require_decay, require_pos
 from noisydml.memory.state import overwrite
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import LossWrapper, call_loss
+from noisydml.wrappers.checks import require_finite_losses
 from noisydml.wrappers.decision import Decision, Judgement
 
 _LOWEST = -2 / math.e  # Eq. 2 clamps here, at the branch point of Lambert's W
@@ -28,7 +29,7 @@ class SuperLossDecision(Decision):
     """A decision with the running means that follow from it."""
 
     mean: Tensor | None = None  # (1,) float64, of samples; (2,) of positive and of negative pairs
-    count: Tensor | None = None  # int64 of that shape, the batches in each
+    count: Tensor | None = None  # int64 of that shape, the losses in each
 
 
 class SuperLoss(LossWrapper):
@@ -47,8 +48,8 @@ class SuperLoss(LossWrapper):
         lam: :math:`\lambda`, finite and above 0, in the unit of the loss; the larger, the milder.
         level: ``"sample"``, or ``"pair"``, with a :math:`\tau` each for positive and negative
             pairs, as ProcSim has it.
-        decay: weight of the past in :math:`\tau`, in [0, 1); None for the plain mean over all
-            batches (ProcSim's "global average"). Each batch enters before it is judged.
+        decay: weight of the past in :math:`\tau`, in [0, 1); None for the plain mean of all
+            losses (ProcSim's "global average"). Each batch enters before it is judged.
         warmup: number of training steps at the start in which every weight is 1.
         validate_args: whether values are checked; see :class:`LossWrapper`.
 
@@ -155,12 +156,14 @@ class SuperLoss(LossWrapper):
         """Weights, scores, who is judged (N,), threshold, means, counts, and the loss's value."""
         terms = pml.split(self.loss, batch)
         losses = terms.per_sample.detach().double()
+        require_finite_losses(batch, losses, "loss")
         tau = running_mean(self.mean.select(0, 0), self.count.select(0, 0), losses, self.decay)
         sigma = self._confidence(losses, tau)
         outer = batch.sample_weight
         value = terms.weighted(sigma if outer is None else sigma * outer)
         judged = torch.ones_like(sigma, dtype=torch.bool)
-        return sigma, -losses, judged, -tau, tau.unsqueeze(0), self.count + 1, value
+        count = self.count + losses.isfinite().sum()
+        return sigma, -losses, judged, -tau, tau.unsqueeze(0), count, value
 
     def _weigh_pairs(self, batch: Batch) -> tuple[Tensor, ...]:
         """Weights, scores, who is judged (N,), threshold, means, counts, and the loss's value."""
@@ -176,8 +179,9 @@ class SuperLoss(LossWrapper):
             elif len(shares) > 0:
                 i = _KINDS.index(part.kind)
                 losses = part.losses.detach().flatten().double()
+                require_finite_losses(batch, losses, "loss")
                 means[i] = running_mean(means[i], counts[i], losses, self.decay)
-                counts[i] = counts[i] + 1
+                counts[i] = counts[i] + losses.isfinite().sum()
                 sigma = self._confidence(losses, means[i])
                 plain = plain.index_add(0, part.anchors, shares.detach())
                 weighted = weighted.index_add(0, part.anchors, sigma * shares)

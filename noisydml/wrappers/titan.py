@@ -28,6 +28,8 @@ from noisydml.wrappers.head import embed_batch, output_width
 
 Weights = Literal["tempered", "density"]
 
+_LARGEST = 1e15  # of a feature: variances and densities have squares of it, in single precision
+
 
 @dataclass(frozen=True, eq=False)
 class MixingDecision(Decision):
@@ -186,6 +188,7 @@ class PrototypicalMixer(LossWrapper):
         From the first call on no cycle ends by itself. Before the first training step nothing
         happens. Under ``torch.distributed`` all ranks have to call it.
         """
+        self._changes += 1
         self.counters.set(explicit=1)
         if self.counters["step"] > 0:
             self._begin_cycle()
@@ -259,11 +262,19 @@ class PrototypicalMixer(LossWrapper):
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
         require_width(batch, self.feature_size, "feature_size")
+        queue = pml.queue_size(list(self._chain())[-1].loss)
+        if self.mixing and queue is not None and 2 * len(batch) > queue:
+            raise ValueError(
+                f"CrossBatchMemory must be as large as a batch with its mixed rows, "
+                f"{2 * len(batch)}, got {queue}"
+            )
         limits = [("labels", batch.labels, self.num_classes, "num_classes of PrototypicalMixer")]
         if (ids := batch.sample_ids) is not None:
             size = len(self.prototypes.memory)
             limits.append(("sample_ids", ids, size, "memory_size of PrototypicalMixer"))
-        return [in_range(*limit) for limit in limits]
+        too_large = (batch.embeddings.abs() > _LARGEST).any()
+        message = f"embeddings must be at most {_LARGEST:.0e} in size for PrototypicalMixer"
+        return [*(in_range(*limit) for limit in limits), ValueCheck(too_large, message)]
 
     def extra_repr(self) -> str:
         return (

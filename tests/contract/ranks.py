@@ -135,6 +135,7 @@ def loaded_on_rank_0(rank: int) -> list[Tensor]:
     if rank == 0:
         wrapper.step.fill_(100)
         wrapper.mean.fill_(5.0)
+        wrapper.count.fill_(2400)
     return [wrapper(**make_batch(seed=7)), wrapper.decision.threshold, wrapper.step, wrapper.mean]
 
 

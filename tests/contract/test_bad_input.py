@@ -27,6 +27,7 @@ from contract.cases import (
     state_of,
 )
 from pytorch_metric_learning import losses
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 
 from noisydml import ConfidenceWeightedLoss, GroundTruthFilter
 
@@ -320,3 +321,68 @@ def test_small_integers_do_not_wrap_around(dtype: torch.dtype) -> None:
 def test_complex_weights() -> None:
     arguments = {**make_batch(), "sample_weight": torch.ones(24, dtype=torch.complex64)}
     assert_refused(build("ground_truth"), arguments, TypeError, "sample_weight must be real")
+
+
+KINDS_OF_TENSORS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "sparse": lambda x: x.to_sparse(),
+    "csr": lambda x: x.reshape(len(x), -1).to_sparse_csr(),
+    "meta": lambda x: x.to("meta"),
+    "mkldnn": lambda x: x.float().to_mkldnn(),
+    "nested": lambda x: torch.nested.nested_tensor(list(x.float().reshape(len(x), -1))),
+    "jagged": lambda x: torch.nested.nested_tensor(
+        list(x.float().reshape(len(x), -1)), layout=torch.jagged
+    ),
+    "float8": lambda x: x.float().to(torch.float8_e4m3fn),
+    "quantized": lambda x: torch.quantize_per_tensor(x.float(), 0.1, 0, torch.quint8),
+    "few bits": lambda x: torch.empty(x.shape, dtype=torch.uint4),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("leaf", ["multi_similarity", "cross_batch_memory"])
+@pytest.mark.parametrize("case", CASES)
+def test_any_other_kind_of_tensor_is_refused_by_name(case: str, leaf: str) -> None:
+    """A CrossBatchMemory has enqueued nothing either."""
+    wrapper = build(case, leaf_for(case, leaf))
+    wrapper(**make_batch(seed=1))
+    good = {**make_batch(), "sample_weight": torch.ones(24)}
+    if leaf == "multi_similarity":
+        good |= {"ref_emb": torch.randn(24, WIDTH), "ref_labels": ONES}
+    good = {name: value.detach() for name, value in good.items()}
+    for name in good:
+        for kind, convert in KINDS_OF_TENSORS.items():
+            with naming(f"{name}: {kind}"):
+                bad = {**good, name: convert(good[name])}
+                assert_refused(wrapper, bad, TypeError, name)
+    for kind, convert in KINDS_OF_TENSORS.items():
+        with naming(f"indices_tuple: {kind}"):
+            bad = {**make_batch(), "indices_tuple": (*PAIRS[:3], convert(ONES))}
+            assert_refused(wrapper, bad, TypeError, r"indices_tuple\[3\]")
+
+
+def test_what_cannot_be_wrapped_is_refused_at_construction() -> None:
+    distributed = DistributedLossWrapper(losses.ContrastiveLoss())
+    for case in ("ground_truth", "confidence", "prism", "knn", "small_loss", "gathered", "mixer"):
+        with naming(case), pytest.raises(TypeError, match="GatheredLoss"):
+            CASES[case].make(distributed)
+    with pytest.raises(TypeError, match="GatheredLoss"):
+        GroundTruthFilter(losses.MultipleLosses([distributed]), torch.zeros(3).bool())
+    with pytest.raises(TypeError, match="GatheredLoss"):
+        ConfidenceWeightedLoss(losses.ContrastiveLoss(), distributed, lam=1.0)
+    for case in ("ground_truth", "prism", "knn", "small_loss", "ground_truth(confidence)"):
+        with naming(case), pytest.raises(TypeError, match="SmoothAPLoss needs classes of equal"):
+            CASES[case].make(losses.SmoothAPLoss())
+    CASES["confidence"].make(losses.SmoothAPLoss())
+
+
+@pytest.mark.parametrize("case", ["ground_truth", "confidence", "mixer", "super_loss"])
+def test_a_batch_larger_than_a_cross_batch_memory(case: str) -> None:
+    queue = losses.CrossBatchMemory(losses.ContrastiveLoss(), WIDTH, 30 if case == "mixer" else 12)
+    wrapper = CASES[case].make(queue)
+    assert_refused(wrapper, make_batch(), ValueError, "CrossBatchMemory must be as large as a ba")
+
+
+def test_features_too_large_to_be_squared() -> None:
+    assert_refused(
+        build("mixer"), put("embeddings", 3, 1e20)(make_batch()), ValueError, "embeddings must be"
+    )

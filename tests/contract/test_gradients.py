@@ -9,11 +9,14 @@ from contract.cases import (
     CLASSES,
     LEAVES,
     WIDTH,
+    assert_equal,
+    assert_same_state,
     build,
     chain,
     judges,
     make_batch,
     naming,
+    state_of,
 )
 from pytorch_metric_learning import losses
 from torch import Tensor
@@ -121,3 +124,19 @@ def test_no_grad_works(case: str) -> None:
                 value = build(case)(**make_batch())
             assert not value.requires_grad
             torch.testing.assert_close(value.clone(), expected)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_pass_without_gradients_leaves_no_trace(case: str) -> None:
+    """A sanity check of the validation loop, or a validation in train mode; also as first call."""
+    for mode in (torch.no_grad, torch.inference_mode):
+        wrapper, twin = build(case), build(case)
+        for step in range(5):
+            before = state_of(wrapper)
+            with mode():
+                wrapper(**make_batch(seed=100 + step))
+            with naming(f"{mode.__name__}, step {step}"):
+                assert_same_state(before, wrapper)
+                value = wrapper(**make_batch(seed=step))
+                value.backward()
+                assert_equal(value, twin(**make_batch(seed=step)))

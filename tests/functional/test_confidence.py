@@ -299,11 +299,13 @@ def test_a_lam_beyond_every_float_is_refused() -> None:
 def literal_means(batches: list[list[float]], decay: float | None) -> list[float]:
     """The mean after each batch, with an explicit "unset" and the whole history for the mean."""
     history: list[float] = []
+    seen: list[float] = []
     means: list[float] = []
     for batch in batches:
         history.append(math.fsum(batch) / len(batch))
+        seen += batch
         if decay is None:
-            means.append(math.fsum(history) / len(history))
+            means.append(math.fsum(seen) / len(seen))
         elif not means:
             means.append(history[0])
         else:
@@ -316,7 +318,7 @@ def run_means(batches: list[list[float]], decay: float | None, dtype: torch.dtyp
     means = []
     for batch in batches:
         mean = running_mean(mean, count, torch.tensor(batch, dtype=dtype), decay)
-        count = count + 1
+        count = count + len(batch)
         means.append(mean.item())
     return means
 
@@ -362,10 +364,21 @@ def test_decay_zero_forgets_the_past():
     assert got.item() == 2
 
 
-def test_the_plain_mean_is_over_batches_not_over_samples():
+def test_in_the_plain_mean_every_value_counts_once():
     means = run_means([[0.0], [1.0, 1.0, 1.0]], None, torch.float64)
 
-    assert means[-1] == 0.5
+    assert means[-1] == 0.75
+
+
+@pytest.mark.parametrize("decay", [0.9, None])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("count", [0, 3])
+def test_no_value_that_is_not_finite_enters_the_running_mean(decay, bad, count):
+    mean, count = torch.tensor(5.0), torch.tensor(count)
+    without = running_mean(mean, count, torch.tensor([1.0, 3.0]), decay)
+
+    assert running_mean(mean, count, torch.tensor([1.0, bad, 3.0]), decay) == without
+    assert running_mean(mean, count, torch.tensor([bad, bad]), decay) == mean
 
 
 @pytest.mark.parametrize("decay", [0.9, 0, None])

@@ -185,7 +185,7 @@ def test_state_dict_at_any_fill(fill: int, num_classes: int | None) -> None:
     for each in (memory, other):
         each.enqueue(*rows(8, 2)[:3])
     same(memory, other)
-    assert set(memory.state_dict()) == {"features", "labels", "sample_ids", "total"}
+    assert set(memory.state_dict()) == {"_extra_state", "features", "labels", "sample_ids", "total"}
 
 
 def test_copies_and_pickles() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -169,3 +170,41 @@ def built() -> NeighborIndex:
     index = TorchIndex()
     index.build(torch.ones(4, 2))
     return index
+
+
+@pytest.mark.parametrize("make", [FaissIndex, TorchIndex])
+@pytest.mark.parametrize(
+    ("metric", "scale", "offset"),
+    [
+        ("cosine", 1e-30, 0.0),
+        ("cosine", 1e-14, 0.0),
+        ("cosine", 1e20, 0.0),
+        ("cosine", 1e37, 0.0),
+        ("euclidean", 1e-14, 0.0),
+        ("euclidean", 1.0, 1e5),
+        ("euclidean", 1e20, 0.0),
+        ("euclidean", 1e17, 1e20),
+    ],
+)
+def test_any_scale_and_a_common_offset(make: Any, metric: Any, scale: float, offset: float) -> None:
+    features = torch.randn(20, 8, generator=torch.Generator().manual_seed(0)) * scale + offset
+    index = make(metric=metric)
+    index.build(features)
+    found = index.search(features, k=2)
+    assert found.position[:, 0].tolist() == list(range(20))
+    if scale in (1e-14, 1.0):
+        distances = torch.cdist(features.double(), features.double()).square() / 2
+        if metric == "cosine":
+            unit = torch.nn.functional.normalize(features.double() / scale)
+            distances = 1 - unit @ unit.T
+        expected = distances.gather(1, found.position).float()
+        torch.testing.assert_close(found.distance, expected, rtol=1e-2, atol=1e-6)
+
+
+def test_fewer_found_than_asked_for_and_nobody_excluded() -> None:
+    index = FaissIndex("IVF4,Flat", "cosine", nprobe=1)
+    features = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    index.build(features)
+    found = index.search(features, k=150, exclude=torch.full((200,), -1))
+    assert (found.position == -1).any()
+    assert found.position.shape == (200, 150)

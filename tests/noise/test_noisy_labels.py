@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +116,12 @@ def test_load_refuses(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         NoisyLabels.load(tmp_path / "none.npz")
     np.save(tmp_path / "array.npy", np.zeros(3))
-    with pytest.raises(ValueError, match="path must be an npz file"):
+    with pytest.raises(ValueError, match="must be an npz file"):
         NoisyLabels.load(tmp_path / "array.npy")
     SMALL.save(tmp_path / "whole.npz")
     whole = (tmp_path / "whole.npz").read_bytes()
     (tmp_path / "broken.npz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(zipfile.BadZipFile):
+    with pytest.raises(ValueError, match="broken"):
         NoisyLabels.load(tmp_path / "broken.npz")
     np.savez(tmp_path / "other.npz", labels=np.zeros(3, int))
     with pytest.raises(ValueError, match="without is_noisy, model, original"):

@@ -72,13 +72,14 @@ def test_running_mean_threshold(decay: float | None) -> None:
     rng = np.random.default_rng(1)
     loss_fn = make(threshold="running_mean", decay=decay)
     proxies = loss_fn.confidence_loss.proxies.detach().numpy()
-    tau, means = 0.0, []
+    tau, means, seen = 0.0, [], []
     for step in range(20):
         x, y = random_batch(rng)
         loss = loss_fn(torch.tensor(x), torch.tensor(y))
+        seen += proxy_losses(x, y, proxies).tolist()
         means.append(proxy_losses(x, y, proxies).mean())
         if decay is None:
-            tau = float(np.mean(means))
+            tau = float(np.mean(seen))
         else:
             tau = means[0] if step == 0 else decay * tau + (1 - decay) * means[-1]
         value, sigma, _ = step_of_the_paper(x, y, proxies, 0.1, tau)

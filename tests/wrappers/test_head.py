@@ -56,3 +56,18 @@ def test_a_head_that_fails_is_left_in_its_mode() -> None:
 def test_the_wrong_shape(module: nn.Module) -> None:
     with pytest.raises(ValueError, match="head must return 3 embeddings, one per feature, got"):
         embed(module, torch.ones(3, 4))
+
+
+@pytest.mark.parametrize("features", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("weights", [torch.float32, torch.float64])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_features_of_another_precision_than_the_head(
+    features: torch.dtype, weights: torch.dtype, autocast: bool
+) -> None:
+    if autocast and weights == torch.float64:
+        return  # autocast leaves float64 alone
+    head, x = torch.nn.Linear(4, 3).to(weights), torch.randn(5, 4).to(features).requires_grad_()
+    with torch.autocast("cpu", enabled=autocast):
+        embed(head, x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.dtype == features

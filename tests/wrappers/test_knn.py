@@ -347,3 +347,28 @@ def test_without_a_width_weights_can_be_averaged_and_states_loaded() -> None:
     assert torch.equal(resumed.decision.score, loss_fn.decision.score)
     resumed.load_state_dict(make().state_dict())  # of a run that had not begun
     assert resumed.memory.embedding_size is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"features": torch.full((4, 3), math.nan)}, "features"),
+        ({"features": torch.full((4, 3), math.inf)}, "features"),
+        ({"features": torch.ones(4, 5)}, "features"),
+        ({"labels": torch.tensor([0, 1, -1, 1])}, "labels"),
+        ({"sample_ids": torch.tensor([0, 1, 2, 9])}, "sample_ids"),
+        ({"features": torch.ones(4, 3).to_sparse()}, "features"),
+    ],
+)
+@pytest.mark.parametrize("embedding_size", [3, None])
+def test_a_refused_refresh_leaves_the_reference(
+    changes: dict[str, Any], name: str, embedding_size: int | None
+) -> None:
+    wrapper = KNNDenoiser(losses.ContrastiveLoss(), memory_size=6, embedding_size=embedding_size)
+    good = {"features": torch.randn(4, 3), "labels": torch.tensor([0, 1, 0, 1])}
+    wrapper.refresh(**good)
+    before = {key: value.clone() for key, value in wrapper.state_dict().items()}
+    with pytest.raises((TypeError, ValueError), match=name):
+        wrapper.refresh(**{**good, **changes})
+    for key, value in wrapper.state_dict().items():
+        assert torch.equal(value, before[key]), key

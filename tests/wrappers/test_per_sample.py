@@ -462,3 +462,52 @@ def test_half_precision_adds_up_in_single(dtype: torch.dtype) -> None:
     per_sample = per_sample_loss(loss, embeddings, labels)
     assert per_sample.dtype == torch.float32
     torch.testing.assert_close(per_sample.mean().to(dtype), loss(embeddings, labels))
+
+
+REPEATING = {
+    "triplets": miners.TripletMarginMiner(margin=0.3, type_of_triplets="all"),
+    "distance weighted": miners.DistanceWeightedMiner(),
+    "uniform histogram": miners.UniformHistogramMiner(),
+}
+
+
+@pytest.mark.parametrize("miner", REPEATING)
+@pytest.mark.parametrize("several", [False, True])
+def test_a_pair_that_is_repeated_counts_as_often_as_in_its_reducer(
+    miner: str, several: bool
+) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 8, requires_grad=True), torch.arange(40) % 5
+    tuples = REPEATING[miner](x, y)
+    reducer = reducers.PerAnchorReducer()
+    if several:
+        both = {"pos_loss": reducer, "neg_loss": reducers.PerAnchorReducer()}
+        reducer = reducers.MultipleReducers(both)
+    names = ("ContrastiveLoss", "SignalToNoiseRatioContrastiveLoss")
+    for name in names if several else (*names, "NTXentLoss", "IntraPairVarianceLoss"):
+        loss = getattr(losses, name)(reducer=reducer)
+        per_sample = per_sample_loss(loss, x, y, tuples)
+        torch.testing.assert_close(per_sample.mean(), loss(x, y, tuples), msg=name)
+
+
+WITHOUT_TERMS = (
+    "TripletMarginLoss", "NTXentLoss", "SupConLoss", "LiftedStructureLoss", "AngularLoss",
+    "MarginLoss", "TupletMarginLoss", "NPairsLoss", "ContrastiveLoss", "MultiSimilarityLoss",
+    "CircleLoss", "GeneralizedLiftedStructureLoss",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITHOUT_TERMS)
+def test_a_loss_without_terms_has_a_graph(name: str) -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    for rows, labels, tuples in (
+        (1, [0], None),
+        (4, [0, 0, 0, 0], None),
+        (4, [0, 1, 2, 3], None),
+        (4, [0, 0, 1, 1], (none, none, none)),
+    ):
+        x = torch.randn(rows, 3, requires_grad=True)
+        per_sample = per_sample_loss(getattr(losses, name)(), x, torch.tensor(labels), tuples)
+        per_sample.sum().backward()
+        assert x.grad is not None
+        assert x.grad.isfinite().all()

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pytorch_metric_learning import distances, losses
+from pytorch_metric_learning import distances, losses, regularizers
 from torch import Tensor
 
-from noisydml import GatheredLoss, PRISMFilter
+from noisydml import GatheredLoss, KNNDenoiser, LossWrapper, MemoryRelabeler, PRISMFilter
 from noisydml.pml.kinds import refuse_without_reference
 
 CLASSES, WIDTH = 6, 4
@@ -126,8 +126,7 @@ def test_algorithm_1_over_2000_steps(
         embeddings, labels = random_batch(generator, centers)
         starved += sum(y not in {k for _, k in literal.memory} for y in labels.tolist())
         expected = literal(embeddings.numpy(), labels.tolist())
-        with torch.no_grad():
-            loss_fn(embeddings, labels)
+        loss_fn(embeddings, labels)
         assert loss_fn.decision.keep.tolist() == expected, step
         assert int(loss_fn.num_quantiles) == len(literal.quantiles)
         dropped += expected.count(False)
@@ -554,3 +553,32 @@ def test_inference_mode_leaves_a_state_that_can_be_trained_and_loaded() -> None:
     loss_fn.load_state_dict(make(noise_rate=None).state_dict())
     loss_fn(embeddings, labels)
     assert embeddings.grad is not None
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_regulariser_of_the_loss_is_added_once_with_a_memory_loss(weighted: bool) -> None:
+    """And in MemoryRelabeler."""
+    x, y = 3 * torch.randn(12, 4), torch.arange(12) % 3
+    weight = torch.rand(12) if weighted else None
+
+    def value(regularizer: Any, relabels: bool) -> Tensor:
+        loss = losses.ContrastiveLoss(embedding_regularizer=regularizer)
+        wrapper: LossWrapper
+        if relabels:
+            denoiser = KNNDenoiser(loss, memory_size=12, k=2)
+            wrapper = MemoryRelabeler(denoiser, 4, memory_size=12)
+        else:
+            wrapper = PRISMFilter(loss, 3, 4, memory_size=12, noise_rate=0.0, memory_loss=True)
+        for _ in range(3):
+            value = wrapper(x, y, sample_weight=weight)
+        assert wrapper.decision.keep.all() or relabels
+        kept = wrapper.decision.keep
+        return value, (0 if regularizer is None else regularizer_of(x[kept]))
+
+    def regularizer_of(rows: Tensor) -> Tensor:
+        return rows.norm(dim=1).mean()
+
+    for relabels in (False, True):
+        plain, _ = value(None, relabels)
+        regularised, term = value(regularizers.LpRegularizer(), relabels)
+        torch.testing.assert_close(regularised - plain, term, rtol=1e-4, atol=1e-5)

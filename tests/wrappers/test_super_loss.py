@@ -33,12 +33,14 @@ def random_batch(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(size, WIDTH)), rng.integers(CLASSES, size=size)
 
 
-def means_of(history: list[float], decay: float | None) -> float:
+def means_of(history: list[list[float]], decay: float | None) -> float:
+    """Of the losses of each batch."""
     if decay is None:
-        return math.fsum(history) / len(history)
-    mean = history[0]
-    for value in history[1:]:
-        mean = decay * mean + (1 - decay) * value  # decay is the weight of the past
+        return math.fsum(map(math.fsum, history)) / sum(map(len, history))
+    mean = math.fsum(history[0]) / len(history[0])
+    for values in history[1:]:
+        batch_mean = math.fsum(values) / len(values)
+        mean = decay * mean + (1 - decay) * batch_mean  # decay is the weight of the past
     return mean
 
 
@@ -47,11 +49,11 @@ def means_of(history: list[float], decay: float | None) -> float:
 def test_samples_over_random_steps(lam: float, decay: float | None) -> None:
     rng = np.random.default_rng(0)
     loss_fn = SuperLoss(losses.MultiSimilarityLoss(2, 40, 0.1), lam=lam, decay=decay)
-    history: list[float] = []
+    history: list[list[float]] = []
     for _ in range(10):
         x, y = random_batch(rng)
         per_sample = literal.multi_similarity(x, y, 2, 40, 0.1)
-        history.append(float(per_sample.mean()))
+        history.append(per_sample.tolist())
         tau = means_of(history, decay)
         sigma = np.array([sigma_of(loss, tau, lam) for loss in per_sample])
         value = loss_fn(torch.tensor(x), torch.tensor(y))
@@ -84,7 +86,7 @@ def test_pairs_over_random_steps(reducer: str, decay: float | None) -> None:
     lam = 0.2
     reduce = reducers.MeanReducer() if reducer == "mean" else reducers.AvgNonZeroReducer()
     loss_fn = SuperLoss(losses.ContrastiveLoss(reducer=reduce), lam=lam, level="pair", decay=decay)
-    history: dict[str, list[float]] = {"pos": [], "neg": []}
+    history: dict[str, list[list[float]]] = {"pos": [], "neg": []}
     for _ in range(10):
         x, y = random_batch(rng)
         expected = 0.0
@@ -92,7 +94,7 @@ def test_pairs_over_random_steps(reducer: str, decay: float | None) -> None:
             if not found:
                 continue
             values = list(found.values())
-            history[kind].append(math.fsum(values) / len(values))
+            history[kind].append(values)
             tau = means_of(history[kind], decay)
             weighted = [sigma_of(v, tau, lam) * v for v in values]
             divisor = sum(v > 0 for v in values) if reducer == "nonzero" else len(values)
@@ -198,9 +200,9 @@ def test_a_batch_without_positive_pairs_leaves_their_mean() -> None:
     loss_fn = SuperLoss(losses.ContrastiveLoss(), lam=1.0, level="pair")
     x = torch.randn(4, WIDTH)
     loss_fn(x, torch.arange(4))
-    assert loss_fn.count.tolist() == [0, 1]
+    assert loss_fn.count.tolist() == [0, 12]
     loss_fn(x, torch.zeros(4).long())
-    assert loss_fn.count.tolist() == [1, 1]
+    assert loss_fn.count.tolist() == [12, 12]
     assert loss_fn.step == 2
 
 

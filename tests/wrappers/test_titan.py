@@ -605,16 +605,6 @@ def test_no_gradient_through_draws_weights_and_prototypes() -> None:
     assert not any(buffer.requires_grad for buffer in loss_fn.buffers())
 
 
-def test_state_from_inference_mode_is_good_for_training() -> None:
-    loss_fn = mixer(losses.SupConLoss(), nn.Linear(WIDTH, EMBEDDING))
-    with torch.inference_mode():
-        call(loss_fn)
-    z = features(1)
-    loss_fn(z, GIVEN, sample_ids=IDS).backward()
-    assert loss_fn.decision.draws is not None
-    assert z.grad.abs().sum() > 0
-
-
 def test_half_precision_never_reaches_the_densities() -> None:
     loss_fn = mixer(losses.SupConLoss())
     call(loss_fn)

@@ -1,0 +1,206 @@
+"""Promise 5: a rank that has fallen behind is named in the next step, on all ranks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from contract.cases import CASES, build, make_batch, naming, spy, state_of
+from processes import run_ranks
+
+from noisydml import LossWrapper
+
+STATEFUL = (
+    "running_mean", "prism", "knn", "unsized_knn", "small_loss", "super_loss", "mixer",
+    "relabeler(knn)", "ground_truth(prism)", "selected(knn)", "confidence(regularized)",
+)  # fmt: skip
+FAILURES: dict[str, Callable[[], Exception]] = {
+    "out of memory": lambda: torch.OutOfMemoryError("CUDA out of memory"),
+    "any error": lambda: RuntimeError("on purpose"),
+}
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+
+
+def message(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def drift(rank: int, world: int) -> dict[Any, Any]:
+    """What this rank is told after rank 1 has done something else than rank 0."""
+    results: dict[Any, Any] = {}
+    for case in STATEFUL:
+        for name, make in FAILURES.items():
+            results[case, name] = after_a_failure(case, rank, make)
+        results[case, "eval"] = after_a_step_in_eval(case, rank)
+        results[case, "loaded"] = after_loading_on_rank_0(case, rank)
+    for case in ("knn", "mixer", "prism(knn)"):
+        results[case, "end_epoch"] = after_an_epoch_of_one(case, rank)
+    for case in ("confidence(prism)", "ground_truth(confidence(regularized))"):
+        results[case, "inner eval"] = after_inner_eval(case, rank)
+    for case in CASES:
+        for kind in ("sparse", "meta", "failing check"):
+            results[case, kind] = refused(case, rank, kind)
+    return results
+
+
+def after_a_failure(case: str, rank: int, make: Callable[[], Exception]) -> list[Any]:
+    fails = False
+
+    def sometimes(_: torch.Tensor) -> None:
+        if fails:
+            raise make()
+
+    torch.manual_seed(0)
+    wrapper = CASES[case].make(spy(case, sometimes))
+    wrapper(**make_batch(seed=0))
+    fails = rank == 1
+    skipped = message(lambda: wrapper(**make_batch(seed=1)))
+    fails = False
+    told = [message(lambda: wrapper(**make_batch(seed=2))) for _ in range(2)]
+    wrapper.load_state_dict(copy.deepcopy(wrapper.state_dict()))
+    wrapper(**make_batch(seed=2))
+    return [skipped, *told, state_of(wrapper)]
+
+
+def after_a_step_in_eval(case: str, rank: int) -> list[Any]:
+    wrapper = build(case)
+    with torch.no_grad():  # validation on one rank alone is no training step
+        if rank == 1:
+            wrapper.eval()(**make_batch(seed=3))
+    wrapper.train()(**make_batch(seed=0))
+    if rank == 1:
+        with torch.no_grad():
+            wrapper.eval()(**make_batch(seed=3))
+        wrapper.eval()(**make_batch(seed=1))
+        wrapper.train()
+    told = message(lambda: wrapper(**make_batch(seed=2)))
+    return [told, message(lambda: wrapper(**make_batch(seed=2))), state_of(wrapper)]
+
+
+def after_loading_on_rank_0(case: str, rank: int) -> list[Any]:
+    source, wrapper = build(case, seed=6), build(case)
+    for step in range(3):
+        source(**make_batch(seed=step))
+    wrapper(**make_batch(seed=4))
+    if rank == 0:
+        wrapper.load_state_dict(source.state_dict())
+    return [message(lambda: wrapper(**make_batch(seed=5))), state_of(wrapper)]
+
+
+def after_an_epoch_of_one(case: str, rank: int) -> list[Any]:
+    wrapper: Any = build(case)
+    wrapper(**make_batch(seed=0))
+    if rank == 1:
+        (wrapper.loss if case.startswith("prism") else wrapper).end_epoch()
+    return [message(lambda: wrapper(**make_batch(seed=1)))]
+
+
+def after_inner_eval(case: str, rank: int) -> list[Any]:
+    wrapper: LossWrapper = build(case)
+    wrapper(**make_batch(seed=0))
+    wrapper.loss.train(rank == 0)
+    told = message(lambda: wrapper(**make_batch(seed=1)))
+    wrapper.loss.train()
+    return [told, message(lambda: wrapper(**make_batch(seed=1))), state_of(wrapper)]
+
+
+def refused(case: str, rank: int, kind: str) -> list[Any]:
+    wrapper = build(case)
+    good = make_batch(seed=0)
+    bad = dict(good)
+    if kind == "sparse":
+        bad["embeddings"] = good["embeddings"].detach().to_sparse()
+    elif kind == "meta":
+        bad["labels"] = good["labels"].to("meta")
+
+    def failing(_: Any) -> None:
+        raise MemoryError("on purpose")
+
+    if kind == "failing check" and rank == 1:
+        wrapper.own_checks = failing
+    told = message(lambda: wrapper(**(bad if rank == 1 else good)))
+    vars(wrapper).pop("own_checks", None)
+    wrapper(**good)
+    return [told, state_of(wrapper)]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
+    return run_ranks(drift, 2, tmp_path_factory.mktemp("drift"))
+
+
+def of(ranks: list[dict[Any, Any]], kind: str) -> dict[str, tuple[list[Any], list[Any]]]:
+    """By case, what the two ranks have returned."""
+    first, second = ranks
+    return {key[0]: (first[key], second[key]) for key in first if key[1] == kind}
+
+
+def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_a_step_that_failed_on_one_rank_is_named_in_the_next(kind: str, ranks: list[Any]) -> None:
+    """And in every step after it, until a state was loaded."""
+    for case, (first, second) in of(ranks, kind).items():
+        with naming(case):
+            assert first[0] == "no error"
+            assert "on purpose" in second[0] or "out of memory" in second[0]
+            for told in (*first[1:3], *second[1:3]):
+                assert told.startswith("RuntimeError: rank 0 is 1 steps ahead of rank 1")
+            assert_same(first[3], second[3])
+
+
+def test_a_step_in_eval_mode_on_one_rank_is_named(ranks: list[Any]) -> None:
+    for case, (first, second) in of(ranks, "eval").items():
+        with naming(case):
+            for told in (first[0], second[0]):
+                assert told.startswith("RuntimeError: rank 1 was in eval mode in 1 steps")
+            assert first[1] == second[1] == "no error"
+            assert_same(first[2], second[2])
+
+
+def test_an_inner_wrapper_in_another_mode_is_named(ranks: list[Any]) -> None:
+    for case, (first, second) in of(ranks, "inner eval").items():
+        with naming(case):
+            assert first[0] == second[0]
+            assert first[0].startswith(
+                "RuntimeError: every wrapper of a nest must be in train mode"
+            )
+            assert first[0].endswith(": 11, 10" if case == "confidence(prism)" else ": 111, 100")
+            assert first[1] == second[1] == "no error"
+            assert_same(first[2], second[2])
+
+
+def test_an_epoch_that_one_rank_has_ended_is_named(ranks: list[Any]) -> None:
+    for case, both in of(ranks, "end_epoch").items():
+        with naming(case):
+            for (told,) in both:
+                assert told.startswith("RuntimeError: rank 1 is 1 steps ahead of rank 0")
+
+
+def test_a_state_loaded_on_rank_0_between_steps_reaches_the_others(ranks: list[Any]) -> None:
+    for case, (first, second) in of(ranks, "loaded").items():
+        with naming(case):
+            assert first[0] == second[0] == "no error"
+            assert_same(first[1], second[1])
+
+
+@pytest.mark.parametrize("kind", ["sparse", "meta", "failing check"])
+def test_whatever_fails_on_one_rank_fails_on_all(kind: str, ranks: list[Any]) -> None:
+    named = {"sparse": "TypeError: embeddings", "meta": "TypeError: labels"}
+    for case, (first, second) in of(ranks, kind).items():
+        with naming(case):
+            assert first[0].startswith("ValueError: rank 1 refused its batch")
+            assert second[0].startswith(named.get(kind, "MemoryError: on purpose"))
+            assert_same(first[1], second[1])
