@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from noisydml import distributed
+from noisydml.audit.find import find_label_issues
 from noisydml.audit.issues import LabelIssues
 from noisydml.functional.checks import require_count, require_decay, require_number
-from noisydml.memory.features import last_of_equals
+from noisydml.memory.features import FeatureMemory, last_of_equals
 from noisydml.wrappers.base import LossWrapper
 from noisydml.wrappers.checks import in_range, raise_first
 
@@ -81,6 +83,7 @@ class LabelAudit(nn.Module):
             self.register_buffer(name, torch.zeros(dataset_size, dtype=torch.float64))
         for name, start in (("judged", 0), ("given", -1), ("suggested", -1)):
             self.register_buffer(name, torch.full((dataset_size,), start))
+        self._audited = (wrapper,)  # in a tuple, its state is not this one's too
         self._hook = wrapper.register_forward_hook(self._collect, with_kwargs=True)
 
     def detach(self) -> None:
@@ -90,11 +93,17 @@ class LabelAudit(nn.Module):
     def result(self) -> LabelIssues:
         """What has been found so far: labels trusted less than one half, the least trusted first.
 
+        If the wrapper, or one inside it, has the features of the last pass (``KNNDenoiser``,
+        ``JudgeFilter``), the judge of :func:`noisydml.find_label_issues` has the last word about
+        the samples that were seen, unless it can say nothing. Otherwise it is the trust:
         Equal trust is ordered by the wrapper's latest score. ``score`` is the trust; samples that
         were never judged have NaN there, and those that were never seen -1 for a given label.
         ``noise_rate`` is the share of issues among those judged, NaN before there is one. There
         are no suggestions if the wrapper makes none.
         """
+        found = self._by_features()
+        if found is not None:
+            return found
         seen = self.judged > 0
         flagged = seen & (self.trust < _TRUSTED)
         order = self.evidence.argsort(stable=True)
@@ -109,6 +118,41 @@ class LabelAudit(nn.Module):
             else None,
             support=self.support.cpu() if suggests else None,
             noise_rate=int(flagged.sum()) / int(seen.sum()) if seen.any() else math.nan,
+        )
+
+    @torch.no_grad()
+    def _by_features(self) -> LabelIssues | None:
+        """What the judge says of the features of the last pass; None if it says nothing."""
+        loss: Any = self._audited[0]
+        while isinstance(loss, LossWrapper) and not hasattr(loss, "reference"):
+            loss = loss.loss
+        reference = getattr(loss, "reference", None)
+        if not isinstance(reference, FeatureMemory) or len(reference) < self.dataset_size:
+            return None
+        labels = reference.labels[: self.dataset_size]
+        labels = torch.where((self.given >= 0) & (labels >= 0), self.given, labels)
+        if not bool((labels >= 0).any() & (self.judged > 0).any()):
+            return None
+        rows = (labels >= 0).nonzero().squeeze(1)
+        found = find_label_issues(
+            reference.features[rows].float(), labels[rows], metric="euclidean"
+        )
+        if math.isnan(found.noise_rate) or found.suggested_labels is None or found.support is None:
+            return None
+        rows = rows.cpu()
+        nothing = torch.full((self.dataset_size,), math.nan, dtype=torch.float64)
+        unknown = torch.full((self.dataset_size,), -1)
+        near = found.neighbors
+        return replace(
+            found,
+            issues=rows[found.issues],
+            score=nothing.index_copy(0, rows, found.score),
+            probability=nothing.index_copy(0, rows, found.score),
+            given_labels=unknown.index_copy(0, rows, labels.cpu()[rows]),
+            suggested_labels=unknown.index_copy(0, rows, found.suggested_labels),
+            support=nothing.index_copy(0, rows, found.support),
+            neighbors=near if near is None else torch.where(near < 0, near, rows[near]),
+            contradictions=tuple(rows[group] for group in found.contradictions),
         )
 
     def extra_repr(self) -> str:

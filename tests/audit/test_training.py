@@ -13,6 +13,7 @@ from audit.ranks import SAMPLES, batch, train
 from processes import run_ranks
 from pytorch_metric_learning import losses
 
+import noisydml
 from noisydml import (
     Decision,
     GroundTruthFilter,
@@ -258,3 +259,27 @@ def test_the_neighbors_of_a_training() -> None:
     assert issues.with_neighbors(embeddings, k=3).neighbors.tolist() == [[2, 5, 3]]
     with pytest.raises(ValueError, match="embeddings must have 6 rows, one per sample, got 5"):
         issues.with_neighbors(embeddings[:5], k=3)
+
+
+def test_the_judge_has_the_last_word_where_there_are_features() -> None:
+    generator = torch.Generator().manual_seed(0)
+    true = torch.arange(6).repeat(30)
+    embeddings = torch.eye(8)[true] + 0.2 * torch.randn(180, 8, generator=generator)
+    given = true.clone()
+    given[:36:2] = (true[:36:2] + 1 + torch.arange(18) % 5) % 6
+    for wrapper in (
+        KNNDenoiser(losses.ContrastiveLoss(), memory_size=200),
+        noisydml.JudgeFilter(losses.ContrastiveLoss(), dataset_size=180, start="train"),
+    ):
+        audit = LabelAudit(wrapper, dataset_size=180)
+        for _ in range(2):
+            for rows in torch.arange(180).split(60):
+                wrapper(embeddings[rows], given[rows], sample_ids=rows)
+            if isinstance(wrapper, KNNDenoiser):
+                wrapper.end_epoch()
+        result = audit.result()
+        assert result.issues.sort().values.tolist() == list(range(0, 36, 2))
+        assert result.noise_rate == pytest.approx(0.1, abs=0.02)
+        assert result.suggested_labels is not None
+        assert torch.equal(result.suggested_labels, true)
+        assert result.probability is not None
