@@ -15,7 +15,8 @@ def scaled(rows: Tensor) -> Tensor:
     """
     largest = rows.detach().abs().amax(dim=-1, keepdim=True) if rows.shape[-1] else rows
     _, exponent = torch.frexp(largest)
-    return torch.ldexp(rows, -exponent.clamp(-126, 126))
+    # Not ldexp of the rows: its gradient is 0 where the exponent is a negative integer.
+    return rows * torch.ldexp(torch.ones_like(largest), -exponent.clamp(-126, 126))
 
 
 def affine(rows: Tensor, matrix: Tensor, offsets: Tensor | None = None) -> Tensor:

@@ -321,19 +321,20 @@ class FeatureMemory(nn.Module):
             self._recount()
         return self
 
-    def get_extra_state(self) -> dict[str, bool]:
-        return {"normalize": self.normalize}
+    def get_extra_state(self) -> Tensor:
+        """Whether features are normalised, as 0-dim int64."""
+        return torch.full_like(self.total, self.normalize)
 
-    def set_extra_state(self, state: dict[str, bool]) -> None:
+    def set_extra_state(self, state: Tensor) -> None:
         """Nothing: a state of another setting has been refused."""
 
     def refuse_values(self, state: dict[str, Any], prefix: str) -> None:
         """Raise ValueError for a state that this memory cannot have had."""
-        kind = state.get(f"{prefix}_extra_state", self.get_extra_state())
-        if kind != self.get_extra_state():
+        kind = state.get(f"{prefix}_extra_state")
+        if kind is not None and int(kind) != int(self.normalize):
             raise ValueError(
                 f"{prefix}_extra_state must be that of a memory with normalize={self.normalize}, "
-                f"which follows from metric, got {kind}"
+                f"which follows from metric, got {bool(kind)}"
             )
         features = state.get(f"{prefix}features")
         if features is not None and (features.ndim != 2 or len(features) != self.memory_size):
@@ -345,6 +346,10 @@ class FeatureMemory(nn.Module):
         require_state_in_range(f"{prefix}labels", state.get(f"{prefix}labels"), EMPTY, stop)
         require_state_in_range(f"{prefix}sample_ids", state.get(f"{prefix}sample_ids"), EMPTY)
         require_state_in_range(f"{prefix}total", state.get(f"{prefix}total"), 0)
+
+    def any_shape(self) -> list[str]:
+        """The names in a state whose shapes need not be those of now."""
+        return ["features"] if self._widens else []
 
     def copy_from(self, other: FeatureMemory) -> None:
         """Take over all entries of a memory of the same settings, without centers."""

@@ -58,8 +58,8 @@ class Counters(nn.Module):
 def refuse_state(module: nn.Module, state: dict[str, Any], prefix: str, strict: bool) -> None:
     """Raise unless all of a state can be loaded: torch finds out when it has loaded a part.
 
-    Modules that keep state may have a method ``refuse_values(state, prefix)`` of their own, which
-    is called once all names and shapes are known to be right.
+    Modules that keep state may have two methods: ``any_shape()`` names what may have another shape,
+    and ``refuse_values(state, prefix)`` is called once all names and shapes are known to be right.
 
     Raises:
         RuntimeError: for missing and unexpected names, as torch does.
@@ -74,19 +74,22 @@ def refuse_state(module: nn.Module, state: dict[str, Any], prefix: str, strict: 
             f"Error(s) in loading state_dict for {type(module).__name__}, nothing was loaded:"
             + "".join(f"\n\t{kind} key(s) in state_dict: {names}" for kind, names in named if names)
         )
+    parts = [(f"{n}." if n else "", m) for n, m in module.named_modules(prefix=prefix[:-1])]
+    free = {
+        f"{at}{n}" for at, part in parts if hasattr(part, "any_shape") for n in part.any_shape()
+    }
     for name in own.keys() & given.keys():
         wanted, got = own[name], given[name]
         if isinstance(wanted, Tensor):
             require_tensor(name, got)
             require_values(**{name: got})
-            free = wanted.ndim == 2 and wanted.shape[1] == 0  # a width that nobody has named
-            if got.shape != wanted.shape and not free:
+            if got.shape != wanted.shape and name not in free:
                 raise ValueError(
                     f"{name} must have the shape {tuple(wanted.shape)}, got {tuple(got.shape)}"
                 )
-    for name, part in module.named_modules(prefix=prefix.removesuffix(".")):
+    for at, part in parts:
         if hasattr(part, "refuse_values"):
-            part.refuse_values(given, f"{name}." if name else "")
+            part.refuse_values(given, at)
 
 
 def require_state_in_range(

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from noisydml.functional.products import affine
+from noisydml.functional.products import affine, scaled
 
 LARGE = (2100, 64)
 
@@ -52,3 +52,15 @@ def test_inference_mode() -> None:
     with torch.inference_mode():
         got = affine(x, matrix)
     torch.testing.assert_close(got.clone(), affine(x, matrix), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e-14, 0.3, 1.0, 7.0, 1e20, 3e38])
+def test_scaled_rows_have_their_direction_and_gradient(size: float) -> None:
+    rows = torch.randn(4, 5, dtype=torch.float64)
+    small = scaled((rows / rows.abs().amax(dim=1, keepdim=True) * size).float())
+    assert ((small.abs().amax(dim=1) >= 0.5) & (small.abs().amax(dim=1) <= 4)).all() or size < 1e-38
+    assert small.isfinite().all()
+    x = (rows * min(size, 1e3)).requires_grad_() if size > 1e-3 else rows.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: torch.nn.functional.normalize(scaled(z)), (x,))
+    assert not scaled(torch.zeros(2, 3)).any()
+    assert scaled(torch.zeros(2, 0)).shape == (2, 0)

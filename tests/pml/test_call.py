@@ -93,8 +93,8 @@ def test_unsaved_state_of_nested_losses() -> None:
     other = losses.DynamicSoftMarginLoss()
     pml.UnsavedState(losses.MultipleLosses([fresh, other])).set_extra_state(saved)
     assert fresh.queue_idx == 10
-    with pytest.raises(ValueError, match="2 losses, this one has 1"):
-        pml.UnsavedState(fresh).set_extra_state(saved)
+    with pytest.raises(ValueError, match="a list of the states of 1 losses"):
+        pml.UnsavedState(fresh).refuse_values({"_extra_state": saved}, "")
     assert not pml.UnsavedState(losses.ContrastiveLoss())
 
 
