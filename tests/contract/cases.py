@@ -137,7 +137,7 @@ def judged(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     settings = {"dataset_size": size, "embedding_size": WIDTH, "start": "train", **settings}
     wrapper = JudgeFilter(loss, **settings)
     if not trusting:
-        wrapper.load_state_dict(judgement(), strict=False)
+        wrapper.load_state_dict({**wrapper.state_dict(), **judgement()})
     return wrapper
 
 
