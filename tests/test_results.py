@@ -228,7 +228,8 @@ def record(method: str, seed: int, map_at_r: float, noise: str = "uniform", **mo
 def records() -> list[Any]:
     found = [record("plain", s, 10.0 + s) for s in range(3)]
     found += [record("GroundTruthFilter", s, 30.0 + s) for s in range(3)]
-    found += [record("PRISMFilter", s, 26.0 + s, last={"kept": 48.0}) for s in range(3)]
+    last = {"kept": 48.0, "noise_rate": 0.52}
+    found += [record("PRISMFilter", s, 26.0 + s, last=last) for s in range(3)]
     return [*found, record("plain", 0, 44.0, "none")]
 
 
@@ -241,9 +242,9 @@ def test_a_table() -> None:
         "| GroundTruthFilter | - | 31.0 ± 1.0 |",
         "| PRISMFilter | - | 27.0 ± 1.0 |",
     ]
-    wanted = {"noise": "uniform 50%", "value": "recovered,kept", "method": "PRISMFilter"}
+    wanted = {"noise": "uniform 50%", "value": "recovered,kept,noise_rate", "method": "PRISMFilter"}
     assert script("report").table(records(), wanted).splitlines()[2:] == [
-        "| PRISMFilter | 80 % | 48.0 ± 0.0 |"
+        "| PRISMFilter | 80 % | 48.0 ± 0.0 | 52.0 ± 0.0 |"
     ]
     two = script("report").table(records(), {"method": "plain|PRISMFilter", "value": "map_at_r"})
     assert [line.split(" | ")[0] for line in two.splitlines()[2:]] == ["| plain", "| PRISMFilter"]

@@ -36,6 +36,7 @@ HEADINGS = {
     "kept": "kept",
     "kept_right": "of them right",
     "labels_right": "labels right",
+    "noise_rate": "rate",
 }
 # N2D2, Table 2, first three columns: P@1 at 10, 20 and 50 % symmetric noise.
 PUBLISHED = {
@@ -68,9 +69,9 @@ def field(record: Record, name: str) -> str:
 
 
 def number(record: Record, name: str) -> float | None:
-    """What a run ended with; of what is logged the last epoch's."""
+    """What a run ended with, a rate in %; of what is logged the last epoch's."""
     value = record.get(name, record["last"].get(name))
-    return None if value is None else float(value)
+    return None if value is None else float(value) * (100 if name == "noise_rate" else 1)
 
 
 def spread(values: list[float]) -> str:
