@@ -12,8 +12,8 @@ of image_sets.py. Three methods see the same features and labels and are told no
 (its strongest form: out-of-sample probabilities of a logistic regression).
 
 Every row is a line of JSON in the output file; a row that is there already is not repeated.
-``--table`` prints the Markdown table of what is there; a method's number of seeds stands in brackets
-where it is not that of noisydml.
+``--table`` prints the Markdown table of what is there; a method's number of seeds stands in
+brackets where it is not that of noisydml.
 """
 
 from __future__ import annotations
