@@ -12,7 +12,8 @@ of image_sets.py. Three methods see the same features and labels and are told no
 (its strongest form: out-of-sample probabilities of a logistic regression).
 
 Every row is a line of JSON in the output file; a row that is there already is not repeated.
-``--table`` prints the Markdown table of what is there.
+``--table`` prints the Markdown table of what is there; a method's number of seeds stands in
+brackets where it is not that of noisydml.
 """
 
 from __future__ import annotations
@@ -213,14 +214,16 @@ def table(lines: list[dict[str, Any]]) -> str:
     ]
     for name in dict.fromkeys(line["problem"] for line in lines):
         cells = [name, f"{mean(lines, name, METHODS[0], 'wrong'):.3f}"]
+        rates = values(lines, name, METHODS[0], "rate")
         for method in METHODS:
+            seeds = len(values(lines, name, method, "rate"))
             cells.append(
                 ", ".join(
                     f"{mean(lines, name, method, key):.3f}".replace("nan", "-")
                     for key in ("AP", "F1", "flagged")
                 )
+                + (f" ({seeds})" if 0 < seeds != len(rates) else "")
             )
-        rates = values(lines, name, METHODS[0], "rate")
         spread = f" ± {np.std(rates, ddof=1):.3f}" if len(rates) > 1 else ""
         cells.append(f"{np.mean(rates):.3f}{spread}")
         rows.append("| " + " | ".join(cells) + " |")

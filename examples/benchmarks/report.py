@@ -175,8 +175,10 @@ def cycles(records: list[Record], wanted: dict[str, str]) -> str:
 
 
 def load(paths: list[Path]) -> list[Record]:
-    """The runs of several files, with the last line of their logs."""
-    records = [record for path in paths for record in read(path)]
+    """The runs of several files, each once, with the last line of their logs."""
+    keys = ("recipe", "loss", "method", "noise", "rate", "seed", "epochs", "steps", "runner")
+    found = [record for path in paths for record in read(path) if "recipe" in record]
+    records = {tuple(record.get(key) for key in keys): record for record in found}.values()
     return [{**r, "last": r["log"][-1] if r.get("log") else r.get("last", {})} for r in records]
 
 
