@@ -152,8 +152,8 @@ def guided(s: Setting) -> RegularizedLoss:
     return RegularizedLoss(weighted, LanguageGuidance(table, by="labels"), weight=5.5)
 
 
-def robust_loss(s: Setting) -> Any:
-    return robust(s.loss(), s.given.num_classes, s.embedding_size, s.size)
+def robust_loss(s: Setting, **settings: Any) -> Any:
+    return robust(s.loss(), s.given.num_classes, s.embedding_size, s.size, **settings)
 
 
 def small_loss(s: Setting) -> SmallLossFilter:
@@ -205,5 +205,6 @@ METHODS: dict[str, Method] = {
     "TITAN (weights: density)": titan(weights="density"),
     "TITAN (normalize=False)": titan(normalize=False),
     "robust": Method(robust_loss),
+    "robust (from scratch)": Method(lambda s: robust_loss(s, start="train")),
     "robust (judged start)": Method(robust_loss, start="features"),
 }
