@@ -111,7 +111,7 @@ def judge_labels(
         classes, codes = classes[1:], codes - 1
     if len(classes) < 2:
         return _nothing(labels, k)
-    trust = torch.ones(len(labels), device=device) if trust is None else trust.float()
+    trust = torch.ones_like(labels, dtype=torch.float32) if trust is None else trust.float()
     sample = _Sample(features, codes, len(classes), trust, k, index)
     labelled = int((sample.weights > 0).sum())
     if folds is None:

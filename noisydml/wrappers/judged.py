@@ -100,6 +100,7 @@ class JudgeFilter(Filter):
 
     probability: Tensor
     first_probability: Tensor
+    judged_labels: Tensor
     suggested: Tensor
     support: Tensor
     noise_rate: Tensor
@@ -131,6 +132,7 @@ class JudgeFilter(Filter):
         unknown = torch.full((dataset_size,), _UNKNOWN, dtype=torch.float64)
         self.register_buffer("probability", unknown)
         self.register_buffer("first_probability", unknown.clone())
+        self.register_buffer("judged_labels", torch.full((dataset_size,), -1))
         self.register_buffer("suggested", torch.full((dataset_size,), -1))
         self.register_buffer("support", torch.zeros(dataset_size, dtype=torch.float64))
         self.register_buffer("noise_rate", torch.full((), _UNKNOWN, dtype=torch.float64))
@@ -235,7 +237,6 @@ class JudgeFilter(Filter):
             self.reference.load_state_dict(pass_features.state_dict())
         else:  # of another layer: they are judged, but no embedding is compared with them
             self.reference.reset()
-            overwrite(self.reference.labels, pass_features.labels)
         self._judge_reference(first=untrained, features=pass_features)
 
     def reset(self) -> None:
@@ -244,6 +245,7 @@ class JudgeFilter(Filter):
             memory.reset()
         for buffer in (self.probability, self.first_probability, self.noise_rate):
             buffer.fill_(_UNKNOWN)
+        self.judged_labels.fill_(-1)
         self.suggested.fill_(-1)
         self.support.zero_()
         self.counters.set(seen=0, ids=0, looked=0, phase=self._first_phase)
@@ -280,7 +282,7 @@ class JudgeFilter(Filter):
         """(B,) where in the reference each sample is; -1 for one that is not there."""
         if batch.sample_ids is not None:
             entry = batch.sample_ids.clamp_min(0)
-            same = self.reference.labels.take(entry) == batch.labels
+            same = self.judged_labels.take(entry) == batch.labels
             return torch.where(same & (batch.sample_ids >= 0), entry, -1)
         rows = batch.embeddings.detach().float()
         if self.reference.normalize:
@@ -323,19 +325,23 @@ class JudgeFilter(Filter):
 
     def _judge_reference(self, first: bool, features: FeatureMemory | None = None) -> None:
         found = self._judged(features or self.reference, folds=None if first else 1)
-        judged = (features or self.reference).filled & found.known & found.probability.isfinite()
+        labels = (features or self.reference).labels
+        judged = (labels >= 0) & found.known & found.probability.isfinite()
         probability = torch.where(judged, found.probability, _UNKNOWN)
         if first:
             overwrite(self.first_probability, probability)
         else:
             # The mean of the log-odds of what both say; what only one says is taken as it is.
-            earlier = self.first_probability
+            earlier = torch.where(labels == self.judged_labels, self.first_probability, _UNKNOWN)
             odds = [torch.special.logit(p.clamp(0, 1), 1e-6) for p in (probability, earlier)]
             both = ((odds[0] + odds[1]) / 2).sigmoid()
             either = torch.maximum(probability, earlier)
             probability = torch.where((probability >= 0) & (earlier >= 0), both, either)
+            # A sampler may leave samples out of a pass: what was said of them stands.
+            probability = torch.where(labels < 0, self.probability, probability)
         overwrite(self.probability, probability)
-        overwrite(self.suggested, found.suggested_labels)
-        overwrite(self.support, found.support)
+        overwrite(self.suggested, torch.where(judged, found.suggested_labels, self.suggested))
+        overwrite(self.support, torch.where(judged, found.support, self.support))
+        overwrite(self.judged_labels, torch.where(labels >= 0, labels, self.judged_labels))
         self.noise_rate.fill_(found.noise_rate if math.isfinite(found.noise_rate) else _UNKNOWN)
         self.counters.set(seen=0, phase=_JUDGING)
