@@ -385,9 +385,9 @@ def runs(benchmarks: Callable[[str], Any]) -> list[Any]:
 
 @pytest.mark.parametrize("page", [README, DOCS / "robust.md"], ids=lambda page: page.name)
 def test_table_of_robust(page: Path, benchmarks: Callable[[str], Any], runs: list[Any]) -> None:
-    """MAP@R wherever robust was run."""
+    """MAP@R wherever robust was run; in the README with half of the labels wrong."""
     report = benchmarks("report")
-    own = [r for r in runs if r["method"] in ROBUST[1:3]]
+    own = [r for r in runs if r["method"] in ROBUST[1:3] and (page != README or r["rate"] == 0.5)]
     own.sort(key=lambda r: (list(DATA).index(r["recipe"]), report.order("noise", r)))
     rows = [
         "| trained on | wrong labels | plain loss | `robust` | judged start | ceiling | undone |",
@@ -407,7 +407,10 @@ def test_number_of_the_first_page(benchmarks: Callable[[str], Any], runs: list[A
     report = benchmarks("report")
     wanted = {"recipe": "features_cars196", "noise": "published 50%"}
     cell = report.selected(runs, {**wanted, "method": "robust (judged start)"})
-    share, seeds = report.recovered(runs, cell), {1: "one seed", 2: "two seeds", 3: "three seeds"}[len(cell)]
+    share, seeds = (
+        report.recovered(runs, cell),
+        {1: "one seed", 2: "two seeds", 3: "three seeds"}[len(cell)],
+    )
     text = " ".join((DOCS / "index.md").read_text(encoding="utf-8").split())
     assert f"with half of the labels wrong, it undoes {share} of the damage ({seeds})" in text
 

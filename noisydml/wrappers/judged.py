@@ -33,6 +33,7 @@ _WITHOUT_IDS, _WITH_IDS = 1, 2
 _LOOK = 0.2  # of the data set, after which it is asked whether the features tell the classes
 _TELLING = 0.25  # certainty of a class, on average, from which on they do
 _UNKNOWN = -1.0  # of a probability or rate
+_FEW = 1000  # samples, of which a fifth held out says too little
 _THRESHOLD = 0.5  # of a probability
 _BLOCK = 65_536  # features that a batch is compared with at once
 
@@ -324,8 +325,10 @@ class JudgeFilter(Filter):
             )
 
     def _judge_reference(self, first: bool, features: FeatureMemory | None = None) -> None:
-        found = self._judged(features or self.reference, folds=None if first else 1)
         labels = (features or self.reference).labels
+        found = self._judged(
+            features or self.reference, folds=None if first or len(labels) < _FEW else 1
+        )
         judged = (labels >= 0) & found.known & found.probability.isfinite()
         probability = torch.where(judged, found.probability, _UNKNOWN)
         if first:
