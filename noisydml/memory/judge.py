@@ -181,7 +181,7 @@ def judge_labels(
         rate, bounds, found_by = (
             math.nan,
             (0.0, 1.0),
-            "by the features, which do not tell the labels",
+            "as the features do not tell the labels",
         )
         probability = torch.full_like(score, math.nan)
     else:
@@ -229,7 +229,7 @@ def _nothing(labels: Tensor, k: int) -> LabelJudgement:
         support=ones * 0,
         noise_rate=math.nan,
         noise_rate_bounds=(0.0, 1.0),
-        found_by="of one class at most",
+        found_by="as there is one class at most",
         copies=rows,
         known=torch.zeros_like(labels, dtype=torch.bool),
         neighbors=torch.full((len(labels), min(k, 1)), -1, device=labels.device),
