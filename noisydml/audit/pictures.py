@@ -88,7 +88,8 @@ def _first(item: Any) -> Any:
 
 def _bytes(pixels: NDArray[Any]) -> Pixels:
     if pixels.dtype == np.bool_:
-        return pixels * np.uint8(255)
+        ink: Pixels = pixels.astype(np.uint8) * np.uint8(255)
+        return ink
     if pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2:
         return (pixels // 257).astype(np.uint8)
     if pixels.dtype.kind == "f":
@@ -98,7 +99,8 @@ def _bytes(pixels: NDArray[Any]) -> Pixels:
                 f"images that are floats must be in [0, 1], got {low:.3g} to {high:.3g}; "
                 "undo a normalisation"
             )
-        return (255 * pixels.clip(0, 1)).round().astype(np.uint8)
+        scaled: Pixels = (255 * pixels.clip(0, 1)).round().astype(np.uint8)
+        return scaled
     if pixels.dtype != np.uint8:
         raise TypeError(
             f"images must be uint8, 0 to 255, or floats in [0, 1], got dtype {pixels.dtype}"
