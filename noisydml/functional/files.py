@@ -6,7 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any
@@ -28,7 +28,7 @@ def replacing(path: str | PathLike[str], mode: str = "w", **settings: Any) -> It
     try:
         with open(aside, mode, **settings) as file:
             yield file
-        if target.exists():
+        with suppress(FileNotFoundError):  # there may be none, or none any more
             shutil.copymode(target, aside)
         os.replace(aside, target)
     finally:
