@@ -17,6 +17,7 @@ from noisydml.functional.checks import (
     require_values,
     require_vector,
 )
+from noisydml.memory.features import FeatureMemory
 from noisydml.pml.batch import Batch, index_groups
 
 
@@ -117,6 +118,61 @@ def require_width(batch: Batch, width: int | None, name: str) -> None:
     got = batch.embeddings.shape[1]
     if width is not None and got != width:
         raise ValueError(f"embeddings must be as wide as {name}, {width}, got {got}")
+
+
+WITHOUT_IDS, WITH_IDS = 1, 2  # whether the batches that a wrapper remembers have sample ids
+
+
+def remembered_checks(
+    batch: Batch, memory: FeatureMemory, mode: int, wrapper: str, size: str
+) -> list[ValueCheck]:
+    """What a wrapper that remembers every sample asks of a batch.
+
+    Args:
+        batch: to be checked.
+        memory: that it would enter.
+        mode: ``WITH_IDS`` or ``WITHOUT_IDS`` as the batches before, 0 for none before.
+        wrapper: its name.
+        size: the wrapper's name for the size of the memory.
+    """
+    require_width(batch, memory.embedding_size, "those before")
+    ids = batch.sample_ids
+    if mode == (WITH_IDS if ids is None else WITHOUT_IDS):
+        now = "none" if ids is None else "some"
+        raise ValueError(f"sample_ids must be given in every batch or in none, got {now} now")
+    message = f"labels must not be negative, {wrapper} has -1 for no label"
+    checks = [ValueCheck((batch.labels < 0).any(), message)]
+    if ids is not None:
+        checks.append(in_range("sample_ids", ids, len(memory), f"{size} of {wrapper}"))
+    return checks
+
+
+def checked_samples(
+    features: Tensor, labels: Tensor, sample_ids: Tensor | None, memory: FeatureMemory, what: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a ``refresh`` is given, on the device of the memory, once all of it is right.
+
+    Without ids the rows are the samples 0, 1, ..., N - 1; ``what`` limits them. Raises TypeError or
+    ValueError.
+    """
+    require_values(features=features, labels=labels, sample_ids=sample_ids)
+    require_floating("features", features, ndim=2)
+    require_integer("labels", labels, len(features), "feature")
+    if sample_ids is None:
+        sample_ids = torch.arange(len(features))
+    require_integer("sample_ids", sample_ids, len(features), "feature")
+    device = memory.labels.device
+    sample_ids = sample_ids.to(device, torch.int64)
+    features, labels = features.detach().to(device), labels.to(device, torch.int64)
+    not_finite = features.isfinite().all().logical_not()
+    raise_first(
+        [
+            in_range("sample_ids", sample_ids, len(memory), what),
+            ValueCheck(not_finite, "features must be finite, got NaN or infinity"),
+            ValueCheck((labels < 0).any(), "labels must not be negative"),
+        ]
+    )
+    return features, labels, sample_ids
 
 
 def require_finite_losses(batch: Batch, losses: Tensor, name: str) -> None:

@@ -7,29 +7,33 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from noisydml import pml
 from noisydml.distributed import gather_batch
 from noisydml.functional.checks import (
     require_choice,
     require_count,
-    require_floating,
-    require_integer,
 )
 from noisydml.memory.features import FeatureMemory
 from noisydml.memory.index import NeighborIndex
 from noisydml.memory.judge import judge_labels
 from noisydml.memory.state import Counters, overwrite
 from noisydml.pml.batch import Batch
-from noisydml.wrappers.base import Filter, zero_with_graph
-from noisydml.wrappers.checks import ValueCheck, in_range, raise_first, require_width
+from noisydml.wrappers.base import Filter
+from noisydml.wrappers.checks import (
+    WITH_IDS,
+    WITHOUT_IDS,
+    ValueCheck,
+    checked_samples,
+    in_range,
+    remembered_checks,
+)
 from noisydml.wrappers.decision import Decision, Judgement
 
 Start = Literal["judge", "train"]
 
 _COLLECTING, _TRAINING, _JUDGING = 0, 1, 2
-_WITHOUT_IDS, _WITH_IDS = 1, 2
 _LOOK = 0.2  # of the data set, after which it is asked whether the features tell the classes
 _TELLING = 0.25  # certainty of a class, on average, from which on they do
 _UNKNOWN = -1.0  # of a probability or rate
@@ -169,24 +173,18 @@ class JudgeFilter(Filter):
             memo=everyone,
         )
 
-    def value(self, batch: Batch, judgement: Judgement) -> Tensor:
-        if self.counters["phase"] == _COLLECTING:
-            parameters = self.loss.parameters() if isinstance(self.loss, nn.Module) else ()
-            return zero_with_graph(batch.embeddings, parameters)
-        return super().value(batch, judgement)
-
     def commit(self, batch: Batch, judgement: Judgement) -> None:
         rows: Batch = judgement.memo.without_synthetic()
         if len(rows) == 0:
             return
         if self._pass_begins_again(rows):
-            self.end_epoch()
+            self._end_pass()
         self.memory.remember(rows.embeddings, rows.labels, rows.sample_ids)
         seen, size = self.counters["seen"] + len(rows), len(self.memory)
-        ids = _WITHOUT_IDS if rows.sample_ids is None else _WITH_IDS
+        ids = WITHOUT_IDS if rows.sample_ids is None else WITH_IDS
         self.counters.set(seen=seen, ids=ids)
         if seen >= size:
-            self.end_epoch()
+            self._end_pass()
         elif self.counters["phase"] == _COLLECTING and self.counters["looked"] == 0:
             self._look(seen)
 
@@ -196,9 +194,13 @@ class JudgeFilter(Filter):
         Called by itself after every ``dataset_size`` samples. Call it at the end of each epoch if
         epochs are shorter than that. Before any sample has been seen it does nothing.
         """
+        self._changes += 1
+        self._end_pass()
+
+    def _end_pass(self) -> None:
         if self.memory.embedding_size is None or self.counters["seen"] == 0:
             return
-        self.reference.load_state_dict(self.memory.state_dict())
+        self.reference.copy_from(self.memory)
         self._judge_reference(first=self.counters["phase"] == _COLLECTING)
 
     def refresh(self, features: Tensor, labels: Tensor, sample_ids: Tensor | None = None) -> None:
@@ -214,28 +216,17 @@ class JudgeFilter(Filter):
         Raises:
             TypeError, ValueError: for a wrong shape or dtype, or ids out of range.
         """
-        require_floating("features", features, ndim=2)
-        require_integer("labels", labels, len(features), "feature")
-        size, device = len(self.memory), self.probability.device
-        if sample_ids is None:
-            sample_ids = torch.arange(len(features))
-        require_integer("sample_ids", sample_ids, len(features), "feature")
-        sample_ids = sample_ids.to(device, torch.int64)
-        labels = labels.to(device, torch.int64)
-        finite = features.isfinite().all().logical_not()
-        raise_first(
-            [
-                in_range("sample_ids", sample_ids, size, "dataset_size of JudgeFilter"),
-                ValueCheck((labels < 0).any(), "labels must not be negative"),
-                ValueCheck(finite.to(device), "features must be finite, got NaN or infinity"),
-            ]
+        features, labels, sample_ids = checked_samples(
+            features, labels, sample_ids, self.reference, "dataset_size of JudgeFilter"
         )
+        self._changes += 1
         untrained = self.counters["phase"] != _JUDGING and self.counters["seen"] == 0
-        pass_features = FeatureMemory(size, features.shape[1], normalize=self.memory.normalize)
-        pass_features.to(device).write(features.detach().to(device), labels, sample_ids)
+        size, normalize = len(self.memory), self.memory.normalize
+        pass_features = FeatureMemory(size, features.shape[1], normalize=normalize)
+        pass_features.to(features.device).write(features, labels, sample_ids)
         same_width = self.reference.embedding_size in (None, features.shape[1])
         if same_width:
-            self.reference.load_state_dict(pass_features.state_dict())
+            self.reference.copy_from(pass_features)
         else:  # of another layer: they are judged, but no embedding is compared with them
             self.reference.reset()
         self._judge_reference(first=untrained, features=pass_features)
@@ -253,19 +244,11 @@ class JudgeFilter(Filter):
         self.decision = None
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
-        require_width(batch, self.memory.embedding_size, "those before")
-        bad = (batch.labels < 0).any()
-        checks = [ValueCheck(bad, "labels must not be negative, JudgeFilter has -1 for no label")]
+        mode = self.counters["ids"]
+        checks = remembered_checks(batch, self.memory, mode, "JudgeFilter", "dataset_size")
         if self.num_classes is not None:
             what = "num_classes of JudgeFilter"
             checks.append(in_range("labels", batch.labels, self.num_classes, what))
-        mode, ids = self.counters["ids"], batch.sample_ids
-        if mode == (_WITH_IDS if ids is None else _WITHOUT_IDS):
-            now = "none" if ids is None else "some"
-            raise ValueError(f"sample_ids must be given in every batch or in none, got {now} now")
-        if ids is not None:
-            what = "dataset_size of JudgeFilter"
-            checks.append(in_range("sample_ids", ids, len(self.memory), what))
         return checks
 
     def status(self) -> str:

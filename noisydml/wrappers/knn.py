@@ -11,11 +11,8 @@ from torch import Tensor
 from noisydml.distributed import gather_batch
 from noisydml.functional.checks import (
     require_count,
-    require_floating,
-    require_integer,
     require_number,
     require_positive,
-    require_values,
 )
 from noisydml.functional.neighbors import neighbor_label_score, neighbor_weights
 from noisydml.memory.features import FeatureMemory
@@ -24,12 +21,17 @@ from noisydml.memory.neighbors import Neighborhood
 from noisydml.memory.state import Counters
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import Filter
-from noisydml.wrappers.checks import ValueCheck, in_range, raise_first, require_width
+from noisydml.wrappers.checks import (
+    WITH_IDS,
+    WITHOUT_IDS,
+    ValueCheck,
+    checked_samples,
+    remembered_checks,
+)
 from noisydml.wrappers.decision import Decision, Judgement
 
 _LEAST_K, _MOST_K = 5, 200  # of k="auto"; 200 is the paper's k
 _SHARE = 20  # one in so many of the reference are neighbours, with weighted votes
-_WITHOUT_IDS, _WITH_IDS = 1, 2
 
 
 class KNNDenoiser(Filter):
@@ -180,7 +182,7 @@ class KNNDenoiser(Filter):
             return
         self.memory.remember(rows.embeddings, rows.labels, rows.sample_ids)
         step, seen = self.counters["step"] + 1, self.counters["seen"] + len(rows)
-        ids = _WITHOUT_IDS if rows.sample_ids is None else _WITH_IDS
+        ids = WITHOUT_IDS if rows.sample_ids is None else WITH_IDS
         self.counters.set(step=step, seen=seen, ids=ids)
         if seen >= len(self.memory):
             self._refer_to_memory()
@@ -214,28 +216,14 @@ class KNNDenoiser(Filter):
             TypeError, ValueError: for a wrong shape or dtype, a feature that is not finite, a
                 negative label, or ids out of range; the reference is as before.
         """
-        require_values(features=features, labels=labels, sample_ids=sample_ids)
-        require_floating("features", features, ndim=2)
-        require_integer("labels", labels, len(features), "feature")
-        device, width = self.reference.labels.device, self.memory.embedding_size
+        features, labels, sample_ids = checked_samples(
+            features, labels, sample_ids, self.reference, "memory_size of KNNDenoiser"
+        )
+        width = self.memory.embedding_size
         if width is not None and features.shape[1] != width:
             raise ValueError(
                 f"features must be as wide as those before, {width}, got {features.shape[1]}"
             )
-        if sample_ids is None:
-            sample_ids = torch.arange(len(features))
-        require_integer("sample_ids", sample_ids, len(features), "feature")
-        sample_ids = sample_ids.to(device, torch.int64)
-        features, labels = features.to(device), labels.to(device, torch.int64)
-        not_finite = features.isfinite().all().logical_not()
-        what = "memory_size of KNNDenoiser"
-        raise_first(
-            [
-                in_range("sample_ids", sample_ids, len(self.memory), what),
-                ValueCheck(not_finite, "features must be finite, got NaN or infinity"),
-                ValueCheck((labels < 0).any(), "labels must not be negative"),
-            ]
-        )
         self._changes += 1
         for memory in (self.memory, self.reference):
             memory.reset()
@@ -243,17 +231,8 @@ class KNNDenoiser(Filter):
         self.counters.set(seen=0)
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
-        require_width(batch, self.memory.embedding_size, "those before")
-        bad = (batch.labels < 0).any()
-        checks = [ValueCheck(bad, "labels must not be negative, KNNDenoiser has -1 for no label")]
-        mode, ids = self.counters["ids"], batch.sample_ids
-        if mode == (_WITH_IDS if ids is None else _WITHOUT_IDS):
-            now = "none" if ids is None else "some"
-            raise ValueError(f"sample_ids must be given in every batch or in none, got {now} now")
-        if ids is not None:
-            what = "memory_size of KNNDenoiser"
-            checks.append(in_range("sample_ids", ids, len(self.memory), what))
-        return checks
+        mode = self.counters["ids"]
+        return remembered_checks(batch, self.memory, mode, "KNNDenoiser", "memory_size")
 
     def extra_repr(self) -> str:
         return f"k={self.k!r}, threshold={self.threshold}, vote={self.vote!r}, warmup={self.warmup}"
