@@ -19,7 +19,7 @@ from noisydml.audit import page
 from noisydml.audit.labels import Classes, names_of, read_embeddings
 from noisydml.audit.page import ClassNames
 from noisydml.functional.checks import require_count, require_number
-from noisydml.functional.files import replacing
+from noisydml.functional.files import read_arrays, replacing
 from noisydml.memory.index import Metric
 from noisydml.memory.neighbors import Neighborhood
 
@@ -297,27 +297,28 @@ class LabelIssues:
             FileNotFoundError: if there is no such file.
             ValueError: if it is not such a file, or broken.
         """
-        with open(path, "rb") as file:
-            try:
-                content = dict(np.load(file, allow_pickle=False))
-                others = json.loads(content.pop("others").tobytes())
-                sizes, grouped = content.pop("group_sizes").tolist(), content.pop("grouped")
-                values: dict[str, Any] = {n: torch.from_numpy(x) for n, x in content.items()}
-                groups = torch.split(torch.from_numpy(grouped), sizes)
-                values["contradictions"] = groups if sizes else ()
-                if (classes := others["classes"]) is not None:
-                    others["classes"] = tuple(
-                        x[0].encode("latin-1") if isinstance(x, list) else x for x in classes
-                    )
-                if (bounds := others["noise_rate_bounds"]) is not None:
-                    others["noise_rate_bounds"] = tuple(bounds)
-                loaded = cls(**values, **others)
-                if len({len(loaded.score), len(loaded.given_labels)}) > 1:
-                    raise ValueError("lengths differ")
-            except Exception as error:  # zipfile, zlib, json and numpy have errors of their own
-                raise ValueError(
-                    f"path must be a file written by LabelIssues.save, got {path}"
-                ) from error
+        try:
+            content = read_arrays(path)
+            others = json.loads(content.pop("others").tobytes())
+            sizes, grouped = content.pop("group_sizes").tolist(), content.pop("grouped")
+            values: dict[str, Any] = {n: torch.from_numpy(x) for n, x in content.items()}
+            groups = torch.split(torch.from_numpy(grouped), sizes)
+            values["contradictions"] = groups if sizes else ()
+            if (classes := others["classes"]) is not None:
+                others["classes"] = tuple(
+                    x[0].encode("latin-1") if isinstance(x, list) else x for x in classes
+                )
+            if (bounds := others["noise_rate_bounds"]) is not None:
+                others["noise_rate_bounds"] = tuple(bounds)
+            loaded = cls(**values, **others)
+            if len({len(loaded.score), len(loaded.given_labels)}) > 1:
+                raise ValueError("lengths differ")
+        except OSError:
+            raise
+        except Exception as error:  # json and torch have errors of their own
+            raise ValueError(
+                f"path must be a file written by LabelIssues.save, got {path}"
+            ) from error
         return loaded
 
     def _lines(self) -> list[str]:

@@ -21,7 +21,6 @@ Classes = tuple[Any, ...] | None  # what the codes stand for; None where they ar
 
 _EXACT = 2**53  # beyond it one float stands for several integers
 _MISSING = {"NoneType", "NAType", "NaTType"}  # of None, pandas.NA and pandas.NaT
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_embeddings(value: Any) -> Tensor:
@@ -36,8 +35,6 @@ def read_embeddings(value: Any) -> Tensor:
     require_floating("embeddings", value, ndim=2)
     if value.shape[1] == 0:
         raise ValueError("embeddings must have at least 1 column, got 0")
-    if value.dtype not in _FLOATS:
-        raise TypeError(f"embeddings must be of 16, 32 or 64 bits, got dtype {value.dtype}")
     if not value.isfinite().all():
         raise ValueError("embeddings must be finite, got NaN or infinity")
     embeddings: Tensor = value.detach()

@@ -95,7 +95,8 @@ class LabelAudit(nn.Module):
 
         If the wrapper, or one inside it, has the features of the last pass (``KNNDenoiser``,
         ``JudgeFilter``), the judge of :func:`noisydml.find_label_issues` has the last word about
-        the samples that were seen, unless it can say nothing. Otherwise it is the trust:
+        the samples that were seen, unless it can say nothing. Otherwise it is the trust.
+
         Equal trust is ordered by the wrapper's latest score. ``score`` is the trust; samples that
         were never judged have NaN there, and those that were never seen -1 for a given label.
         ``noise_rate`` is the share of issues among those judged, NaN before there is one. There
@@ -123,10 +124,9 @@ class LabelAudit(nn.Module):
     @torch.no_grad()
     def _by_features(self) -> LabelIssues | None:
         """What the judge says of the features of the last pass; None if it says nothing."""
-        loss: Any = self._audited[0]
-        while isinstance(loss, LossWrapper) and not hasattr(loss, "reference"):
-            loss = loss.loss
-        reference = getattr(loss, "reference", None)
+        (wrapper,) = self._audited
+        found_in = (each.reference for each in wrapper._chain() if hasattr(each, "reference"))
+        reference = next(found_in, None)
         if not isinstance(reference, FeatureMemory) or len(reference) < self.dataset_size:
             return None
         labels = reference.labels[: self.dataset_size]

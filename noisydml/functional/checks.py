@@ -36,9 +36,9 @@ def require_values(**tensors: object) -> None:
 
 def require_dense(name: str, value: Tensor) -> None:
     """Raise for a tensor whose numbers cannot be read: sparse, nested, quantised or without any."""
-    if value.layout is not torch.strided or value.is_meta or value.is_nested or value.is_quantized:
-        what = "a meta tensor" if value.is_meta else f"{value.layout}, {value.dtype}"
-        raise TypeError(f"{name} must be a dense tensor that holds numbers, got {what}")
+    require_tensor(name, value)
+    if value.is_meta:
+        raise TypeError(f"{name} must be a dense tensor that holds numbers, got a meta tensor")
 
 
 def require_floating(name: str, value: object, ndim: int | None = None) -> None:

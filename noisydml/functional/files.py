@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside, then renamed."""
+"""Files that are whole or not there, and arrays read from them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
 
 
 @contextmanager
@@ -33,3 +35,21 @@ def replacing(path: str | PathLike[str], mode: str = "w", **settings: Any) -> It
         os.replace(aside, target)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def read_arrays(path: str | PathLike[str], single: bool = False) -> dict[str, Any]:
+    """The arrays of an npz file by name, or the ``single`` one of an npy file by the name "".
+
+    Raises:
+        OSError: if it cannot be opened.
+        ValueError: if it is no such file, or is broken.
+    """
+    kind = "npy" if single else "npz"
+    with open(path, "rb") as file:  # numpy would leave it open where it is broken
+        try:
+            content = np.load(file, allow_pickle=False)
+            if isinstance(content, np.ndarray) is single:
+                return {"": content} if single else {x: content[x] for x in content.files}
+        except Exception as error:  # zipfile, zlib and numpy have a dozen kinds
+            raise ValueError(f"{path} is no {kind} file, or a broken one: {error}") from error
+    raise ValueError(f"{path} must be an {kind} file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -13,6 +14,8 @@ from noisydml.functional.checks import require_count, require_floating, require_
 _POWERS = 3  # of the covariance, in the search for its leading directions
 _SPARE = 32  # directions more than asked for, as is usual (Halko et al., 2011)
 _TINY = 1e-12
+_CHANCE = 1e-3  # copies that a sample would have by chance
+_PAIRS = 4096  # of rows compared at once
 
 
 def principal_components(features: Tensor, number: int) -> Tensor:
@@ -159,6 +162,69 @@ def _chosen_products(rows: Tensor, columns: Tensor, chosen: Tensor) -> Tensor:
         )
         products: Tensor = torch.sparse.sampled_addmm(pattern, rows, columns.T, beta=0.0)
     return products.values().reshape(size, k)
+
+
+def near_identical(directions: Tensor, distance: Tensor, near: Tensor) -> Tensor:
+    """(N,) the first of the rows that are near-identical to each, itself if there are none.
+
+    Two rows are when they are nearer to each other than chance brings neighbours together: the
+    number of neighbours grows with the m-th power of the distance, m being how many dimensions
+    the features fill.
+
+    Args:
+        directions: (N, D) unit vectors.
+        distance: (N, k) half of the squared distances to the nearest others, the nearest first.
+        near: (N, k) integers, which rows they are; -1 for none.
+
+    Returns:
+        (N,) int64. Asks the host.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional.judge import near_identical
+        >>> directions = torch.nn.functional.normalize(torch.randn(5, 8), dim=1)[[0, 1, 2, 3, 4, 1]]
+        >>> distance, near = (1 - directions @ directions.T).fill_diagonal_(9).sort(dim=1)
+        >>> near_identical(directions, distance.clamp_min(0), near)
+        tensor([0, 1, 2, 3, 4, 1])
+    """
+    size, k = near.shape
+    first = torch.arange(size, device=near.device)
+    if k < 2:
+        return first
+    length = distance.sqrt()
+    # The third neighbour is no copy but of samples that are there four times; further ones may be
+    # of other classes, beside which the samples of a class that a network has drawn together are
+    # near-identical.
+    near_by, far = length[:, min(3, k) - 1], length[:, min(12, k) - 1]
+    half = length[:, max(min(12, k) // 2, 1) - 1]
+    usable = far.isfinite() & (half > 0) & (near_by > 0)
+    if not bool(usable.any()):
+        return first
+    growth = (far[usable] / half[usable]).median().clamp_min(1 + 1e-6).log()
+    dimension = (math.log(2) / growth).clamp_max(64)
+    scale = near_by[usable].median()
+    limit = ((_CHANCE / 3) ** (1 / dimension)).clamp_max(0.1) * scale
+    limit = limit.clamp_min(1e-3 * scale)
+    # A distance that comes from a cosine has lost what is below 1e-3.
+    row, column = ((near >= 0) & (length <= limit + 1e-3)).nonzero(as_tuple=True)
+    other = near[row, column]
+    apart = torch.cat(
+        [
+            torch.linalg.vector_norm(directions[a] - directions[b], dim=1)
+            for a, b in zip(torch.split(row, _PAIRS), torch.split(other, _PAIRS), strict=True)
+        ]
+        or [length.new_zeros(0)]
+    )
+    copied = apart <= limit * math.sqrt(2)
+    row, other = row[copied], other[copied]
+    while True:  # the smallest number spreads through each group
+        before = first.clone()
+        smallest = torch.minimum(first[row], first[other])
+        first.scatter_reduce_(0, row, smallest, "amin")
+        first.scatter_reduce_(0, other, smallest, "amin")
+        first = first[first]
+        if bool((first == before).all()):
+            return first
 
 
 def shift_to_mean(probability: Tensor, mean: float, weights: Tensor) -> Tensor:

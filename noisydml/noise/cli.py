@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from noisydml import noise
-from noisydml.functional.files import replacing
-from noisydml.noise.noisy_labels import read_arrays
+from noisydml.functional.files import read_arrays, replacing
 from noisydml.noise.random import Integers
 
 _ADDED = ["original_label", "is_noisy"]

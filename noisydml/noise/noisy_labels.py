@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from noisydml.functional.files import replacing
+from noisydml.functional.files import read_arrays, replacing
 from noisydml.noise.checks import read_labels, require_flag, require_rate
 from noisydml.noise.random import Integers
 
@@ -215,24 +215,6 @@ class NoisyLabels:
             return cls(**content)
         except TypeError as error:
             raise ValueError(f"{path} must be written by NoisyLabels.save: {error}") from error
-
-
-def read_arrays(path: str | os.PathLike[str], single: bool = False) -> dict[str, Any]:
-    """The arrays of an npz file by name, or the ``single`` one of an npy file by the name "".
-
-    Raises:
-        OSError: if it cannot be opened.
-        ValueError: if it is no such file, or is broken.
-    """
-    kind = "npy" if single else "npz"
-    with open(path, "rb") as file:  # numpy would leave it open where it is broken
-        try:
-            content = np.load(file, allow_pickle=False)
-            if isinstance(content, np.ndarray) is single:
-                return {"": content} if single else {x: content[x] for x in content.files}
-        except Exception as error:  # zipfile, zlib and numpy have a dozen kinds
-            raise ValueError(f"{path} is no {kind} file, or a broken one: {error}") from error
-    raise ValueError(f"{path} must be an {kind} file")
 
 
 def _spread(values: NDArray[Any]) -> str:
