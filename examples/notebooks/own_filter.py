@@ -46,8 +46,9 @@ torch.set_num_threads(1)
 # A wrapper that drops rows and does nothing else is a `Filter`. Two methods matter:
 #
 # * **`judge`** decides and changes nothing. It ends in `self.filtered`: which rows are kept, a
-#   score that is higher for cleaner labels, the threshold, what else belongs to the decision, and
-#   as `memo` whatever `commit` needs. What the wrapped loss sees follows from it.
+#   score that is higher for cleaner labels, the threshold, what else belongs to the decision (who
+#   could be judged at all, which label fits better), and as `memo` whatever `commit` needs. What
+#   the wrapped loss sees follows from it.
 # * **`commit`** writes the state, in place. It runs after the wrapped loss has returned, so that a
 #   loss that raises leaves everything as it was. All state is buffers, so that `state_dict` has it.
 #
@@ -81,6 +82,7 @@ class CenterFilter(Filter):
         # While warming up nothing is below the threshold. No `if`: a GPU need not be waited for.
         threshold = torch.where(self.step < self.warmup, -torch.inf, 0.0)
         keep = score >= threshold
+        finite = features.isfinite().all(dim=1)  # with validate_args=False nobody has looked
         return self.filtered(
             batch,
             everyone,
@@ -88,7 +90,8 @@ class CenterFilter(Filter):
             score,
             threshold,
             suggested_labels=cosines.argmax(dim=1),
-            memo=(features, labels, keep & everyone.real),
+            judged=comparable & (self.step >= self.warmup),
+            memo=(features, labels, keep & everyone.real & finite),
         )
 
     def commit(self, batch, judgement):
@@ -96,6 +99,7 @@ class CenterFilter(Filter):
         if len(labels) == 0:  # no sample on any rank
             return
         classes = torch.arange(len(self.centers), device=labels.device)
+        features = torch.where(kept.unsqueeze(1), features, 0.0)  # 0 times NaN is none
         member = ((labels == classes) & kept.unsqueeze(1)).to(features.dtype)  # (N, C)
         counts = member.sum(dim=0).unsqueeze(1)  # (C, 1)
         means = member.T @ features / counts.clamp_min(1)  # (C, D)
