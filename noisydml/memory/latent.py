@@ -183,7 +183,8 @@ class Fit:
         self.known = (taught[sample.classes] - self.own_weights) > 1e-6
         self.trust = torch.ones_like(teaches)
         self.rate, self.round = 0.2, 0
-        self.true: Tensor | None = None  # (N, K + 1) of each true class; the last is the rest
+        # (N, K + 2) of each true class: the candidates, any other class, none of them
+        self.true: Tensor | None = None
         if test is not None:
             self.fitted = (test & self.known & (sample.weights > 0)).nonzero().squeeze(1)
 
@@ -200,8 +201,8 @@ class Fit:
             self.directions = sample.directions(self.teaches * trust.clamp_min(_LEAST_TRUST))
         self.round += 1
         similarity = self._similarity()
-        votes = self._votes() if blended else torch.zeros_like(similarity)
         transition = self._transition()
+        votes = self._votes() if blended else torch.zeros_like(transition)
         if self.given is None:
             temperature, part, none = self._sought(similarity, votes, transition, blended)
         else:
@@ -266,22 +267,23 @@ class Fit:
         return similarity.scatter(1, sample.own.unsqueeze(1), own.unsqueeze(1))
 
     def _votes(self) -> Tensor:
-        """(N, K) logarithm of each class's share of the neighbours' votes."""
+        """(N, K + 1) logarithm of each class's share of the votes; the last is the rest's mean."""
         sample = self.sample
         weights = (self.teaches * self.trust)[sample.near.clamp_min(0)] * sample.votes
         size, width = sample.columns.shape
         ballots = weights.new_zeros(size, width + 1).scatter_add_(1, sample.ballot, weights)
         floor = _FLOOR * sample.votes.sum(dim=1, keepdim=True) + 1e-9
         total = ballots.sum(dim=1, keepdim=True) + floor
-        return ((ballots[:, :width] + floor / sample.num_classes) / total).log()
+        ballots[:, width] /= max(sample.num_classes - width, 1)
+        return ((ballots + floor / sample.num_classes) / total).log()
 
     def _transition(self) -> Tensor:
-        """(N, K + 1) how likely each true class is to be given the label of the sample."""
+        """(N, K + 2) how likely each true class is to be given the label of the sample."""
         sample = self.sample
         away = self.rate / max(sample.num_classes - 1, 1)
         size, width = sample.columns.shape
-        at_random = self.teaches.new_full((size, width + 1), away)
-        at_random[:, width] = 1 / sample.num_classes
+        at_random = self.teaches.new_full((size, width + 2), away)
+        at_random[:, width + 1] = 1 / sample.num_classes
         at_random.scatter_(1, sample.own.unsqueeze(1), 1 - self.rate)
         if self.structured and self.true is not None:
             true = self.true[:, :width]
@@ -306,7 +308,7 @@ class Fit:
         distrusted = (self.trust < 0.5) & (sample.codes >= 0)
         others = true.scatter(1, sample.own.unsqueeze(1), -1.0)
         support, column = torch.where(distrusted.unsqueeze(1), others, true).max(dim=1)
-        none = sample.columns.new_full((len(column), 1), -1)
+        none = sample.columns.new_full((len(column), 2), -1)
         suggested = torch.cat([sample.columns, none], dim=1).gather(1, column.unsqueeze(1))
         return suggested.squeeze(1), support.clamp_min(0)
 
@@ -337,19 +339,21 @@ def _softmax(
     rest: Any,
     num_classes: int,
 ) -> Tensor:
-    """(N, K + 1) probability of each candidate and, at the end, of none of them."""
+    """(N, K + 2) probability of each candidate, of all other classes, and of none of them."""
+    width = similarity.shape[1]
     logits = similarity / temperature
-    if part > 0:
-        logits = logits + part * votes
-    outside = torch.full_like(logits[:, :1], -1e4)
-    if none > 0 and len(logits) > 0:  # as near as the nearest class is to so many
-        nearest = logits.amax(dim=1).sort().values
-        outside = torch.ones_like(outside) * nearest[int(none * len(nearest))]
+    others = none_of_them = torch.full_like(logits[:, 0], -1e4)
     if rest is not None:
         mean, variance = rest
-        left = num_classes - similarity.shape[1]
-        # The mean of exp(s / T) over similarities that are normally distributed.
+        # The mean of exp(s / T) over similarities that are normally distributed, and no nearer
+        # than the candidates, of which one may be there for its label alone.
         others = mean / temperature + variance / (2 * temperature**2)
-        others = torch.minimum(others, logits.amin(dim=1)) + math.log(left)
-        outside = torch.logaddexp(outside, others.unsqueeze(1))
+        others = torch.minimum(others, logits.kthvalue(2, dim=1).values)
+        others = others + part * votes[:, width] + math.log(num_classes - width)
+    if part > 0:
+        logits = logits + part * votes[:, :width]
+    if none > 0 and len(logits) > 0:  # as near as the nearest class is to so many
+        nearest = logits.amax(dim=1).sort().values
+        none_of_them = torch.ones_like(others) * nearest[int(none * len(nearest))]
+    outside = torch.stack([others, none_of_them], dim=1)
     return torch.cat([logits, outside], dim=1).softmax(dim=1)

@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score, recall_score
 from torch import Tensor
 
 from noisydml import noise
+from noisydml.memory import latent
 from noisydml.memory.judge import LabelJudgement, judge_labels
 
 
@@ -107,12 +108,20 @@ def test_junk_is_none_of_the_classes() -> None:
     assert (found.suggested_labels[-40:][flagged[-40:]] == -1).double().mean() > 0.8
 
 
-def test_many_classes_are_compared_with_the_nearest() -> None:
-    features, true = gaussians(400, 8, 0.5)
-    given = torch.from_numpy(noise.uniform(true, 0.2, seed=0).labels)
+@pytest.mark.parametrize("kind", [noise.uniform, noise.pair_flip])
+@pytest.mark.parametrize(("per_class", "spread"), [(8, 0.5), (25, 0.2), (25, 0.5), (25, 1.5)])
+def test_many_classes_are_compared_with_the_nearest(
+    kind: object, per_class: int, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, true = gaussians(180, per_class, spread, width=64)
+    given = torch.from_numpy(kind(true, 0.2, seed=0).labels)  # type: ignore[operator]
     found = judge_labels(features, given)
     assert abs(found.noise_rate - 0.2) < 0.02
     assert average_precision_score(given != true, -found.score) > 0.99
+    monkeypatch.setattr(latent, "_ALL", 1000)  # as if compared with all of them
+    everyone = judge_labels(features, given)
+    assert abs(found.noise_rate - everyone.noise_rate) < 0.01
+    assert ((found.probability < 0.5) != (everyone.probability < 0.5)).double().mean() < 0.005
 
 
 def test_labels_are_names_and_unlabelled_samples_have_no_part() -> None:
