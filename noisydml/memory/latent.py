@@ -33,6 +33,7 @@ _WHITENED = (0, 1, 2, 4, 7)  # rounds that begin with another covariance
 _TEMPERATURES = [0.015 * 1.29**i for i in range(14)]
 _PARTS = (0.15, 0.3, 0.5, 0.75, 1.0, 1.5)  # of the neighbours
 _NONES = (0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3)  # shares that may be of none of the classes
+_RATES = (1e-4, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _CORE, _CERTAIN = 0.1, 0.99  # of the samples, those whose class is most certain, or as good as
 
 
@@ -201,12 +202,12 @@ class Fit:
             self.directions = sample.directions(self.teaches * trust.clamp_min(_LEAST_TRUST))
         self.round += 1
         similarity = self._similarity()
-        transition = self._transition()
-        votes = self._votes() if blended else torch.zeros_like(transition)
+        votes = self._votes() if blended else pad(torch.zeros_like(similarity), (0, 1))
         if self.given is None:
-            temperature, part, none = self._sought(similarity, votes, transition, blended)
+            temperature, part, none, self.rate = self._sought(similarity, votes, blended)
         else:
             temperature, part, none, _ = self.given[self.round - 1]
+        transition = self._transition()
         self.probable = _softmax(
             similarity, votes, temperature, part, none, sample.rest, sample.num_classes
         )
@@ -225,28 +226,40 @@ class Fit:
         self.similarity = similarity
 
     def _sought(
-        self, similarity: Tensor, votes: Tensor, transition: Tensor, blended: bool
-    ) -> tuple[float, float, float]:
-        """Temperature, part of the neighbours, share of none that predict those held out best."""
+        self, similarity: Tensor, votes: Tensor, blended: bool
+    ) -> tuple[float, float, float, float]:
+        """Temperature, part of the neighbours, share of none and rate that suit those held out."""
         rows, sample = self.fitted, self.sample
         if len(rows) == 0:
-            return _TEMPERATURES[-1], 0.0, 0.0
-        similarity, votes, transition = similarity[rows], votes[rows], transition[rows]
+            return _TEMPERATURES[-1], 0.0, 0.0, self.rate
+        similarity, votes = similarity[rows], votes[rows]
+        own = sample.own[rows].unsqueeze(1)
         rest = None if sample.rest is None else tuple(each[rows] for each in sample.rest)
+        transition = self._transition()[rows] if self.structured else None
+        rates = similarity.new_tensor([self.rate] if self.structured else _RATES)
 
-        def value(temperature: float, part: float, none: float) -> float:
+        def value(temperature: float, part: float, none: float) -> tuple[float, float]:
             probable = _softmax(
                 similarity, votes, temperature, part, none, rest, sample.num_classes
             )
-            return float((probable * transition).sum(dim=1).clamp_min(1e-12).log().mean())
+            if transition is not None:
+                likely = (probable * transition).sum(dim=1, keepdim=True)
+            else:
+                mine, nothing = probable.gather(1, own), probable[:, -1:]
+                others = (1 - mine - nothing).clamp_min(0) / max(sample.num_classes - 1, 1)
+                likely = mine * (1 - rates) + others * rates + nothing / sample.num_classes
+            best, which = likely.clamp_min(1e-12).log().mean(dim=0).max(dim=0)
+            return float(best), float(rates[which])
 
         _, temperature, part = max(
-            (value(temperature, part, self.setting.none), temperature, part)
+            (value(temperature, part, self.setting.none)[0], temperature, part)
             for temperature in self._near(_TEMPERATURES, self.setting.temperature)
             for part in (self._near(_PARTS, self.setting.part) if blended else (0.0,))
         )
-        _, none = max((value(temperature, part, none), -none) for none in _NONES)
-        return temperature, part, -none
+        tried = [(value(temperature, part, none), none) for none in _NONES]
+        # What one number more must bring to be significant (a likelihood ratio of 95 %).
+        (_, rate), none = max(tried, key=lambda t: t[0][0] - (2 / len(rows) if t[1] > 0 else 0))
+        return temperature, part, none, rate
 
     @staticmethod
     def _near(values: Any, value: float) -> list[float]:
@@ -319,12 +332,13 @@ class Fit:
         """Share of wrong labels where the features are certain of the class, and its error."""
         sample = self.sample
         counted = (self.known & (sample.codes >= 0)).nonzero().squeeze(1)
-        most, column = self.probable[counted, : sample.columns.shape[1]].max(dim=1)
+        probable = self.probable[counted]
+        most, column = probable[:, : sample.columns.shape[1]].max(dim=1)
         if len(most) == 0:
             return 0.0, 1.0
         least = most.sort(descending=True).values[int(_CORE * len(most))].clamp_max(_CERTAIN)
         top = (most >= least).nonzero().squeeze(1)
-        certain = float(most[top].mean())
+        certain = float((most[top] / (1 - probable[top, -1])).mean())  # if it is of a class at all
         wrong = float((column[top] != sample.own[counted[top]]).double().mean())
         error = 2 * math.sqrt(max(wrong * (1 - wrong), 0.25 / len(top)) / len(top))
         return 1 - (1 - wrong) / certain, error
