@@ -227,6 +227,34 @@ def near_identical(directions: Tensor, distance: Tensor, near: Tensor) -> Tensor
             return first
 
 
+def core_rate(agreement: Tensor, wrong: Tensor) -> Tensor:
+    r"""The share of wrong labels at the core of the classes, where neighbours agree most.
+
+    :math:`\operatorname{clip}(2 r_{.1} - r_{.2}, 0, 1)`, with :math:`r_q` the share of labels,
+    among those of the q of all samples whose neighbours agree most, that they do not agree on:
+    extrapolated to where nobody disagrees by chance.
+
+    Args:
+        agreement: (N,) floating point, the share of the neighbours' votes for the leading class.
+        wrong: (N,) bool, whether the given label is another one.
+
+    Returns:
+        0-dim float64; 0 for fewer than ten samples.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional.judge import core_rate
+        >>> agreement, wrong = torch.linspace(1, 0, 100), torch.arange(100) % 5 == 0
+        >>> core_rate(agreement, wrong)
+        tensor(0.2000, dtype=torch.float64)
+    """
+    ordered = wrong[agreement.argsort(descending=True, stable=True)].double()
+    tenth, fifth = len(wrong) // 10, len(wrong) // 5
+    if tenth == 0:
+        return torch.zeros((), dtype=torch.float64, device=wrong.device)
+    return (2 * ordered[:tenth].mean() - ordered[:fifth].mean()).clamp(0, 1)
+
+
 def shift_to_mean(probability: Tensor, mean: float, weights: Tensor) -> Tensor:
     """Probabilities moved by one constant in their logit, so that their weighted mean is as given.
 

@@ -15,10 +15,12 @@ from noisydml.functional.checks import (
     require_choice,
     require_count,
 )
+from noisydml.functional.judge import shift_to_mean
 from noisydml.memory.features import FeatureMemory
 from noisydml.memory.index import NeighborIndex
-from noisydml.memory.judge import judge_labels
+from noisydml.memory.judge import LabelJudgement, judge_labels
 from noisydml.memory.state import Counters, overwrite
+from noisydml.memory.united import trained_rate
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import Filter
 from noisydml.wrappers.checks import (
@@ -159,7 +161,7 @@ class JudgeFilter(Filter):
         place = entry.clamp_min(0)
         probability = self.probability.take(place)
         known = (entry >= 0) & (probability >= 0)
-        score = torch.where(known, probability, 1.0)
+        score = torch.where(known, probability, self._unjudged(batch, entry))
         return self.filtered(
             batch,
             batch,
@@ -262,6 +264,18 @@ class JudgeFilter(Filter):
         settings = f"dataset_size={len(self.memory)}, start={self.start!r}, k={self.k}"
         return ", ".join(filter(None, [settings, self.status()]))
 
+    def _unjudged(self, batch: Batch, entry: Tensor) -> Tensor:
+        """(B,) score of those who have not been judged: 0 for who waits for it, 1 for the others.
+
+        Samplers leave samples out of a pass. Where the untrained features told the labels, nobody
+        is trained on before a pass has judged it, neither after the first one.
+        """
+        trusted = torch.ones_like(batch.labels, dtype=torch.float64)
+        if batch.sample_ids is None:
+            return trusted
+        told = (self.first_probability >= 0).any()
+        return trusted.masked_fill(told & (entry < 0) & (batch.sample_ids >= 0), 0)
+
     def _entries(self, batch: Batch) -> Tensor:
         """(B,) where in the reference each sample is; -1 for one that is not there."""
         if batch.sample_ids is not None:
@@ -300,12 +314,16 @@ class JudgeFilter(Filter):
             return False
         return bool((self.memory.labels.take(rows.sample_ids) >= 0).all())
 
-    def _judged(self, memory: FeatureMemory, folds: int | None) -> Any:
+    def _judged(self, memory: FeatureMemory, folds: int | None) -> LabelJudgement:
         device_type = memory.features.device.type
         with torch.autocast(device_type, enabled=False):
             return judge_labels(
                 memory.features.float(), memory.labels, k=self.k, index=self.index, folds=folds
             )
+
+    def _trained_rate(self, found: LabelJudgement, memory: FeatureMemory) -> float:
+        with torch.autocast(memory.features.device.type, enabled=False):
+            return trained_rate(found, memory.features, memory.labels, k=self.k, index=self.index)
 
     def _judge_reference(self, first: bool, features: FeatureMemory | None = None) -> None:
         labels = (features or self.reference).labels
@@ -313,7 +331,12 @@ class JudgeFilter(Filter):
             features or self.reference, folds=None if first or len(labels) < _FEW else 1
         )
         judged = (labels >= 0) & found.known & found.probability.isfinite()
-        probability = torch.where(judged, found.probability, _UNKNOWN)
+        rate, probability = found.noise_rate, found.probability
+        if not first and bool((self.first_probability < 0).all()):  # trained on from the start
+            rate = self._trained_rate(found, features or self.reference)
+            if rate > found.noise_rate:
+                probability = shift_to_mean(found.score, 1 - rate, judged)
+        probability = torch.where(judged, probability, _UNKNOWN)
         if first:
             overwrite(self.first_probability, probability)
         else:
@@ -329,5 +352,5 @@ class JudgeFilter(Filter):
         overwrite(self.suggested, torch.where(judged, found.suggested_labels, self.suggested))
         overwrite(self.support, torch.where(judged, found.support, self.support))
         overwrite(self.judged_labels, torch.where(labels >= 0, labels, self.judged_labels))
-        self.noise_rate.fill_(found.noise_rate if math.isfinite(found.noise_rate) else _UNKNOWN)
+        self.noise_rate.fill_(rate if math.isfinite(rate) else _UNKNOWN)
         self.counters.set(seen=0, phase=_JUDGING)

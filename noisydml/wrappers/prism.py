@@ -27,7 +27,9 @@ from noisydml.functional.prism import (
     softmax_probability,
 )
 from noisydml.memory.features import FeatureMemory
-from noisydml.memory.state import overwrite
+from noisydml.memory.judge import judge_labels
+from noisydml.memory.state import Counters, overwrite
+from noisydml.memory.united import trained_rate
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import Filter, call_loss, loss_against_memory
 from noisydml.wrappers.checks import ValueCheck, in_range, require_width
@@ -38,6 +40,7 @@ Score = Literal["centers", "pairs", "batch_positive", "memory_positive"]
 # An estimate of this or more says that the features tell too little yet, not that most labels are
 # wrong: to drop the lowest would be to drop nearly at random, too many for anything to be learned.
 _NOTHING_LEARNED = 0.7
+_FEW = 1000  # samples, before which the judge is not asked again
 
 
 class PRISMFilter(Filter):
@@ -57,9 +60,11 @@ class PRISMFilter(Filter):
         num_classes: number of classes, C; labels lie in ``[0, C)``.
         embedding_size: width of the embeddings, D.
         memory_size: entries of the memory, M. The paper has the size of the training set.
-        noise_rate: R in ``[0, 1)``, the share of wrong labels; None to have it estimated, over
-            the last ``window`` batches, from how low the given classes rank
-            (:func:`~noisydml.functional.low_rank_counts`; not in the paper). While the estimate is
+        noise_rate: R in ``[0, 1)``, the share of wrong labels; None to have it estimated (not in
+            the paper): over the last ``window`` batches from how low the given classes rank
+            (:func:`~noisydml.functional.low_rank_counts`), and once in ``memory_size`` samples,
+            1,000 at least, by :func:`noisydml.memory.judge.judge_labels`, which sees wrong labels
+            on similar classes, too, as these do not rank low. The larger one counts; while it is
             0.7 or more nothing is dropped.
         window: number of batches, 1 or more, whose quantiles are averaged. 1 is the paper's top-R
             method (TRM); its experiments with CARS-98N have 30.
@@ -79,6 +84,7 @@ class PRISMFilter(Filter):
 
     Attributes:
         memory: the :class:`~noisydml.memory.FeatureMemory`.
+        recent: another, of the latest samples whether kept or not. Only without ``noise_rate``.
 
     Forward:
         As every wrapper; ``sample_ids`` are stored in the memory if given. ``decision.score`` is
@@ -119,6 +125,7 @@ class PRISMFilter(Filter):
     quantiles: Tensor
     num_quantiles: Tensor
     low_ranks: Tensor
+    structured: Tensor
 
     def __init__(
         self,
@@ -160,6 +167,10 @@ class PRISMFilter(Filter):
         self.register_buffer("num_quantiles", torch.zeros((), dtype=torch.int64))
         # Of the last batches: how many labels ranked low, and how many wrong ones would.
         self.register_buffer("low_ranks", torch.zeros(window, 2, dtype=torch.float64))
+        # The judge's rate if wrong labels fall on particular classes, otherwise 0.
+        self.register_buffer("structured", torch.zeros((), dtype=torch.float64))
+        self.recent = FeatureMemory(memory_size, embedding_size) if noise_rate is None else None
+        self.counters = Counters(seen=0)
 
     def judge(self, batch: Batch) -> Judgement:
         everyone = gather_batch(batch.judged())  # the rows of all ranks
@@ -200,6 +211,22 @@ class PRISMFilter(Filter):
         overwrite(self.num_quantiles, num_quantiles)
         overwrite(self.low_ranks, low_ranks)
         self.step.add_(1)
+        if self.recent is None:
+            return
+        rows = everyone.without_synthetic()
+        self.recent.enqueue(rows.embeddings, rows.labels)
+        seen, whole = self.counters["seen"] + len(rows), max(len(self.recent), _FEW)
+        if seen >= whole:
+            self._end_pass(self.recent)
+        self.counters.set(seen=seen % whole)
+
+    def _end_pass(self, recent: FeatureMemory) -> None:
+        """Ask the judge about noise among similar classes, which the ranks do not show."""
+        with torch.autocast(recent.features.device.type, enabled=False):
+            found = judge_labels(recent.features.float(), recent.labels, folds=1)
+            rate = trained_rate(found, recent.features, recent.labels)
+        says = found.structured and not math.isnan(rate)
+        self.structured.fill_(rate if says else 0.0)
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
         require_width(batch, self.memory.embedding_size, "embedding_size")
@@ -243,6 +270,7 @@ class PRISMFilter(Filter):
             rate = torch.full_like(self.quantiles.select(0, 0), self.noise_rate)
             return rate, rate, self.low_ranks
         rate, low_ranks = smooth_noise_rate(similarity, own, real, self.low_ranks)
+        rate = torch.maximum(rate, self.structured)
         return rate, rate.masked_fill(rate >= _NOTHING_LEARNED, 0), low_ranks
 
     def _filling(self) -> Tensor:

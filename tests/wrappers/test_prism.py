@@ -14,7 +14,14 @@ import torch
 from pytorch_metric_learning import distances, losses, regularizers
 from torch import Tensor
 
-from noisydml import GatheredLoss, KNNDenoiser, LossWrapper, MemoryRelabeler, PRISMFilter
+from noisydml import (
+    GatheredLoss,
+    KNNDenoiser,
+    LossWrapper,
+    MemoryRelabeler,
+    PRISMFilter,
+    noise,
+)
 from noisydml.pml.kinds import refuse_without_reference
 
 CLASSES, WIDTH = 6, 4
@@ -302,6 +309,26 @@ def test_the_noise_rate_is_estimated(rate: float) -> None:
     if rate:
         assert torch.cat(kept[-window:]).double().mean() < 0.15 * rate
         assert torch.cat(dropped[-window:]).double().mean() > 0.8
+
+
+@pytest.mark.parametrize("kind", [noise.uniform, noise.pair_flip])
+def test_the_judge_sees_wrong_labels_that_do_not_rank_low(kind: Any) -> None:
+    classes, width, size = 20, 32, 1200
+    generator = torch.Generator().manual_seed(0)
+    centers, true = torch.randn(classes, width, generator=generator), torch.arange(size) % classes
+    labels = torch.from_numpy(kind(true, 0.3, seed=0).labels)
+    embeddings = centers[true] + 0.5 * torch.randn(size, width, generator=generator)
+    loss_fn = PRISMFilter(per_sample, classes, width, memory_size=size)
+    rates = []
+    for _ in range(2):
+        for rows in torch.randperm(size, generator=generator).split(60):
+            loss_fn(embeddings[rows], labels[rows])
+            rates.append(float(loss_fn.decision.noise_rate))
+    similar = kind is noise.pair_flip
+    assert (rates[18] < 0.1) == similar  # by the ranks alone
+    assert rates[-1] == pytest.approx(0.3, abs=0.05)
+    assert float(loss_fn.structured) == pytest.approx(0.3 if similar else 0, abs=0.03)
+    assert make(noise_rate=0.3).recent is None
 
 
 def test_nothing_is_dropped_while_the_features_tell_nothing() -> None:

@@ -172,3 +172,26 @@ def test_robust_finds_the_wrong_labels_in_an_unchanged_loop() -> None:
             kept[ids] = loss_fn.decision.keep
     assert (kept == (labels == truth)).double().mean() >= 0.93
     assert abs(loss_fn.decision.noise_rate - 0.25) < 0.1
+
+
+@pytest.mark.parametrize("judged_start", [True, False])
+def test_who_was_in_no_pass_waits_where_the_untrained_features_told_the_labels(
+    judged_start: bool,
+) -> None:
+    size = 300
+    embeddings, labels, truth = data(size)
+    start = "judge" if judged_start else "train"
+    loss_fn = noisydml.robust(losses.MultiSimilarityLoss(), dataset_size=size, start=start)
+    for ids in torch.arange(200).split(20):
+        loss_fn(embeddings[ids], labels[ids], sample_ids=ids)
+    loss_fn.end_epoch()
+    ids = torch.arange(190, 210)
+    loss_fn(embeddings[ids], labels[ids], sample_ids=ids)
+    decision = loss_fn.decision
+    assert decision.judged.tolist() == [True] * 10 + [False] * 10
+    right = labels[ids[:10]] == truth[ids[:10]]
+    assert decision.keep[:10].tolist() == right.tolist()
+    assert decision.keep[10:].tolist() == [not judged_start] * 10
+    loss_fn.end_epoch()  # now they are judged
+    loss_fn(embeddings[ids], labels[ids], sample_ids=ids)
+    assert loss_fn.decision.judged.all()
