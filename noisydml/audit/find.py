@@ -70,8 +70,8 @@ def find_label_issues(
         ValueError: for a NaN or infinity, a wrong shape, a bad setting, a negative label, or one
             class beside -1, which may be a class then.
 
-    ``neighbors`` of the issues are those that the judge saw, in whitened space. What it takes in
-    time and memory is on :doc:`the judge's page <judge>`.
+    ``neighbors`` of the issues are the first eight of the k that the judge has seen, in whitened
+    space. Beside the embeddings it takes about 2.5 kB a sample where they are 128 wide.
 
     Example:
         >>> import torch
