@@ -12,7 +12,6 @@ How well wrong labels are found on other data is measured by judge_quality.py.
 from __future__ import annotations
 
 import argparse
-import math
 import resource
 import subprocess
 import sys
@@ -23,7 +22,7 @@ import torch
 from sklearn.metrics import f1_score
 
 import noisydml
-from noisydml.memory.index import FaissIndex
+from noisydml.memory.neighbors import inverted_file
 
 SIZES = ((59_551, 11_318), (300_000, 10_000), (1_000_000, 100_000))
 WIDTH = 128
@@ -46,8 +45,7 @@ def measure(size: int, classes: int, exact: int) -> None:
     wrong = random.random(size) < 0.2
     labels = np.where(wrong, random.integers(0, classes, size), truth.numpy())
     wrong = labels != truth.numpy()
-    cells = 2 ** round(math.log2(4 * math.sqrt(size)))
-    index = None if exact else FaissIndex(f"IVF{cells},Flat", nprobe=16)
+    index = None if exact else inverted_file(size)
     before, start, cpu = peak(), time.perf_counter(), time.process_time()
     found = noisydml.find_label_issues(embeddings, labels, index=index)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu

@@ -27,8 +27,13 @@ def default_index(
         return TorchIndex(metric)
     if queries * entries <= _EXACT:
         return FaissIndex("Flat", metric)
-    cells = 2 ** round(math.log2(4 * math.sqrt(entries)))
-    return FaissIndex(f"IVF{cells},Flat", metric, nprobe=_PROBED)
+    return inverted_file(entries, metric)
+
+
+def inverted_file(entries: int, metric: Metric = "cosine") -> FaissIndex:
+    """FAISS's, with a number of cells that suits the number of features."""
+    cells = min(4 * math.sqrt(entries), entries / 64)
+    return FaissIndex(f"IVF{2 ** max(round(math.log2(cells)), 0)},Flat", metric, nprobe=_PROBED)
 
 
 class Neighborhood:

@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, recall_score
 from torch import Tensor
 
 from noisydml import noise
-from noisydml.memory import judge, latent
+from noisydml.memory import judge, latent, neighbors
 from noisydml.memory.judge import LabelJudgement, judge_labels
 
 
@@ -122,6 +122,18 @@ def test_many_classes_are_compared_with_the_nearest(
     everyone = judge_labels(features, given)
     assert abs(found.noise_rate - everyone.noise_rate) < 0.01
     assert ((found.probability < 0.5) != (everyone.probability < 0.5)).double().mean() < 0.005
+
+
+def test_an_inverted_file_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, true = gaussians(300, 8, 0.5)
+    given = torch.from_numpy(noise.uniform(true, 0.2, seed=0).labels)
+    exact = judge_labels(features, given)
+    monkeypatch.setattr(neighbors, "_EXACT", 0)  # for the neighbours and for the nearest centers
+    monkeypatch.setattr(neighbors, "_PROBED", 1)  # of 32 and 4 cells, some with too few centers
+    found = judge_labels(features, given)
+    assert not torch.equal(found.neighbors, exact.neighbors)
+    assert abs(found.noise_rate - exact.noise_rate) < 0.02
+    assert ((found.probability < 0.5) != (exact.probability < 0.5)).double().mean() < 0.01
 
 
 def test_labels_are_names_and_unlabelled_samples_have_no_part() -> None:
