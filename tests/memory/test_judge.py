@@ -13,6 +13,7 @@ from torch import Tensor
 
 from noisydml import noise
 from noisydml.memory import judge, latent, neighbors
+from noisydml.memory.index import FaissIndex
 from noisydml.memory.judge import LabelJudgement, judge_labels
 
 
@@ -124,12 +125,13 @@ def test_many_classes_are_compared_with_the_nearest(
     assert ((found.probability < 0.5) != (everyone.probability < 0.5)).double().mean() < 0.005
 
 
-def test_an_inverted_file_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cells", [4, 32])  # with enough centers in one of them, and with too few
+def test_an_inverted_file_says_the_same(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
     features, true = gaussians(300, 8, 0.5)
     given = torch.from_numpy(noise.uniform(true, 0.2, seed=0).labels)
     exact = judge_labels(features, given)
     monkeypatch.setattr(neighbors, "_EXACT", 0)  # for the neighbours and for the nearest centers
-    monkeypatch.setattr(neighbors, "_PROBED", 1)  # of 32 and 4 cells, some with too few centers
+    monkeypatch.setattr(neighbors, "inverted_file", lambda *_: FaissIndex(f"IVF{cells},Flat"))
     found = judge_labels(features, given)
     assert not torch.equal(found.neighbors, exact.neighbors)
     assert abs(found.noise_rate - exact.noise_rate) < 0.02
@@ -170,12 +172,13 @@ def test_progress_is_told_to_the_end(
     kind: object, rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[int, int]] = []
-    features, true = gaussians(6, 40, 1.0)
+    features, true = gaussians(6, 40, 0.3)
     given = torch.from_numpy(kind(true, rate, seed=0).labels)  # type: ignore[operator]
-    monkeypatch.setattr(judge, "_CLOSE", math.inf)  # the transition may change at the end
+    monkeypatch.setattr(judge, "_CLOSE", math.inf)  # the transition changes at the end, if any
     judge_labels(features, given, progress=lambda done, of: told.append((done, of)))
     assert [done for done, _ in told] == list(range(1, len(told) + 1))
     assert told[-1][0] == told[-1][1]
+    assert (told[-1][1] > told[0][1]) == (rate > 0)
 
 
 def test_one_fold_says_about_the_same() -> None:
