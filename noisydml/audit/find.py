@@ -10,15 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from noisydml.audit.issues import LabelIssues
-from noisydml.audit.labels import read_embeddings, read_labels
+from noisydml.audit.labels import read_labels
+from noisydml.audit.rows import EmbeddingRows
 from noisydml.functional.checks import require_count
 from noisydml.memory.index import Metric, NeighborIndex, require_metric
 from noisydml.memory.judge import judge_labels
-
-_SHOWN = 8  # neighbours of an issue that are kept, to be looked at
 
 
 def find_label_issues(
@@ -43,7 +41,9 @@ def find_label_issues(
 
     Args:
         embeddings: (N, D) finite floating point: a tensor, an array, a sequence of rows, or a
-            data frame, whose columns may hold any numbers.
+            data frame, whose columns may hold any numbers. A memory-mapped array
+            (``numpy.load(mmap_mode="r")``) and a list of parts, (n, D) arrays or tensors of any
+            float, are read in blocks, of which at most 256 numbers a sample stay in memory.
         labels: (N,) or (N, 1) given labels: integers, or names of any kind (strings, categories,
             bools, ...), as a tensor, array, sequence, or column of pandas, polars or pyarrow.
             None, NaN, NA and NaT stand for no label: such a sample gets a suggestion, does not
@@ -54,7 +54,8 @@ def find_label_issues(
         threshold: labels that are less likely right than this are issues; in ``[0, 1]``.
         metric: ``"cosine"`` if the length of an embedding means nothing, or ``"euclidean"``.
         index: what finds the neighbours: ``"torch"``, a FAISS factory string such as
-            ``"IVF256,Flat"``, or a :class:`~noisydml.memory.index.NeighborIndex`; exact by default.
+            ``"IVF256,Flat"``, or a :class:`~noisydml.memory.index.NeighborIndex`. By default exact,
+            and on the CPU from 131,073 samples on an inverted file.
         sample_weight: (N,) how far each label is to be trusted from the start, not negative; None
             for 1.
         progress: whether to show a progress bar; needs tqdm.
@@ -69,8 +70,8 @@ def find_label_issues(
         ValueError: for a NaN or infinity, a wrong shape, a bad setting, a negative label, or one
             class beside -1, which may be a class then.
 
-    It takes about 1 kB a sample and 30 k bytes beside the embeddings and the index; with more than
-    128 classes a sample is compared with the 64 that are nearest to it.
+    ``neighbors`` of the issues are the first eight of the k that the judge has seen, in whitened
+    space. Beside the embeddings it takes about 2.5 kB a sample where they are 128 wide.
 
     Example:
         >>> import torch
@@ -85,38 +86,39 @@ def find_label_issues(
         >>> find_label_issues(embeddings, labels).rows()[0]["sample_id"]
         3
     """
-    embeddings = read_embeddings(embeddings)
-    labels, classes = read_labels(labels, len(embeddings), unlabeled)
-    labels = labels.to(embeddings.device)
+    require_metric(metric)
+    rows = EmbeddingRows(embeddings, metric)
+    labels, classes = read_labels(labels, rows.shape[0], unlabeled)
+    labels = labels.to(rows.device)
     require_count("k", k)
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")
-    require_metric(metric)
     if isinstance(index, NeighborIndex) and index.metric != "cosine":
         raise ValueError(f"index must have the metric 'cosine', got {index.metric!r}")
-    weights = None if sample_weight is None else _read_weights(sample_weight, len(labels))
-    features = normalize(embeddings.float()) if metric == "cosine" else embeddings
+    weights = None
+    if sample_weight is not None:
+        weights = _read_weights(sample_weight, len(labels)).to(rows.device)
     with _bar(progress) as advance:
-        found = judge_labels(features, labels, trust=weights, k=k, index=index, progress=advance)
+        found = judge_labels(rows, labels, trust=weights, k=k, index=index, progress=advance)
     given = labels >= 0
     score = torch.where(given, found.score, math.nan)
     probability = torch.where(given, found.probability, math.nan)
     order = score.nan_to_num(2).argsort(stable=True)
     issues = order[: int((probability < threshold).sum())]
-    result = LabelIssues(
+    return LabelIssues(
         issues=issues.cpu(),
         score=score.cpu(),
         given_labels=labels.cpu(),
         suggested_labels=found.suggested_labels.cpu(),
         support=found.support.cpu(),
         noise_rate=found.noise_rate,
+        neighbors=found.neighbors[issues].cpu(),
         probability=probability.cpu(),
         noise_rate_bounds=found.noise_rate_bounds,
         found_by=found.found_by,
         contradictions=_contradictions(found.copies, labels),
         classes=classes,
     )
-    return result.with_neighbors(embeddings, _SHOWN, metric=metric)
 
 
 def _contradictions(copies: Tensor, labels: Tensor) -> tuple[Tensor, ...]:

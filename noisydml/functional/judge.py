@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,15 +18,36 @@ _SPARE = 32  # directions more than asked for, as is usual (Halko et al., 2011)
 _TINY = 1e-12
 _CHANCE = 1e-3  # copies that a sample would have by chance
 _PAIRS = 4096  # of rows compared at once
+_NUMBERS = 2**22  # in the rows of a block
 
 
-def principal_components(features: Tensor, number: int) -> Tensor:
+class Rows(Protocol):
+    """Features of which some rows at a time are asked for: a tensor, or what reads them."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __getitem__(self, rows: slice) -> Tensor: ...
+
+
+def row_blocks(shape: Sequence[int]) -> Iterator[slice]:
+    """The rows by as many as have four million numbers together."""
+    step = max(1, _NUMBERS // max(shape[1], 1))
+    return (slice(start, start + step) for start in range(0, shape[0], step))
+
+
+def principal_components(features: Rows, number: int) -> Tensor:
     """The features, centred and turned so that ``number`` columns hold most of their variance.
 
     A randomised subspace iteration (Halko et al., 2011) with fixed random numbers: O(N D number).
+    It reads the features by blocks, six times over, or twice where they are no wider.
 
     Args:
-        features: (N, D) floating point.
+        features: (N, D) floating point: a tensor, or anything with its ``shape``, ``device`` and
+            slices of rows.
         number: of columns, at least 1; features that are no wider are only centred.
 
     Returns:
@@ -37,24 +60,46 @@ def principal_components(features: Tensor, number: int) -> Tensor:
         tensor([[1.],
                 [1.]])
     """
-    require_floating("features", features, ndim=2)
+    if isinstance(features, Tensor):
+        require_floating("features", features, ndim=2)
     require_count("number", number)
-    features = features.float()
-    features = features - features.mean(dim=0)
-    width = features.shape[1]
-    if width <= number or len(features) == 0:
-        return features
+    size, width = features.shape
+    total = torch.zeros(width, dtype=torch.float64, device=features.device)
+    for rows in row_blocks(features.shape):
+        total += features[rows].float().sum(dim=0)
+    mean = (total / max(size, 1)).float()
+
+    def centred() -> Iterator[tuple[slice, Tensor]]:
+        return ((rows, features[rows].float() - mean) for rows in row_blocks(features.shape))
+
+    basis = None if width <= number or size == 0 else _leading(centred, width, number).to(mean)
+    components = mean.new_empty(size, min(width, number))
+    for rows, block in centred():
+        components[rows] = block if basis is None else block @ basis
+    return components
+
+
+def _leading(
+    blocks: Callable[[], Iterator[tuple[slice, Tensor]]], width: int, number: int
+) -> Tensor:
+    """(D, number) the directions in which centred rows vary most."""
     generator = torch.Generator().manual_seed(0)
     basis = torch.randn(
         width, min(number + _SPARE, width), generator=generator, dtype=torch.float32
     )
-    basis = basis.to(features.device)
     for _ in range(_POWERS):
-        basis = torch.linalg.qr(features.T @ (features @ basis)).Q
-    reduced = features @ basis
-    _, turn = torch.linalg.eigh((reduced.T @ reduced).double())
-    components: Tensor = reduced @ turn[:, -number:].to(reduced)
-    return components
+        product = torch.zeros((), dtype=torch.float64)
+        for _, block in blocks():
+            basis = basis.to(block)
+            product = product.to(block.device) + block.T @ (block @ basis)
+        basis = torch.linalg.qr(product.float()).Q
+    gram = torch.zeros((), dtype=torch.float64, device=basis.device)
+    for _, block in blocks():
+        reduced = block @ basis
+        gram = gram + reduced.T @ reduced
+    _, turn = torch.linalg.eigh(gram)
+    leading: Tensor = basis @ turn[:, -number:].to(basis)
+    return leading
 
 
 def within_class_whitening(
@@ -89,13 +134,18 @@ def within_class_whitening(
     require_floating("features", features, ndim=2)
     require_integer("labels", labels, len(features), "feature")
     require_floating("weights", weights, ndim=1)
-    features, weights = features.float(), weights.float().unsqueeze(1)
-    sums = features.new_zeros(num_classes, features.shape[1])
-    sums.index_add_(0, labels, features * weights)
-    counts = features.new_zeros(num_classes, 1).index_add_(0, labels, weights)
+    weights = weights.float().unsqueeze(1)
+    sums = weights.new_zeros(num_classes, features.shape[1])
+    for rows in row_blocks(features.shape):
+        sums.index_add_(0, labels[rows], features[rows].float() * weights[rows])
+    counts = weights.new_zeros(num_classes, 1).index_add_(0, labels, weights)
     means = sums / counts.clamp_min(_TINY)
-    spread = (features - means.index_select(0, labels)) * weights.sqrt()
-    covariance = (spread.T @ spread).double() / weights.sum().clamp_min(_TINY)
+    covariance = sums.new_zeros(2 * features.shape[1:], dtype=torch.float64)
+    for rows in row_blocks(features.shape):
+        spread = features[rows].float() - means.index_select(0, labels[rows])
+        spread *= weights[rows].sqrt()
+        covariance += spread.T @ spread
+    covariance /= weights.sum().clamp_min(_TINY)
     mean = covariance.diagonal().mean()
     identity = torch.eye(len(covariance), dtype=torch.float64, device=features.device)
     covariance = torch.where(mean > 0, covariance.lerp(mean * identity, shrinkage), identity)
@@ -110,6 +160,7 @@ def leave_one_out_similarity(
     own_classes: Tensor,
     own_weights: Tensor,
     classes: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Cosine similarity with the class centers; that of one's own class without oneself.
 
@@ -124,6 +175,7 @@ def leave_one_out_similarity(
         own_weights: (N,) :math:`w_i`, with which each sample is in the sum of its own class.
         classes: (N, K) integers, ascending in each row, the classes that each sample is compared
             with; None for all.
+        lengths: (C,) of the sums, where they are known already.
 
     Returns:
         (N, K) similarities, in which that to the own class counts the sample itself in, and (N,)
@@ -137,12 +189,12 @@ def leave_one_out_similarity(
         >>> leave_one_out_similarity(features, sums, labels, torch.ones(2))[1]
         tensor([0., 0.])
     """
-    length = torch.linalg.vector_norm(sums, dim=1)
-    centers = sums / length.clamp_min(_TINY).unsqueeze(1)
+    lengths = torch.linalg.vector_norm(sums, dim=1) if lengths is None else lengths
+    lengths = lengths.clamp_min(_TINY)
     if classes is None:
-        similarity = features @ centers.T
+        similarity = features @ sums.T / lengths
     else:
-        similarity = _chosen_products(features, centers, classes)
+        similarity = _chosen_products(features, sums, classes) / lengths[classes]
     others = sums.index_select(0, own_classes) - features * own_weights.unsqueeze(1)
     # What is left of a class of one is rounding, which normalize would make a direction.
     nothing = torch.linalg.vector_norm(others, dim=1) <= 1e-5 * own_weights

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from noisydml.functional.judge import shift_to_mean
+from noisydml.functional.judge import Rows, principal_components, shift_to_mean
 from noisydml.memory.index import NeighborIndex
 from noisydml.memory.latent import (
+    ASKED,
     CENTER_ROUNDS,
     FOLDS,
     NEIGHBOR_ROUNDS,
@@ -24,7 +25,8 @@ from noisydml.memory.latent import (
 # docs/judge.md lists these, and those of latent.py.
 _WHERE = ("all classes alike", "particular classes")
 _FEWEST = 16  # labels held out, of which something follows
-_TESTED = 10_000  # labels held out are enough
+_WIDTH = 256  # columns that are kept of wide features
+_SHOWN = 8  # neighbours of each sample that are told
 _CROWD = 15  # labels a class, on average, from which on a core says something
 _CLOSE = 0.03  # of what a model predicts better than the classes' sizes do
 _AT_ODDS = 0.05  # the least by which the rate of the core must be above that of all
@@ -42,13 +44,12 @@ class LabelJudgement(NamedTuple):
     found_by: str
     copies: Tensor  # (N,) int64, the first of the near-identical rows that a row is one of
     known: Tensor  # (N,) bool, whether others have the label, without whom it cannot be judged
-    neighbors: Tensor  # (N, k) int64, the nearest with a label, the nearest first; -1 for none
-    structured: bool  # whether wrong labels fall on particular classes
+    neighbors: Tensor  # (N, min(k, 8)) int64, with a label, the nearest first; -1 for none
     certainty: float  # mean probability of the class that a sample most likely is of
 
 
 def judge_labels(
-    features: Tensor,
+    features: Rows,
     labels: Tensor,
     *,
     trust: Tensor | None = None,
@@ -68,14 +69,15 @@ def judge_labels(
     held out decide which predicts them best, and whether any does.
 
     Args:
-        features: (N, D) floating point, finite.
+        features: (N, D) floating point, finite: a tensor, or anything with its ``shape``,
+            ``device`` and slices of rows, which are read a block at a time.
         labels: (N,) integers, -1 where there is none.
         trust: (N,) in ``[0, 1]``, with which labels count from the start; None for 1.
         k: number of neighbours.
         folds: how many fifths of the labels are held out in turn, one to five; None for as many
             as bring 10,000 labels.
         index: what finds them; see :class:`~noisydml.memory.neighbors.Neighborhood`.
-        progress: called with the number of rounds done and of all.
+        progress: called with the number of rounds done and of all, which are as many at the end.
 
     Returns:
         :class:`LabelJudgement`, on the device of the features. The only sample of its class has
@@ -98,10 +100,22 @@ def judge_labels(
     if len(classes) < 2:
         return _nothing(labels, k)
     trust = torch.ones_like(labels, dtype=torch.float32) if trust is None else trust.float()
-    sample = Sample(features, codes, len(classes), trust, k, index)
+    order = codes.argsort(stable=True)
+    place = order.argsort()
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.randperm(len(codes), generator=generator).to(device) % FOLDS
+    sample = Sample(
+        principal_components(features, _WIDTH)[order],
+        codes[order],
+        len(classes),
+        trust[order],
+        parts[order],
+        k,
+        index,
+    )
     labelled = int((sample.weights > 0).sum())
     if folds is None:
-        folds = min(FOLDS, max(1, math.ceil(_TESTED * FOLDS / max(labelled, 1))))
+        folds = min(FOLDS, max(1, math.ceil(ASKED * FOLDS / max(labelled, 1))))
     rounds, done = (2 * folds + 1) * (CENTER_ROUNDS + NEIGHBOR_ROUNDS), 0
 
     def tick() -> None:
@@ -112,7 +126,7 @@ def judge_labels(
 
     models = [(structured, blended) for structured in (False, True) for blended in (False, True)]
     tested = torch.zeros(len(labels), dtype=torch.bool, device=device)
-    heldout = torch.zeros(len(models), len(labels), dtype=torch.float64, device=device)
+    heldout = torch.zeros(len(models), len(labels), device=device)
     wrong = torch.zeros_like(heldout)
     settings: list[list[list[Setting]]] = [[], []]
     for fold in range(folds):
@@ -123,14 +137,14 @@ def judge_labels(
             for blended in (False, True):
                 fit.run(blended, tick)
                 m = models.index((structured, blended))
-                heldout[m, test] = fit.likelihood[test].double()
-                wrong[m, test] = 1 - fit.trust[test].double()
+                heldout[m, test] = fit.likelihood[test]
+                wrong[m, test] = 1 - fit.trust[test]
             settings[structured].append(fit.settings)
         tested |= test & fit.known & (sample.weights > 0)
 
     rows = tested.nonzero().squeeze(1)
     n = max(len(rows), 1)
-    logs = heldout.index_select(1, rows).clamp_min(1e-12).log()
+    logs = heldout.index_select(1, rows).double().clamp_min(1e-12).log()
     best = int(logs.mean(dim=1).argmax()) if len(rows) > 0 else 0
     counts = torch.bincount(sample.codes.clamp_min(0), sample.weights.double())
     base = (counts / counts.sum()).clamp_min(1e-12).log()[sample.codes[rows]]
@@ -138,15 +152,17 @@ def judge_labels(
 
     def everyone(structured: bool, blended: bool) -> tuple[Fit, float, float, float]:
         """All labels judged by all, the rate that follows, and the rate of the core."""
+        nonlocal rounds
+        rounds = done + CENTER_ROUNDS + NEIGHBOR_ROUNDS * blended
         fit = Fit(sample, sample.weights, structured, settings=means(settings[structured]))
         for with_neighbors in (False, True)[: 1 + blended]:
             fit.run(with_neighbors, tick)
         counted = fit.known & (sample.codes >= 0)
-        wrong = ((1 - fit.trust) * counted).sum() / counted.sum().clamp_min(1)
+        mean = float(((1 - fit.trust) * counted).sum() / counted.sum().clamp_min(1))
         if labelled < _CROWD * len(classes):
             # A sample's few companions agree more often where its own label is not among theirs.
-            return fit, float(wrong), float(wrong), 2 / math.sqrt(max(labelled, 1))
-        return fit, float(wrong), *fit.core_rate()
+            return fit, mean, mean, 2 / math.sqrt(max(labelled, 1))
+        return fit, mean, *fit.core_rate()
 
     final, rate, core, width = everyone(structured, blended)
     gain = logs[best] - base
@@ -159,10 +175,10 @@ def judge_labels(
         structured = True
         blended = bool(logs[3].mean() > logs[2].mean())
         final, rate, core, width = everyone(structured, blended)
-    score = torch.where(final.known & (sample.codes >= 0), final.trust.double(), 1.0)
+    counted = final.known & (sample.codes >= 0)
+    score = torch.where(counted, final.trust.double(), 1.0)
 
     learned = len(rows) >= _FEWEST and bool(gain.mean() > 3 * gain.std() / math.sqrt(n))
-    suggested, support = final.suggestions()
     if not learned:
         rate, bounds, found_by = (
             math.nan,
@@ -171,7 +187,6 @@ def judge_labels(
         )
         probability = torch.full_like(score, math.nan)
     else:
-        counted = final.known & (sample.codes >= 0)
         if structured:
             rate = max(rate, core)
         else:  # classes of a few samples have cores that are wrong more often than the rest
@@ -189,19 +204,22 @@ def judge_labels(
         score = torch.where(counted, score, 1.0)
         probability = score
     labels_of = torch.cat([classes, classes.new_full((1,), -1)])  # -1 is the last
+    copies = order[sample.copies][place]  # one for each group, not yet the first
+    first = torch.full_like(copies, len(copies))
+    first.scatter_reduce_(0, copies, torch.arange(len(copies), device=device), "amin")
+    near = sample.near[:, :_SHOWN]
     return LabelJudgement(
-        score=score,
-        probability=probability,
-        suggested_labels=labels_of[suggested],
-        support=support,
+        score=score[place],
+        probability=probability[place],
+        suggested_labels=labels_of[final.suggested][place],
+        support=final.support.double()[place],
         noise_rate=rate,
         noise_rate_bounds=bounds,
         found_by=found_by,
-        copies=sample.copies,
-        known=final.known,
-        neighbors=sample.near,
-        structured=structured,
-        certainty=final.certainty(),
+        copies=first[copies],
+        known=final.known[place],
+        neighbors=torch.where(near < 0, -1, order[near.clamp_min(0)])[place],
+        certainty=float(final.most.mean()),
     )
 
 
@@ -219,6 +237,5 @@ def _nothing(labels: Tensor, k: int) -> LabelJudgement:
         copies=rows,
         known=torch.zeros_like(labels, dtype=torch.bool),
         neighbors=torch.full((len(labels), min(k, 1)), -1, device=labels.device),
-        structured=False,
         certainty=0.0,
     )

@@ -13,20 +13,19 @@ from torch.nn.functional import normalize, pad
 from noisydml.functional.judge import (
     leave_one_out_similarity,
     near_identical,
-    principal_components,
     within_class_whitening,
 )
 from noisydml.functional.neighbors import neighbor_weights
-from noisydml.memory.index import NeighborIndex
-from noisydml.memory.neighbors import Neighborhood
+from noisydml.memory.index import NeighborIndex, TorchIndex
+from noisydml.memory.neighbors import Neighborhood, default_index
 
-_WIDTH = 256  # columns that are kept of wide features
 _ALL, _SOME = 128, 64  # classes that a sample is compared with: all, or the nearest of more
-_BLOCK = 4096  # rows compared with all classes at once
+_BLOCK = 4096  # rows at once
 _SHARPNESS = 8.0  # of the neighbours' votes
 _FLOOR = 0.02  # of a vote, shared by all classes
 _LEAST_TRUST = 0.02  # with which a label counts in the covariance
 _PRIOR = 3.0  # labels of each class that are known beforehand to be wrong at random
+ASKED = 10_000  # labels held out are enough
 FOLDS = 5  # parts of the labels, to be held out in turn
 CENTER_ROUNDS, NEIGHBOR_ROUNDS = 5, 4  # rounds with centers alone, and with neighbours
 _WHITENED = (0, 1, 2, 4, 7)  # rounds that begin with another covariance
@@ -38,7 +37,7 @@ _CORE, _CERTAIN = 0.1, 0.99  # of the samples, those whose class is most certain
 
 
 class Sample:
-    """What stays the same however much the labels are trusted."""
+    """What stays the same however much the labels are trusted; rows of a class lie together."""
 
     def __init__(
         self,
@@ -46,14 +45,17 @@ class Sample:
         codes: Tensor,
         num_classes: int,
         trust: Tensor,
+        fold: Tensor,
         k: int,
         index: str | NeighborIndex | None,
     ) -> None:
-        self.codes, self.num_classes = codes, num_classes
-        self.features = principal_components(features, _WIDTH)
+        self.features, self.codes, self.num_classes = features, codes, num_classes
         self.classes = codes.clamp_min(0)
         weights = trust.masked_fill(codes < 0, 0)
-        directions = self.directions(weights)
+        directions = torch.empty_like(features)
+        matrix = self.whitening(weights)
+        for rows in self.blocks():
+            directions[rows] = self.directions(matrix, rows)
         distance, self.near = self._neighbors(directions, k, index)
         self.copies = near_identical(directions, distance, self.near)
         sizes = torch.bincount(self.copies, minlength=len(codes))
@@ -63,83 +65,110 @@ class Sample:
         _, same = torch.unique(voter, return_inverse=True)
         voters = self.weights.new_zeros(int(same.max()) + 1).index_add_(0, same, self.weights)
         self.own_weights = voters[same]
-        own_copy = self.copies[self.near.clamp_min(0)] == self.copies.unsqueeze(1)
-        distance = distance.masked_fill((self.near < 0) | own_copy, math.inf)
-        self.votes = neighbor_weights(distance, _SHARPNESS)
-        generator = torch.Generator().manual_seed(0)
-        fold = torch.randperm(len(codes), generator=generator).to(codes.device) % FOLDS
         self.fold = fold[self.copies]
+        for rows in self.blocks():
+            near = self.near[rows].long()
+            own_copy = self.copies[near.clamp_min(0)] == self.copies[rows].unsqueeze(1)
+            seen = distance[rows].masked_fill_((near < 0) | own_copy, math.inf)
+            distance[rows] = neighbor_weights(seen, _SHARPNESS)
+        self.votes = distance
         self._candidates(directions)
 
-    def directions(self, weights: Tensor) -> Tensor:
-        """(N, D) unit vectors in the space that is whitened with these weights."""
-        matrix = within_class_whitening(self.features, self.classes, weights, self.num_classes)
-        return normalize(self.features @ matrix)
+    def blocks(self) -> list[slice]:
+        size = len(self.codes)
+        return [slice(start, start + _BLOCK) for start in range(0, size, _BLOCK)]
 
-    def sums(self, directions: Tensor, weights: Tensor) -> Tensor:
-        """(C, D) sum of each class."""
-        sums = directions.new_zeros(self.num_classes, directions.shape[1])
-        return sums.index_add_(0, self.classes, directions * weights.unsqueeze(1))
+    def whitening(self, weights: Tensor) -> Tensor:
+        """(D, D) the matrix that whitens the features with these weights."""
+        return within_class_whitening(self.features, self.classes, weights, self.num_classes)
+
+    def directions(self, matrix: Tensor, rows: Any) -> Tensor:
+        """Unit vectors of some of the rows in whitened space."""
+        return normalize(self.features[rows] @ matrix)
 
     def _neighbors(
         self, directions: Tensor, k: int, index: str | NeighborIndex | None
     ) -> tuple[Tensor, Tensor]:
+        labelled = (self.codes >= 0).nonzero().squeeze(1)
+        if index is None:
+            index = default_index(len(self.codes), len(labelled), self.codes.device)
         metric = index.metric if isinstance(index, NeighborIndex) else "cosine"
         hood = Neighborhood(index, metric)
         hood.build(directions, self.codes)
-        labelled = (self.codes >= 0).nonzero().squeeze(1)
-        rows = torch.arange(len(self.codes), device=self.codes.device)
-        found = [
-            hood.neighbors(directions[block], self.codes[block], k, block)
-            for block in torch.split(rows, _BLOCK)
-        ]
-        distance = torch.cat([part[0] for part in found])
-        position = torch.cat([part[1] for part in found])
-        near = labelled[position.clamp_min(0)]
-        return distance, torch.where(position < 0, -1, near)
+        width = min(k, len(labelled))
+        distance = directions.new_empty(len(self.codes), width)
+        near = torch.empty_like(distance, dtype=torch.int32)
+        entries = torch.arange(len(self.codes), device=self.codes.device)
+        for rows in self.blocks():
+            distance[rows], position, _ = hood.neighbors(
+                directions[rows], self.codes[rows], k, entries[rows]
+            )
+            near[rows] = torch.where(position < 0, -1, labelled[position.clamp_min(0)]).int()
+        return distance, near
 
     def _candidates(self, directions: Tensor) -> None:
         """The classes each sample is compared with, and what the rest of them are to it."""
         size, number = len(self.codes), self.num_classes
-        rows = torch.arange(size, device=self.codes.device)
+        self.rest: Tensor | None = None  # (N, 2) mean and variance of the other similarities
         if number <= _ALL:
-            self.columns = torch.arange(number, device=rows.device).expand(size, number)
+            self.columns = torch.arange(number, device=self.codes.device).expand(size, number)
             self.own = self.classes
-            self.rest = None
         else:
-            sums = self.sums(directions, self.weights)
-            columns, means, variances = [], [], []
-            for block in torch.split(rows, max(1, _BLOCK * 1024 // number)):
-                similarity, own = leave_one_out_similarity(
-                    directions[block], sums, self.classes[block], self.own_weights[block]
-                )
-                similarity.scatter_(1, self.classes[block].unsqueeze(1), own.unsqueeze(1))
-                value, column = similarity.topk(_SOME, dim=1)
-                held = (column == self.classes[block].unsqueeze(1)).any(dim=1)
-                column[:, -1] = torch.where(held, column[:, -1], self.classes[block])
-                left = number - _SOME
-                mean = (similarity.sum(dim=1) - value.sum(dim=1)) / left
-                square = (similarity.square().sum(dim=1) - value.square().sum(dim=1)) / left
-                columns.append(column.sort(dim=1).values)
-                means.append(mean)
-                variances.append((square - mean.square()).clamp_min(0))
-            self.columns = torch.cat(columns)
-            self.own = (self.columns == self.classes.unsqueeze(1)).int().argmax(dim=1)
-            self.rest = (torch.cat(means), torch.cat(variances))
-        # Where the transition from a candidate to the label stands among all that occur.
-        keys = self.columns * number + self.classes.unsqueeze(1)
-        _, self.pair = torch.unique(keys, return_inverse=True)
-        self.pairs = int(self.pair.max()) + 1
+            self._nearest_classes(directions)
+        # Where the transition from a candidate to the label stands among all that occur: rows of
+        # a class lie together, so that no pair is in two groups.
+        self.pair = self.near.new_empty(self.columns.shape)
+        self.pairs = 0
+        ends = torch.bincount(self.classes).cumsum(0)
+        targets = torch.arange(_BLOCK, size + _BLOCK, _BLOCK, device=ends.device).clamp_max(size)
+        cuts = torch.unique(ends[torch.searchsorted(ends, targets)]).tolist()
+        for rows in map(slice, [0, *cuts], cuts):
+            keys = self.columns[rows] + number * self.classes[rows].unsqueeze(1)
+            found, pair = torch.unique(keys, return_inverse=True)
+            self.pair[rows] = (pair + self.pairs).int()
+            self.pairs += len(found)
         # In which column each neighbour votes; one more for a class that is no candidate.
-        label = self.classes[self.near.clamp_min(0)]
-        if self.rest is None:
-            self.ballot = label
-        else:
-            parts = []
-            for block in torch.split(rows, 512):
-                same = label[block].unsqueeze(2) == self.columns[block].unsqueeze(1)
-                parts.append(pad(same, (0, 1), value=True).int().argmax(dim=2))
-            self.ballot = torch.cat(parts)
+        self.ballot = torch.empty_like(self.near, dtype=torch.uint8)
+        for rows in self.blocks():
+            label = self.classes[self.near[rows].clamp_min(0)]
+            if self.rest is not None:
+                columns = self.columns[rows].long()
+                place = torch.searchsorted(columns, label).clamp_max(_SOME - 1)
+                label = torch.where(columns.gather(1, place) == label, place, _SOME)
+            self.ballot[rows] = label.to(torch.uint8)
+
+    def _nearest_classes(self, directions: Tensor) -> None:
+        size, number = len(self.codes), self.num_classes
+        sums = directions.new_zeros(number, directions.shape[1])
+        for rows in self.blocks():
+            weighted = directions[rows] * self.weights[rows].unsqueeze(1)
+            sums.index_add_(0, self.classes[rows], weighted)
+        centers = normalize(sums)
+        index = default_index(size, number, directions.device)
+        index.build(centers)
+        exact = TorchIndex()
+        exact.build(centers)
+        # Sums over all classes, of which those of the candidates are taken away.
+        first, second = centers.sum(dim=0), centers.T @ centers
+        self.columns = self.near.new_empty(size, _SOME)
+        self.rest = directions.new_empty(size, 2)
+        for rows in self.blocks():
+            block, classes = directions[rows], self.classes[rows].unsqueeze(1)
+            column = index.search(block, _SOME).position
+            short = (column < 0).any(dim=1).nonzero().squeeze(1)
+            column[short] = exact.search(block[short], _SOME).position
+            held = (column == classes).any(dim=1, keepdim=True)
+            column[:, -1:] = torch.where(held, column[:, -1:], classes)
+            column = column.sort(dim=1).values
+            chosen, _ = leave_one_out_similarity(
+                block, centers, classes.squeeze(1), self.own_weights[rows], column
+            )
+            left = number - _SOME
+            mean = (block @ first - chosen.sum(dim=1)) / left
+            square = ((block @ second * block).sum(dim=1) - chosen.square().sum(dim=1)) / left
+            self.columns[rows] = column.int()
+            self.rest[rows] = torch.stack([mean, (square - mean.square()).clamp_min(0)], dim=1)
+        self.own = (self.columns == self.classes.unsqueeze(1)).int().argmax(dim=1)
 
 
 class Setting(NamedTuple):
@@ -182,12 +211,21 @@ class Fit:
         self.own_weights = sample.own_weights * share  # none of a sample held out
         taught = teaches.new_zeros(sample.num_classes).index_add_(0, sample.classes, teaches)
         self.known = (taught[sample.classes] - self.own_weights) > 1e-6
-        self.trust = torch.ones_like(teaches)
+        self.trust, self.likelihood = torch.ones_like(teaches), torch.ones_like(teaches)
         self.rate, self.round = 0.2, 0
-        # (N, K + 2) of each true class: the candidates, any other class, none of them
-        self.true: Tensor | None = None
-        if test is not None:
-            self.fitted = (test & self.known & (sample.weights > 0)).nonzero().squeeze(1)
+        # What all who teach say of pairs of a true class and a label, and of each true class, and
+        # what each of them has said: (N, K). None before the first round.
+        self.counts: tuple[Tensor, Tensor] | None = None
+        if structured:
+            self.true = teaches.new_empty(sample.columns.shape)
+        if settings is not None:
+            self.most, self.certain = torch.ones_like(teaches), torch.ones_like(teaches)
+            self.support, self.suggested = torch.ones_like(teaches), sample.classes.clone()
+            self.agrees = torch.ones_like(self.known)
+        asked = self.known & (sample.weights > 0) & (True if test is None else test)
+        rows = asked.nonzero().squeeze(1)
+        some = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+        self.asked = rows[some[:ASKED].sort().values.to(rows.device)]
 
     def run(self, blended: bool, tick: Callable[[], None]) -> None:
         """The rounds with centers alone, or those with neighbours that follow."""
@@ -197,51 +235,81 @@ class Fit:
             tick()
 
     def _round(self, blended: bool) -> None:
-        sample, trust = self.sample, self.trust
+        sample = self.sample
         if self.round in _WHITENED:
-            self.directions = sample.directions(self.teaches * trust.clamp_min(_LEAST_TRUST))
+            self.matrix = sample.whitening(self.teaches * self.trust.clamp_min(_LEAST_TRUST))
         self.round += 1
-        similarity = self._similarity()
-        votes = self._votes() if blended else pad(torch.zeros_like(similarity), (0, 1))
+        self.counted = self.teaches * self.trust
+        self.own_counted = self.own_weights * self.trust
+        self.sums = self.matrix.new_zeros(sample.num_classes, len(self.matrix))
+        for rows in sample.blocks():
+            counted = sample.directions(self.matrix, rows) * self.counted[rows].unsqueeze(1)
+            self.sums.index_add_(0, sample.classes[rows], counted)
+        self.lengths = torch.linalg.vector_norm(self.sums, dim=1)
         if self.given is None:
-            temperature, part, none, self.rate = self._sought(similarity, votes, blended)
+            evidence = self._evidence(self.asked, blended)
+            temperature, part, none, self.rate = self._sought(evidence, blended)
         else:
             temperature, part, none, _ = self.given[self.round - 1]
-        transition = self._transition()
-        self.probable = _softmax(
-            similarity, votes, temperature, part, none, sample.rest, sample.num_classes
-        )
-        joint = self.probable * transition
-        self.likelihood = joint.sum(dim=1)
-        self.true = joint / self.likelihood.clamp_min(1e-30).unsqueeze(1)
-        own = self.true.gather(1, sample.own.unsqueeze(1)).squeeze(1)
-        self.trust = torch.where(self.known & (sample.codes >= 0), own, 1.0)
+            evidence = self._evidence(self.asked[: None if none > 0 else 0], blended)
+        outside = evidence.nearest(temperature, part, none)
+        counts = None
+        if self.structured:
+            counts = (self.sums.new_zeros(sample.pairs), self.sums.new_zeros(sample.num_classes))
+        for rows in sample.blocks():
+            probable = self._evidence(rows, blended).softmax(temperature, part, outside)
+            true = probable * self._transition(rows)
+            self.likelihood[rows] = true.sum(dim=1)
+            true /= self.likelihood[rows].clamp_min(1e-30).unsqueeze(1)
+            own = true.gather(1, sample.own[rows].unsqueeze(1)).squeeze(1)
+            self.trust[rows] = torch.where(self.known[rows] & (sample.codes[rows] >= 0), own, 1.0)
+            if counts is not None:
+                self.true[rows] = true[:, :-2]
+                counted = (self.true[rows] * self.teaches[rows].unsqueeze(1)).reshape(-1)
+                counts[0].index_add_(0, sample.pair[rows].reshape(-1), counted)
+                counts[1].index_add_(0, sample.columns[rows].reshape(-1), counted)
+            if self.given is not None:
+                self._conclude(rows, probable, true)
+        self.counts = counts
         if self.given is None:
-            wrong = 1 - float(self.trust[self.fitted].mean()) if len(self.fitted) else 0.0
+            wrong = 1 - float(self.trust[self.asked].mean()) if len(self.asked) else 0.0
             self.rate = min(max(wrong, 1e-4), 0.98)
         else:
             self.rate = self.given[self.round - 1].rate
         self.setting = Setting(temperature, part, none, self.rate)
         self.settings.append(self.setting)
-        self.similarity = similarity
 
-    def _sought(
-        self, similarity: Tensor, votes: Tensor, blended: bool
-    ) -> tuple[float, float, float, float]:
+    def _evidence(self, rows: Any, blended: bool) -> _Evidence:
+        sample = self.sample
+        columns = None if sample.rest is None else sample.columns[rows].long()
+        similarity, own = leave_one_out_similarity(
+            sample.directions(self.matrix, rows),
+            self.sums,
+            sample.classes[rows],
+            self.own_counted[rows],
+            columns,
+            self.lengths,
+        )
+        similarity.scatter_(1, sample.own[rows].unsqueeze(1), own.unsqueeze(1))
+        votes = self._votes(rows) if blended else None
+        rest = None
+        if sample.rest is not None:  # no nearer than the candidates, but the one of the own label
+            least = similarity.kthvalue(2, dim=1, keepdim=True).values
+            rest = torch.cat([sample.rest[rows], least], dim=1)
+        return _Evidence(similarity, votes, rest, sample.num_classes)
+
+    def _sought(self, evidence: _Evidence, blended: bool) -> tuple[float, float, float, float]:
         """Temperature, part of the neighbours, share of none and rate that suit those held out."""
-        rows, sample = self.fitted, self.sample
+        rows, sample = self.asked, self.sample
         if len(rows) == 0:
             return _TEMPERATURES[-1], 0.0, 0.0, self.rate
-        similarity, votes = similarity[rows], votes[rows]
         own = sample.own[rows].unsqueeze(1)
-        rest = None if sample.rest is None else tuple(each[rows] for each in sample.rest)
-        transition = self._transition()[rows] if self.structured else None
-        rates = similarity.new_tensor([self.rate] if self.structured else _RATES)
+        transition = self._transition(rows) if self.structured else None
+        rates = self.teaches.new_tensor([self.rate] if self.structured else _RATES)
 
         def value(temperature: float, part: float, none: float) -> tuple[float, float]:
-            probable = _softmax(
-                similarity, votes, temperature, part, none, rest, sample.num_classes
-            )
+            outside = evidence.nearest(temperature, part, none)
+            probable = evidence.softmax(temperature, part, outside)
             if transition is not None:
                 likely = (probable * transition).sum(dim=1, keepdim=True)
             else:
@@ -266,108 +334,88 @@ class Fit:
         """Those between which a maximum that was at ``value`` may be now; all at first."""
         return [v for v in values if value == 0 or 0.6 < v / value < 1.7]
 
-    def _similarity(self) -> Tensor:
+    def _votes(self, rows: Any) -> Tensor:
+        """(B, K + 1) logarithm of each class's share of the votes; the last is the rest's mean."""
         sample = self.sample
-        sums = sample.sums(self.directions, self.teaches * self.trust)
-        own_weights = self.own_weights * self.trust
-        similarity, own = leave_one_out_similarity(
-            self.directions,
-            sums,
-            sample.classes,
-            own_weights,
-            None if sample.rest is None else sample.columns,
-        )
-        return similarity.scatter(1, sample.own.unsqueeze(1), own.unsqueeze(1))
-
-    def _votes(self) -> Tensor:
-        """(N, K + 1) logarithm of each class's share of the votes; the last is the rest's mean."""
-        sample = self.sample
-        weights = (self.teaches * self.trust)[sample.near.clamp_min(0)] * sample.votes
-        size, width = sample.columns.shape
-        ballots = weights.new_zeros(size, width + 1).scatter_add_(1, sample.ballot, weights)
-        floor = _FLOOR * sample.votes.sum(dim=1, keepdim=True) + 1e-9
+        votes, width = sample.votes[rows], sample.columns.shape[1]
+        weights = self.counted[sample.near[rows].clamp_min(0)] * votes
+        ballots = weights.new_zeros(len(votes), width + 1)
+        ballots.scatter_add_(1, sample.ballot[rows].long(), weights)
+        floor = _FLOOR * votes.sum(dim=1, keepdim=True) + 1e-9
         total = ballots.sum(dim=1, keepdim=True) + floor
         ballots[:, width] /= max(sample.num_classes - width, 1)
         return ((ballots + floor / sample.num_classes) / total).log()
 
-    def _transition(self) -> Tensor:
-        """(N, K + 2) how likely each true class is to be given the label of the sample."""
+    def _transition(self, rows: Any) -> Tensor:
+        """(B, K + 2) how likely each true class is to be given the label of the sample."""
         sample = self.sample
         away = self.rate / max(sample.num_classes - 1, 1)
-        size, width = sample.columns.shape
-        at_random = self.teaches.new_full((size, width + 2), away)
+        own, width = sample.own[rows].unsqueeze(1), sample.columns.shape[1]
+        at_random = self.teaches.new_full((len(own), width + 2), away)
         at_random[:, width + 1] = 1 / sample.num_classes
-        at_random.scatter_(1, sample.own.unsqueeze(1), 1 - self.rate)
-        if self.structured and self.true is not None:
-            true = self.true[:, :width]
-            counted = true * self.teaches.unsqueeze(1)
-            pairs = counted.new_zeros(sample.pairs).index_add_(
-                0, sample.pair.reshape(-1), counted.reshape(-1)
-            )
-            totals = counted.new_zeros(sample.num_classes).index_add_(
-                0, sample.columns.reshape(-1), counted.reshape(-1)
-            )
-            mine = true * self.own_weights.unsqueeze(1)
-            seen = (pairs[sample.pair] - mine).clamp_min(0)
-            of = (totals[sample.columns] - mine).clamp_min(0)
+        at_random.scatter_(1, own, 1 - self.rate)
+        if self.counts is not None:
+            pairs, totals = self.counts
+            mine = self.true[rows] * self.own_weights[rows].unsqueeze(1)
+            seen = (pairs[sample.pair[rows]] - mine).clamp_min(0)
+            of = (totals[sample.columns[rows]] - mine).clamp_min(0)
             at_random[:, :width] = (seen + _PRIOR * at_random[:, :width]) / (of + _PRIOR)
-        return torch.where((sample.codes >= 0).unsqueeze(1), at_random, 1.0)
+        return torch.where((sample.codes[rows] >= 0).unsqueeze(1), at_random, 1.0)
 
-    def suggestions(self) -> tuple[Tensor, Tensor]:
-        """The class that each sample is of, -1 for none of them, and its probability."""
+    def _conclude(self, rows: slice, probable: Tensor, true: Tensor) -> None:
+        """The class that each sample is of, -1 for none of them, and how certain that is."""
         sample = self.sample
-        assert self.true is not None
-        true = self.true.double()
-        distrusted = (self.trust < 0.5) & (sample.codes >= 0)
-        others = true.scatter(1, sample.own.unsqueeze(1), -1.0)
+        own = sample.own[rows]
+        self.most[rows], column = probable[:, :-2].max(dim=1)
+        self.agrees[rows] = column == own
+        self.certain[rows] = self.most[rows] / (1 - probable[:, -1])  # if it is of a class at all
+        distrusted = (self.trust[rows] < 0.5) & (sample.codes[rows] >= 0)
+        others = true.scatter(1, own.unsqueeze(1), -1.0)
         support, column = torch.where(distrusted.unsqueeze(1), others, true).max(dim=1)
-        none = sample.columns.new_full((len(column), 2), -1)
-        suggested = torch.cat([sample.columns, none], dim=1).gather(1, column.unsqueeze(1))
-        return suggested.squeeze(1), support.clamp_min(0)
-
-    def certainty(self) -> float:
-        return float(self.probable[:, : self.sample.columns.shape[1]].amax(dim=1).mean())
+        suggested = pad(sample.columns[rows], (0, 2), value=-1).gather(1, column.unsqueeze(1))
+        self.suggested[rows], self.support[rows] = suggested.squeeze(1), support.clamp_min(0)
 
     def core_rate(self) -> tuple[float, float]:
         """Share of wrong labels where the features are certain of the class, and its error."""
-        sample = self.sample
-        counted = (self.known & (sample.codes >= 0)).nonzero().squeeze(1)
-        probable = self.probable[counted]
-        most, column = probable[:, : sample.columns.shape[1]].max(dim=1)
+        counted = (self.known & (self.sample.codes >= 0)).nonzero().squeeze(1)
+        most = self.most[counted]
         if len(most) == 0:
             return 0.0, 1.0
         least = most.sort(descending=True).values[int(_CORE * len(most))].clamp_max(_CERTAIN)
-        top = (most >= least).nonzero().squeeze(1)
-        certain = float((most[top] / (1 - probable[top, -1])).mean())  # if it is of a class at all
-        wrong = float((column[top] != sample.own[counted[top]]).double().mean())
+        top = counted[most >= least]
+        certain = float(self.certain[top].mean())
+        wrong = float((~self.agrees[top]).double().mean())
         error = 2 * math.sqrt(max(wrong * (1 - wrong), 0.25 / len(top)) / len(top))
         return 1 - (1 - wrong) / certain, error
 
 
-def _softmax(
-    similarity: Tensor,
-    votes: Tensor,
-    temperature: float,
-    part: float,
-    none: float,
-    rest: Any,
-    num_classes: int,
-) -> Tensor:
-    """(N, K + 2) probability of each candidate, of all other classes, and of none of them."""
-    width = similarity.shape[1]
-    logits = similarity / temperature
-    others = none_of_them = torch.full_like(logits[:, 0], -1e4)
-    if rest is not None:
-        mean, variance = rest
-        # The mean of exp(s / T) over similarities that are normally distributed, and no nearer
-        # than the candidates, of which one may be there for its label alone.
-        others = mean / temperature + variance / (2 * temperature**2)
-        others = torch.minimum(others, logits.kthvalue(2, dim=1).values)
-        others = others + part * votes[:, width] + math.log(num_classes - width)
-    if part > 0:
-        logits = logits + part * votes[:, :width]
-    if none > 0 and len(logits) > 0:  # as near as the nearest class is to so many
-        nearest = logits.amax(dim=1).sort().values
-        none_of_them = torch.ones_like(others) * nearest[int(none * len(nearest))]
-    outside = torch.stack([others, none_of_them], dim=1)
-    return torch.cat([logits, outside], dim=1).softmax(dim=1)
+class _Evidence(NamedTuple):
+    """What centers and neighbours say of the class of some samples."""
+
+    similarity: Tensor  # (B, K)
+    votes: Tensor | None  # (B, K + 1) logarithms; the last is the mean of the other classes
+    rest: Tensor | None  # (B, 3) of the similarities to the other classes: mean, variance, most
+    num_classes: int
+
+    def _logits(self, temperature: float, part: float) -> Tensor:
+        logits = self.similarity / temperature
+        return logits if self.votes is None else logits + part * self.votes[:, :-1]
+
+    def nearest(self, temperature: float, part: float, none: float) -> float:
+        """The logit that the nearest class of such a share of the samples falls below."""
+        if none == 0 or len(self.similarity) == 0:
+            return -1e4
+        nearest = self._logits(temperature, part).amax(dim=1).sort().values
+        return float(nearest[int(none * len(nearest))])
+
+    def softmax(self, temperature: float, part: float, outside: float) -> Tensor:
+        """(B, K + 2) probability of each candidate, of all other classes, and of none of them."""
+        logits = pad(self._logits(temperature, part), (0, 2), value=-1e4)
+        logits[:, -1] = outside
+        if self.rest is not None:
+            # The mean of exp(s / T) over similarities that are normally distributed.
+            mean, variance, most = (self.rest / temperature).unbind(dim=1)
+            others = torch.minimum(mean + variance / (2 * temperature), most)
+            voted = 0 if self.votes is None else part * self.votes[:, -1]
+            logits[:, -2] = others + voted + math.log(self.num_classes - self.similarity.shape[1])
+        return logits.softmax(dim=1)

@@ -15,6 +15,27 @@ from noisydml.memory.index import FaissIndex, Metric, NeighborIndex, TorchIndex,
 _COPIES = 3
 
 
+_EXACT = 2**34  # pairs of a query and a feature, up to which all are compared
+_PROBED = 16  # cells of an inverted file
+
+
+def default_index(
+    queries: int, entries: int, device: torch.device, metric: Metric = "cosine"
+) -> NeighborIndex:
+    """Exact up to a number of pairs on the CPU and on any other device; else an inverted file."""
+    if device.type != "cpu":
+        return TorchIndex(metric)
+    if queries * entries <= _EXACT:
+        return FaissIndex("Flat", metric)
+    return inverted_file(entries, metric)
+
+
+def inverted_file(entries: int, metric: Metric = "cosine") -> FaissIndex:
+    """FAISS's, with a number of cells that suits the number of features."""
+    cells = min(4 * math.sqrt(entries), entries / 64)
+    return FaissIndex(f"IVF{2 ** max(round(math.log2(cells)), 0)},Flat", metric, nprobe=_PROBED)
+
+
 class Neighborhood:
     """Labelled features that can be asked about labels.
 
@@ -57,7 +78,7 @@ class Neighborhood:
         self._classes, self._counts = torch.unique(self.labels, return_counts=True)
         self.class_size = int(self._counts.median()) if len(self._counts) > 0 else 0
         self._index = self._make(features.device)
-        self._index.build(features.index_select(0, rows))
+        self._index.build(features if len(rows) == len(features) else features[rows])
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what ``build`` has made, and builds again."""

@@ -15,6 +15,7 @@ from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor
 
 from noisydml import LabelIssues, find_label_issues
+from noisydml.functional import within_class_whitening
 
 NAN = float("nan")
 
@@ -158,14 +159,23 @@ def test_the_neighbors_are_the_nearest(metric: Any) -> None:
     labels = torch.arange(90) % 2
     embeddings = torch.randn(90, 3) + 2 * torch.eye(3)[labels]
     labels[:10] = 1 - labels[:10]
+    labels[40:50] = -1
+    points = torch.nn.functional.normalize(embeddings) if metric == "cosine" else embeddings
     issues = find_label_issues(embeddings, labels, k=20, metric=metric, threshold=0.9)
     assert len(issues.issues) > 5
-    points = torch.nn.functional.normalize(embeddings) if metric == "cosine" else embeddings
+    given = labels >= 0
+    whitening = within_class_whitening(points, labels.clamp_min(0), given.float(), 2)
+    seen = (points - points.mean(dim=0)) @ whitening
+    assert torch.equal(issues.neighbors, nearest(seen, given, "cosine")[issues.issues])
+    others = issues.with_neighbors(embeddings, metric=metric).neighbors
+    assert torch.equal(others, nearest(embeddings, given | True, metric)[issues.issues])
+    assert issues.with_neighbors(embeddings, 3, metric=metric).neighbors.shape == (len(issues), 3)
+
+
+def nearest(points: torch.Tensor, among: torch.Tensor, metric: str) -> torch.Tensor:
+    points = torch.nn.functional.normalize(points) if metric == "cosine" else points
     distance = torch.cdist(points.double(), points.double()).fill_diagonal_(torch.inf)
-    expected = distance.argsort(dim=1)[issues.issues, :8]
-    assert torch.equal(issues.neighbors, expected)
-    assert torch.equal(issues.with_neighbors(embeddings, metric=metric).neighbors, expected)
-    assert issues.with_neighbors(embeddings, 3, metric=metric).neighbors.shape == (len(expected), 3)
+    return distance.masked_fill(~among, torch.inf).argsort(dim=1)[:, :8]
 
 
 def named() -> LabelIssues:

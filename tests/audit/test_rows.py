@@ -1,0 +1,120 @@
+"""Embeddings on disk and in parts are judged as those in memory are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from noisydml import LabelIssues, find_label_issues
+from noisydml.audit.rows import EmbeddingRows
+from noisydml.functional import judge as functional
+from noisydml.memory import latent
+
+
+def example(width: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """500 samples, of which some are wrong and some have no label."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(500) % 10
+    inner = rng.normal(size=(10, 16))[labels] + 0.8 * rng.normal(size=(500, 16))
+    embeddings = inner @ rng.normal(size=(16, width)) + 0.1 * rng.normal(size=(500, width))
+    labels[:50] = (labels[:50] + rng.integers(1, 10, 50)) % 10
+    labels[50:70] = -1
+    return embeddings.astype(np.float16), labels
+
+
+def same(one: LabelIssues, other: LabelIssues) -> bool:
+    return (
+        torch.equal(one.issues, other.issues)
+        and torch.allclose(one.score, other.score, atol=1e-6, equal_nan=True)
+        and torch.equal(one.suggested_labels, other.suggested_labels)
+        and torch.equal(one.neighbors, other.neighbors)
+        and abs(one.noise_rate - other.noise_rate) < 1e-6
+    )
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("width", [16, 300])
+def test_the_answer_is_that_of_an_array(metric: Any, width: int, tmp_path: Path) -> None:
+    embeddings, labels = example(width)
+    weights = np.linspace(0.5, 1, 500)
+    np.save(tmp_path / "all.npy", embeddings)
+    mapped = np.load(tmp_path / "all.npy", mmap_mode="r")
+    expected = find_label_issues(embeddings, labels, metric=metric, sample_weight=weights)
+    assert 30 < len(expected) < 70
+    for value in (
+        mapped,
+        [mapped],
+        [mapped[:3], mapped[3:3], mapped[3:]],
+        (torch.from_numpy(embeddings[:201]).requires_grad_(), embeddings[201:].astype(float)),
+        list(embeddings[:, None].astype(np.float32)),  # one row in each
+    ):
+        found = find_label_issues(value, labels, metric=metric, sample_weight=weights)
+        assert same(found, expected)
+
+
+@pytest.mark.parametrize("width", [16, 300])
+def test_small_blocks_say_the_same(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings, labels = example(width)
+    whole = find_label_issues(embeddings, labels)
+    monkeypatch.setattr(functional, "_NUMBERS", 7 * width)
+    monkeypatch.setattr(latent, "_BLOCK", 11)
+    for most in (128, 5):  # of the classes, compared with all or with the nearest of them
+        monkeypatch.setattr(latent, "_ALL", most)
+        monkeypatch.setattr(latent, "_SOME", 9)
+        found = find_label_issues(embeddings, labels)
+        assert torch.allclose(found.score, whole.score, atol=0.05, equal_nan=True)
+    monkeypatch.setattr(latent, "_BLOCK", 4096)
+    assert torch.allclose(
+        find_label_issues(embeddings, labels).score, found.score, atol=1e-5, equal_nan=True
+    )
+
+
+def test_rows_are_read_where_they_are(tmp_path: Path) -> None:
+    rows = np.arange(12.0).reshape(6, 2)
+    np.save(tmp_path / "rows.npy", rows)
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    for parts in (mapped, [mapped[:1], rows[1:1], rows[1:5], torch.from_numpy(rows[5:])]):
+        read = EmbeddingRows(parts, "euclidean")
+        assert read.shape == (6, 2)
+        for start in range(6):
+            for stop in range(start + 1, 8):
+                assert read[start:stop].tolist() == rows[start:stop].tolist()
+
+
+@pytest.mark.parametrize(
+    ("parts", "error", "message"),
+    [
+        ([np.ones((2, 3)), np.ones((2, 4))], ValueError, "of one width, got 3 and 4 columns"),
+        ([np.ones((2, 3)), np.ones((2, 3), int)], TypeError, "floating point, got dtype int64"),
+        ([np.ones((2, 0)), np.ones((2, 0))], ValueError, "at least 1 column, got 0"),
+        ([np.ones((2, 3)), torch.ones(2, 3).to_sparse()], TypeError, "dense tensor"),
+    ],
+)
+def test_what_are_no_parts(parts: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"embeddings must .*{message}"):
+        find_label_issues(parts, [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_is_noticed_in_every_block(bad: float, tmp_path: Path) -> None:
+    embeddings, labels = example(16)
+    embeddings[499, 3] = bad
+    np.save(tmp_path / "all.npy", embeddings)
+    for value in (
+        np.load(tmp_path / "all.npy", mmap_mode="r"),
+        [embeddings[:300], embeddings[300:]],
+    ):
+        with pytest.raises(ValueError, match="embeddings must be finite, got NaN or infinity"):
+            find_label_issues(value, labels)
+
+
+@pytest.mark.parametrize("shape", [(6,), (3, 2, 1)])
+def test_a_mapped_array_of_another_shape(shape: tuple[int, ...], tmp_path: Path) -> None:
+    np.save(tmp_path / "odd.npy", np.ones(shape))
+    with pytest.raises(ValueError, match="embeddings must have 2 dimensions"):
+        find_label_issues(np.load(tmp_path / "odd.npy", mmap_mode="r"), [0, 1, 0])
