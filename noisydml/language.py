@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noisydml.functional.checks import require_floating, require_integer
+from noisydml.functional.checks import require_count, require_floating, require_integer
 from noisydml.functional.extras import optional
 from noisydml.functional.files import replacing
 
@@ -126,8 +126,11 @@ def top_classes(
         tensor([[2, 0]])
     """
     require_floating("logits", logits, ndim=2)
-    if not 1 <= k <= logits.shape[1]:
+    require_count("k", k)
+    if k > logits.shape[1]:
         raise ValueError(f"k must be from 1 to {logits.shape[1]}, the classes, got {k}")
+    if num_classes is not None:
+        require_count("num_classes", num_classes)
     if labels is not None:
         require_integer("labels", labels, len(logits), "row of logits")
         least = int(labels.max()) + 1 if len(labels) else 0
