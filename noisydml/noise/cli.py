@@ -110,21 +110,25 @@ def _run(
     names: Sequence[str] | None = None
     if input.endswith(".csv"):
         titles, rows = _read_csv(input, header)
-        columns: Any = dict(zip(titles, zip(*rows, strict=True), strict=True)) if rows else {}
         if column is None:
             column = "label" if header or len(titles) > 1 else "0"
         place = _place("column", column, titles, input)
         labels, names = _numbered([row[place] for row in rows], options.get("hierarchy"))
     else:
-        columns = read_arrays(input)
+        arrays = read_arrays(input)
         column = "label" if column is None else column
-        _place("column", column, list(columns), input)
-        labels = columns[column]
+        _place("column", column, list(arrays), input)
+        labels = arrays[column]
         titles, rows, place = ["label"], [[str(x)] for x in np.ravel(labels).tolist()], 0
     if spare is not None:
         name, equals, value = spare.partition("=")
-        _place("spare", name, titles if input.endswith(".csv") else list(columns), input)
-        options["spare"] = _spared(columns.get(name, ()), value if equals else None)
+        if input.endswith(".csv"):
+            at = _place("spare", name, titles, input)
+            cells: Any = [row[at] for row in rows]
+        else:
+            _place("spare", name, list(arrays), input)
+            cells = arrays[name]
+        options["spare"] = _spared(cells, value if equals else None)
     if names is not None and output.endswith(".npz"):
         raise ValueError("output must be a csv file if labels are not numbers")
     noisy: noise.NoisyLabels = getattr(noise, model)(labels, **options)
