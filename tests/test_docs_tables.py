@@ -20,7 +20,8 @@ from torch import Tensor
 import noisydml
 from noisydml import GatheredLoss, GroundTruthFilter, LossWrapper, language, per_sample_loss
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 
 
 def tables(page: str, first_column: str) -> list[list[str]]:
@@ -287,6 +288,53 @@ def test_imports_point_down() -> None:
         for module in imports(path):
             other = [*module.split("."), "__init__"][1]
             assert other == room or height[other] < height[room], f"{path} imports {module}"
+
+
+COUNTS = {"Six": 6, "Eight": 8}
+
+
+def test_what_the_pages_of_the_project_name_exists() -> None:
+    """Files, names and numbers in docs/design.md and docs/contributing.md."""
+    package = Path(noisydml.__file__).parent
+    design, contributing = (
+        (DOCS / f"{page}.md").read_text() for page in ("design", "contributing")
+    )
+    for name in re.findall(r"`([\w<>./-]+)`", design + contributing):
+        if re.search(r"\.(py|md|yml|html|js|css)$|/$|^\.ci/", name):
+            found = [*package.glob(name), *package.glob(f"*/{name}"), *DOCS.glob(f"*/{name}")]
+            assert found or [*ROOT.glob(name.replace("<method>", "*"))], name
+    sources = [*package.rglob("*.py"), ROOT / "tests" / "contract" / "cases.py"]
+    code = "".join(path.read_text(encoding="utf-8") for path in sources)
+    for name in re.findall(r"`([A-Z]\w+|[a-z]\w*_\w+)[.`]", design + contributing):
+        assert re.search(rf"\b{name}\b", code) or name == "CHANGELOG", name
+    methods = [code_of(row[0]) for row in tables("protocol.md", "Method")]
+    said = re.search(r"(\w+) methods make a wrapper", design)
+    assert said
+    assert len(methods) == COUNTS[said[1]]
+    assert all(hasattr(LossWrapper, method) for method in methods)
+    places = re.search(r"(\w+) places, in this order:\n\n(.*?)\n\n[A-Z]", contributing, re.DOTALL)
+    assert places
+    assert len(re.findall(r"^\d\. ", places[2], re.MULTILINE)) == COUNTS[places[1]]
+    rooms = re.search(r"(\w+) rooms;", design)
+    assert rooms
+    assert len(tables("design.md", "Room")) == COUNTS[rooms[1]]
+    version = re.search(r"KaTeX\]\(\S+\) ([\d.]+) ", contributing)
+    assert version
+    assert f'version:"{version[1]}"' in (DOCS / "katex" / "katex.min.js").read_text()
+
+
+def code_of(cell: str) -> str:
+    """The name in a cell that shows its call."""
+    return code(cell).partition("(")[0]
+
+
+def test_extras_are_installed_from_a_clone() -> None:
+    """The package is on no index."""
+    package = Path(noisydml.__file__).parent
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.glob("*.md"), *package.rglob("*.py")]
+    for page in pages:
+        named = re.search(r"noisydml\[[a-z]+\]", page.read_text(encoding="utf-8"))
+        assert named is None, f"{page}: {named}"
 
 
 def imports(path: Path) -> list[str]:

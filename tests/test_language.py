@@ -127,7 +127,7 @@ ENCODERS = {
 @pytest.mark.parametrize("module", ENCODERS)
 def test_a_missing_package_is_named(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=r"is not installed: pip install 'noisydml\[language\]'"):
+    with pytest.raises(ImportError, match=r'pip install "\.\[language\]" in a clone'):
         embed_names(BIRDS, ENCODERS[module]())
 
 
@@ -147,6 +147,10 @@ def test_top_classes_refuses() -> None:
     logits = torch.randn(4, 3)
     with pytest.raises(ValueError, match="k must be from 1 to 3"):
         top_classes(logits, 4)
+    with pytest.raises(TypeError, match="k must be an integer, got str"):
+        top_classes(logits, "all")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="num_classes must be an integer, got float"):
+        top_classes(logits, 1, torch.arange(4), num_classes=4.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"labels must be in \[0, 2\)"):
         top_classes(logits, 1, torch.tensor([0, 1, 2, 1]), num_classes=2)
     with pytest.raises(ValueError, match="labels must be in"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from os import PathLike
 from typing import Any
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisydml.audit.labels import names_of, read_labels
+from noisydml.functional.files import read_rows
 
 _COLUMNS = ["index", "given", "corrected", "decision"]
 _DECISIONS = ("accepted", "rejected", "other", "removed", "undecided")
@@ -44,9 +44,7 @@ def apply_corrections(labels: Any, path: str | PathLike[str]) -> tuple[Any, NDAr
         >>> labels, leave_out
         (['dog', 'cat', 'dog'], array([2]))
     """
-    if not hasattr(labels, "__len__"):
-        labels = list(labels)
-    codes, classes = read_labels(labels, len(labels), unlabeled=None)
+    codes, classes = read_labels(labels, None, unlabeled=None)
     known = names_of(codes, classes)
     label_of = {str(label): label for label in {*known, *(classes or ())} if label is not None}
     if set(map(type, label_of.values())) == {bool}:
@@ -74,12 +72,10 @@ def apply_corrections(labels: Any, path: str | PathLike[str]) -> tuple[Any, NDAr
 
 
 def _read(path: str | PathLike[str]) -> list[list[str]]:
-    with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark
-        try:
-            header, *rows = csv.reader(file, strict=True)
-        except (csv.Error, UnicodeDecodeError, ValueError) as error:
-            raise ValueError(f"path must be a file that the page gave, got {path}") from error
-    rows = [row for row in rows if row]
+    try:
+        header, *rows = [row for row in read_rows(path, strict=True) if row]
+    except ValueError as error:
+        raise ValueError(f"path must be a file that the page gave, got {path}") from error
     if header != _COLUMNS or any(len(row) != len(_COLUMNS) for row in rows):
         raise ValueError(f"path must be a file with the columns {_COLUMNS}, got {path}")
     return rows

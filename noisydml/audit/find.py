@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from noisydml.audit.issues import LabelIssues
 from noisydml.audit.labels import read_labels
 from noisydml.audit.rows import EmbeddingRows
-from noisydml.functional.checks import require_count
+from noisydml.functional.checks import require_count, require_dense, require_number
+from noisydml.functional.extras import optional
 from noisydml.memory.index import Metric, NeighborIndex, require_metric
 from noisydml.memory.judge import judge_labels
 
@@ -91,10 +92,14 @@ def find_label_issues(
     labels, classes = read_labels(labels, rows.shape[0], unlabeled)
     labels = labels.to(rows.device)
     require_count("k", k)
+    require_number("threshold", threshold)
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")
     if isinstance(index, NeighborIndex) and index.metric != "cosine":
-        raise ValueError(f"index must have the metric 'cosine', got {index.metric!r}")
+        raise ValueError(
+            f"index must have the metric 'cosine', whatever metric is given here, got "
+            f"{index.metric!r}: the judge whitens the embeddings and compares directions"
+        )
     weights = None
     if sample_weight is not None:
         weights = _read_weights(sample_weight, len(labels)).to(rows.device)
@@ -134,7 +139,14 @@ def _contradictions(copies: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
 
 
 def _read_weights(value: Any, length: int) -> Tensor:
-    weights = torch.as_tensor(value).detach()
+    weights: Tensor
+    if not isinstance(value, Tensor):
+        try:
+            value = torch.from_numpy(np.array(value, dtype=np.float64))
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"sample_weight must hold {length} numbers: {error}") from error
+    require_dense("sample_weight", value)
+    weights = value.detach()
     if weights.shape != (length,) or weights.is_complex():
         raise ValueError(f"sample_weight must have {length} entries, got {tuple(weights.shape)}")
     if not (weights.isfinite() & (weights >= 0)).all():
@@ -148,8 +160,7 @@ def _bar(progress: bool) -> Iterator[Callable[[int, int], None] | None]:
     if not progress:
         yield None
         return
-    tqdm = import_module("tqdm").tqdm
-
+    tqdm = optional("tqdm", "progress").tqdm
     with tqdm(desc="judging labels") as bar:
 
         def advance(done: int, of: int) -> None:

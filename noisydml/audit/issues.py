@@ -19,6 +19,7 @@ from noisydml.audit import page
 from noisydml.audit.labels import Classes, names_of, read_embeddings
 from noisydml.audit.page import ClassNames
 from noisydml.functional.checks import require_count, require_number
+from noisydml.functional.extras import optional
 from noisydml.functional.files import read_arrays, replacing
 from noisydml.memory.index import Metric
 from noisydml.memory.neighbors import Neighborhood
@@ -102,12 +103,15 @@ class LabelIssues:
 
     def to_pandas(self) -> Any:
         """:meth:`rows` as a ``pandas.DataFrame``; needs pandas."""
-        import pandas
-
+        pandas = optional("pandas", "LabelIssues.to_pandas")
         return pandas.DataFrame(self._columns(self._shown()))
 
     def to_csv(self, path: str | PathLike[str]) -> None:
-        """Write :meth:`rows` as a table with a header, RFC 4180, numbers to four digits."""
+        """Write :meth:`rows` as a table with a header, RFC 4180, numbers to four digits.
+
+        Names are written as they are, also one that a spreadsheet takes for a formula, such as
+        ``=cmd``: import the file there with its columns as text.
+        """
         with replacing(path, newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(self._columns(self._shown()))

@@ -41,12 +41,12 @@ def read_embeddings(value: Any) -> Tensor:
     return embeddings
 
 
-def read_labels(value: Any, length: int, unlabeled: Any = -1) -> tuple[Tensor, Classes]:
+def read_labels(value: Any, length: int | None, unlabeled: Any = -1) -> tuple[Tensor, Classes]:
     """The given labels as codes, and what the codes stand for.
 
     Args:
         value: (N,) or (N, 1) labels of a kind that :func:`noisydml.find_label_issues` takes.
-        length: N, the number of embeddings.
+        length: N, the number of embeddings; None for any.
         unlabeled: the label of those that have none, beside None, NaN, NA and NaT; None for no
             other.
 
@@ -60,7 +60,7 @@ def read_labels(value: Any, length: int, unlabeled: Any = -1) -> tuple[Tensor, C
         array = array[:, 0]
     if array.ndim != 1:
         raise ValueError(f"labels must have shape (N,) or (N, 1), got {array.shape}")
-    if len(array) != length:
+    if length is not None and len(array) != length:
         raise ValueError(f"labels must have {length} entries, one per embedding, got {len(array)}")
     given, missing = _plain(array)
     if unlabeled is not None:
@@ -69,7 +69,7 @@ def read_labels(value: Any, length: int, unlabeled: Any = -1) -> tuple[Tensor, C
         given = given[~same]
         if given.dtype.kind == "i" and len(given):
             _refuse_doubtful(given, unlabeled if same.any() else None)
-    codes = np.full(length, -1, dtype=np.int64)
+    codes = np.full(len(array), -1, dtype=np.int64)
     if given.dtype.kind == "i" and (given >= 0).all():
         codes[~missing] = given
         return torch.from_numpy(codes), None

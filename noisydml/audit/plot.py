@@ -17,6 +17,7 @@ from noisydml.audit.issues import LabelIssues
 from noisydml.audit.page import ClassNames, unique_names
 from noisydml.audit.pictures import as_pixels, file_of, item_getter
 from noisydml.functional.checks import require_count
+from noisydml.functional.extras import optional
 from noisydml.noise import ClassHierarchy
 from noisydml.wrappers.decision import Decision
 
@@ -205,12 +206,7 @@ def hierarchy(
 
 
 def _pyplot() -> Any:
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        message = 'noisydml.plot needs matplotlib: pip install "noisydml[plot]"'
-        raise ImportError(message) from error
-    return plt
+    return optional("matplotlib.pyplot", "noisydml.plot", extra="plot")
 
 
 def _axes(ax: Axes | None) -> Axes:

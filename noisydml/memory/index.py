@@ -87,6 +87,7 @@ class NeighborIndex(ABC):
             raise ValueError(
                 f"queries must be as wide as the features, {self.width}, got {queries.shape[1]}"
             )
+        k = int(k)  # FAISS takes no integer of NumPy
         if exclude is None:
             return self._nearest(queries, min(k, self.size))
         require_integer("exclude", exclude, len(queries), "query")
@@ -135,7 +136,8 @@ class FaissIndex(NeighborIndex):
 
     Raises:
         TypeError, ValueError: if FAISS does not know the factory string, or ``nprobe`` is given
-            without an inverted file.
+            without an inverted file; by ``build``, if there are too few features to train the
+            index, or their width or the metric does not suit it.
 
     Example:
         >>> import torch
@@ -157,13 +159,15 @@ class FaissIndex(NeighborIndex):
         if nprobe is not None:
             require_count("nprobe", nprobe)
         self.factory = factory
-        self.nprobe = nprobe
+        self.nprobe = None if nprobe is None else int(nprobe)
         self._faiss: Any = None
         try:
             index = faiss.index_factory(64, factory)
         except RuntimeError as error:
-            raise ValueError(f"factory {factory!r} is none that FAISS knows") from error
-        if nprobe is not None and faiss.try_extract_index_ivf(index) is None:
+            if "could not parse" in str(error):
+                raise ValueError(f"index factory {factory!r} is none that FAISS knows") from error
+            index = None  # one for another width or metric
+        if nprobe is not None and index and faiss.try_extract_index_ivf(index) is None:
             raise ValueError(f"nprobe is for an inverted file, and {factory!r} is none")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -173,15 +177,23 @@ class FaissIndex(NeighborIndex):
     def _build(self, features: Tensor) -> None:
         import faiss
 
+        if self.size == 0:
+            return  # nothing is searched
         kind = faiss.METRIC_INNER_PRODUCT if self.metric == "cosine" else faiss.METRIC_L2
-        self._faiss = faiss.index_factory(max(self.width, 1), self.factory, kind)
-        if (cells := faiss.try_extract_index_ivf(self._faiss)) is not None:
-            cells.cp.max_points_per_centroid = _TRAINED
-            cells.nprobe = self.nprobe or cells.nprobe
         rows = features.cpu().contiguous().numpy()
-        if not self._faiss.is_trained:
-            self._faiss.train(rows)
-        self._faiss.add(rows)
+        try:
+            self._faiss = faiss.index_factory(self.width, self.factory, kind)
+            if (cells := faiss.try_extract_index_ivf(self._faiss)) is not None:
+                cells.cp.max_points_per_centroid = _TRAINED
+                cells.nprobe = self.nprobe or cells.nprobe
+            if not self._faiss.is_trained:
+                self._faiss.train(rows)
+            self._faiss.add(rows)
+        except RuntimeError as error:
+            raise ValueError(
+                f"index factory {self.factory!r} cannot hold {self.size} features of width "
+                f"{self.width} by the metric {self.metric!r}: {_reason(error)}"
+            ) from error
 
     def _search(self, queries: Tensor, k: int) -> Neighbors:
         assert self._faiss is not None
@@ -190,6 +202,11 @@ class FaissIndex(NeighborIndex):
         distance = 1 - score if self.metric == "cosine" else 0.5 * score
         distance = torch.where(position < 0, math.inf, distance)  # an approximate index found fewer
         return Neighbors(distance.clamp_min(0).to(queries.device), position.to(queries.device))
+
+
+def _reason(error: RuntimeError) -> str:
+    """What FAISS says, without the place in its source."""
+    return str(error).rsplit("Error: ", 1)[-1].rsplit(" failed: ", 1)[-1].strip()
 
 
 class TorchIndex(NeighborIndex):
@@ -213,7 +230,7 @@ class TorchIndex(NeighborIndex):
         require_count("block_size", block_size)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
-        self.block_size = block_size
+        self.block_size = int(block_size)
         self.dtype = dtype
         self._features: Tensor | None = None
 

@@ -10,12 +10,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from noisydml import noise
-from noisydml.functional.files import read_arrays, replacing
+from noisydml.functional.files import read_arrays, read_rows, replacing
+from noisydml.noise.checks import UNLABELED
 from noisydml.noise.random import Integers
 
 _ADDED = ["original_label", "is_noisy"]
+_MISSING = ("", "nan", str(UNLABELED))
+_SAYS = {"1": True, "true": True, "0": False, "false": False}
 _MODELS = {
     "uniform": "to any other class",
     "pair_flip": "to the next class",
@@ -35,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     try:
         noisy = _run(**options)
-    except (OSError, TypeError, ValueError, csv.Error) as error:
+    except (OSError, TypeError, ValueError) as error:
         parser.error(str(error))
     print(noisy.summary())
     return 0
@@ -50,12 +54,19 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in _MODELS.items():
         model = models.add_parser(name, help=text, description=f"Wrong labels: {text}.")
         add = model.add_argument
-        add("input", help="csv file with a header, or npz file")
+        add("input", help="csv file, or npz file; an empty label, nan and -1 are none")
         add("output", help="csv file, or npz file for NoisyLabels.load")
         add("--rate", type=float, required=True, help="share of wrong labels, 0 to 1")
         add("--seed", type=int, default=0, help="integer, 0 or more (0)")
         text = "the csv column or npz array of the labels (label)"
-        add("--column", default="label", help=text)
+        add("--column", help=text)
+        text = "the csv file has none: columns are called 0, 1, ..., and a single one is the labels"
+        add("--no-header", dest="header", action="store_false", help=text)
+        text = (
+            "rows to leave alone: a csv column or npz array of 0 and 1, or COLUMN=VALUE for those "
+            "that hold a value, such as split=val"
+        )
+        add("--spare", metavar="COLUMN", help=text)
         if name != "small_cluster":
             text = "a coin a sample, no exact shares"
             add("--bernoulli", dest="exact", action="store_false", help=text)
@@ -76,7 +87,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(model: str, input: str, output: str, column: str, **options: Any) -> noise.NoisyLabels:
+def _run(
+    model: str,
+    input: str,
+    output: str,
+    column: str | None,
+    header: bool,
+    spare: str | None,
+    **options: Any,
+) -> noise.NoisyLabels:
     """Read, corrupt and write; the other options go by the names of the model's arguments."""
     if os.path.exists(output) and os.path.samefile(input, output):
         raise ValueError("output must be another file than input")
@@ -90,12 +109,26 @@ def _run(model: str, input: str, output: str, column: str, **options: Any) -> no
             options["hierarchy"] = noise.ClassHierarchy.from_paths(file.read().splitlines())
     names: Sequence[str] | None = None
     if input.endswith(".csv"):
-        header, rows = _read_csv(input, column)
-        place = header.index(column)
+        titles, rows = _read_csv(input, header)
+        if column is None:
+            column = "label" if header or len(titles) > 1 else "0"
+        place = _place("column", column, titles, input)
         labels, names = _numbered([row[place] for row in rows], options.get("hierarchy"))
     else:
-        labels = _read_npz(input, column)
-        header, rows, place = ["label"], [[""]] * np.size(labels), 0
+        arrays = read_arrays(input)
+        column = "label" if column is None else column
+        _place("column", column, list(arrays), input)
+        labels = arrays[column]
+        titles, rows, place = ["label"], [[str(x)] for x in np.ravel(labels).tolist()], 0
+    if spare is not None:
+        name, equals, value = spare.partition("=")
+        if input.endswith(".csv"):
+            at = _place("spare", name, titles, input)
+            cells: Any = [row[at] for row in rows]
+        else:
+            _place("spare", name, list(arrays), input)
+            cells = arrays[name]
+        options["spare"] = _spared(cells, value if equals else None)
     if names is not None and output.endswith(".npz"):
         raise ValueError("output must be a csv file if labels are not numbers")
     noisy: noise.NoisyLabels = getattr(noise, model)(labels, **options)
@@ -106,51 +139,74 @@ def _run(model: str, input: str, output: str, column: str, **options: Any) -> no
     given = noisy.labels if names is None else noisy.given
     with replacing(output, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([*header, *_ADDED])
+        if header:
+            writer.writerow([*titles, *_ADDED])
         for row, label, original, wrong in zip(
             rows, given.tolist(), noisy.original.tolist(), noisy.is_noisy.tolist(), strict=True
         ):
             cells = (label, original) if names is None else (names[label], names[original])
+            if original == UNLABELED:
+                cells = (row[place], row[place])
             writer.writerow([*row[:place], cells[0], *row[place + 1 :], cells[1], int(wrong)])
     return noisy
 
 
-def _read_csv(path: str, column: str) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows."""
-    with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark
-        header, *rows = list(csv.reader(file)) or [[]]
-    if column not in header:
-        raise ValueError(f"column must be one of {header}, the header of {path}, got {column!r}")
-    for number, row in enumerate(rows, start=2):
-        if len(row) != len(header):
+def _read_csv(path: str, header: bool) -> tuple[list[str], list[list[str]]]:
+    """The names of the columns, their numbers without a header, and the rows."""
+    rows = read_rows(path)
+    while rows and not rows[-1]:
+        rows.pop()  # blank lines at the end
+    width = len(rows[0]) if rows else 0
+    if width == 1:
+        rows = [row or [""] for row in rows]
+    titles = rows.pop(0) if header and rows else list(map(str, range(width)))
+    for number, row in enumerate(rows, start=1 + header):
+        if len(row) != width:
             raise ValueError(
-                f"{path} must have {len(header)} fields a row, got {len(row)} in row {number}"
+                f"{path} must have {width} fields a row, got {len(row)} in row {number}"
             )
     for name in _ADDED:
-        if name in header:
+        if name in titles:
             raise ValueError(f"{path} must not have a column {name!r} yet; give the clean file")
-    return header, rows
+    return titles, rows
+
+
+def _place(option: str, name: str, names: list[str], path: str) -> int:
+    if name not in names:
+        raise ValueError(f"{option} must be one of {names} in {path}, got {name!r}")
+    return names.index(name)
 
 
 def _numbered(
-    given: list[str], tree: noise.ClassHierarchy | None
+    cells: list[str], tree: noise.ClassHierarchy | None
 ) -> tuple[Integers, Sequence[str] | None]:
     """Numbers as they are; names as positions in the tree or in order, and all names."""
+    missing = np.array([cell.strip().casefold() in _MISSING for cell in cells], dtype=np.bool_)
+    labels = np.full(len(cells), UNLABELED, dtype=np.int64)
+    given = [cell for cell, gone in zip(cells, missing.tolist(), strict=True) if not gone]
     with contextlib.suppress(ValueError, OverflowError):
         numbers = np.array([int(label) for label in given], dtype=np.int64)
         if [str(number) for number in numbers] == given:  # "007" is a name
-            return numbers, None
+            labels[~missing] = numbers
+            return labels, None
     found = sorted(set(given))
     names = found if tree is None else tree.classes
     place = {name: i for i, name in enumerate(names)}
     for name in found:
         if name not in place:
             raise ValueError(f"hierarchy must have every label, got none for {name!r}")
-    return np.array([place[name] for name in given], dtype=np.int64), names
+    labels[~missing] = [place[name] for name in given]
+    return labels, names
 
 
-def _read_npz(path: str, array: str) -> Any:
-    arrays = read_arrays(path)
-    if array not in arrays:
-        raise ValueError(f"column must be one of {list(arrays)} in {path}, got {array!r}")
-    return arrays[array]
+def _spared(cells: Any, value: str | None) -> NDArray[np.bool_]:
+    """(N,) bool: which cells hold the value, or say yes."""
+    words = [str(cell) for cell in np.ravel(cells).tolist()]
+    if value is not None:
+        return np.array([word == value for word in words], dtype=np.bool_)
+    for word in words:
+        if word.casefold() not in _SAYS:
+            raise ValueError(
+                f"spare must be a column of 0 and 1, or COLUMN=VALUE, got {word!r} in the column"
+            )
+    return np.array([_SAYS[word.casefold()] for word in words], dtype=np.bool_)

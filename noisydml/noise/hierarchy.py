@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from noisydml.functional.extras import optional
 from noisydml.noise import nodes
 from noisydml.noise.checks import read_labels
 from noisydml.noise.random import Integers
@@ -111,12 +112,14 @@ class ClassHierarchy:
             classes: names of the classes; default: their numbers.
 
         Raises:
+            TypeError: if ``categories`` is no sequence.
             ValueError: if there is no class, ``classes`` is of another length, or names one twice.
 
         Example:
             >>> ClassHierarchy.from_categories(["lamp", "sofa", "lamp"])
             ClassHierarchy(3 classes, 6 nodes, depth 2)
         """
+        nodes.require_sequence("categories", categories)
         names = list(map(str, range(len(categories)))) if classes is None else list(classes)
         nodes.require_length(names, len(categories), "category")
         return cls.from_paths(list(zip(map(str, categories), names, strict=True)), names)
@@ -297,8 +300,7 @@ class ClassHierarchy:
         Returns:
             The axes.
         """
-        import matplotlib.pyplot as plt
-
+        plt = optional("matplotlib.pyplot", "a figure of a hierarchy", extra="plot")
         names, children = self._shown(fold, classes)
         depth = {0: 0}  # of the nodes shown
         for node, below in enumerate(children):

@@ -7,11 +7,13 @@ from typing import Any, Literal
 import numpy as np
 
 from noisydml.noise.checks import begin, require_rate
-from noisydml.noise.noisy_labels import NoisyLabels
+from noisydml.noise.noisy_labels import NoisyLabels, put_back
 from noisydml.noise.random import Seed, choose, other_than, shuffled
 
 
-def uniform(labels: Any, rate: float, *, seed: Seed = 0, exact: bool = True) -> NoisyLabels:
+def uniform(
+    labels: Any, rate: float, *, seed: Seed = 0, exact: bool = True, spare: Any = None
+) -> NoisyLabels:
     r"""Move a share of the labels to other classes, all of them equally likely.
 
     A chosen sample is given each of the C - 1 other classes with the same probability: symmetric
@@ -19,13 +21,15 @@ def uniform(labels: Any, rate: float, *, seed: Seed = 0, exact: bool = True) -> 
     ProcSim and TITAN. The classes are the values that occur.
 
     Args:
-        labels: (N,) integers of any value: list, numpy array or tensor.
+        labels: (N,) integers, -1 for none: list, numpy array or tensor.
         rate: r, the share of wrong labels, in [0, 1].
         seed: integer of 0 or more, or a ``numpy.random.Generator``. An integer gives the same
             noise on any platform.
         exact: make :math:`r n` of the n labels of every class wrong, rounded down or up, and
             :math:`r N` of all, rounded to the nearest integer. With False every sample is chosen
             by a coin of its own (Bernoulli).
+        spare: (N,) bool, the rows to leave alone, such as those of a validation set; None for
+            none. Neither they nor rows without a label count in ``rate`` or among the classes.
 
     Returns:
         The labels as they were, but for the wrong ones. Small classes may vanish.
@@ -42,14 +46,16 @@ def uniform(labels: Any, rate: float, *, seed: Seed = 0, exact: bool = True) -> 
         >>> noisy.original[noisy.is_noisy]
         array([0, 1, 2])
     """
-    original, classes, codes, rng = begin(labels, rate, seed, exact=exact)
+    original, counted, classes, codes, rng = begin(labels, rate, seed, spare, exact=exact)
     is_noisy = choose(rng, codes, len(classes), rate, exact)
-    given = original.copy()
+    given = classes[codes]
     given[is_noisy] = classes[other_than(rng, codes[is_noisy], len(classes))]
-    return NoisyLabels(given, is_noisy, original, "uniform", rate)
+    return put_back(original, counted, given, is_noisy, "uniform", rate)
 
 
-def pair_flip(labels: Any, rate: float, *, seed: Seed = 0, exact: bool = True) -> NoisyLabels:
+def pair_flip(
+    labels: Any, rate: float, *, seed: Seed = 0, exact: bool = True, spare: Any = None
+) -> NoisyLabels:
     r"""Move a share of the labels of every class to the next class.
 
     The wrong label of a class is the next greater value that occurs, that of the last class the
@@ -57,11 +63,13 @@ def pair_flip(labels: Any, rate: float, *, seed: Seed = 0, exact: bool = True) -
     above a rate of 1/2 most labels of every class are wrong in the same way.
 
     Args:
-        labels: (N,) integers of any value: list, numpy array or tensor.
+        labels: (N,) integers, -1 for none: list, numpy array or tensor.
         rate: share of wrong labels, in [0, 1]. A rate of 1 renames the classes in a circle.
         seed: integer of 0 or more, or a ``numpy.random.Generator``.
         exact: take an exact share of every class, up to rounding. With False every sample is
             chosen by a coin of its own.
+        spare: (N,) bool, the rows to leave alone, such as those of a validation set; None for
+            none. Neither they nor rows without a label count in ``rate`` or among the classes.
 
     Returns:
         The labels as they were, but for the wrong ones. Small classes may vanish.
@@ -75,10 +83,10 @@ def pair_flip(labels: Any, rate: float, *, seed: Seed = 0, exact: bool = True) -
         >>> pair_flip([3, 3, 5, 5, 9, 9], rate=0.5).labels
         array([3, 5, 5, 9, 3, 9])
     """
-    original, classes, codes, rng = begin(labels, rate, seed, exact=exact)
+    original, counted, classes, codes, rng = begin(labels, rate, seed, spare, exact=exact)
     is_noisy = choose(rng, codes, len(classes), rate, exact)
-    given = np.where(is_noisy, np.roll(classes, -1)[codes], original)
-    return NoisyLabels(given, is_noisy, original, "pair_flip", rate)
+    given = np.where(is_noisy, np.roll(classes, -1)[codes], classes[codes])
+    return put_back(original, counted, given, is_noisy, "pair_flip", rate)
 
 
 def class_frequency(
@@ -90,6 +98,7 @@ def class_frequency(
     within: bool = True,
     seed: Seed = 0,
     exact: bool = True,
+    spare: Any = None,
 ) -> NoisyLabels:
     r"""Make labels of the largest or of the rarest classes wrong, and no others.
 
@@ -98,7 +107,7 @@ def class_frequency(
     uniformly, is decided here.
 
     Args:
-        labels: (N,) integers of any value: list, numpy array or tensor.
+        labels: (N,) integers, -1 for none: list, numpy array or tensor.
         rate: share of wrong labels among *all* N, in [0, 1].
         which: ``"largest"`` or ``"rarest"`` classes.
         share: share of the classes that count as such, in (0, 1]; rounded up to whole classes,
@@ -107,6 +116,8 @@ def class_frequency(
         seed: integer of 0 or more, or a ``numpy.random.Generator``.
         exact: take an exact share of every class of the group, up to rounding. With False every
             sample of the group is chosen by a coin of its own.
+        spare: (N,) bool, the rows to leave alone, such as those of a validation set; None for
+            none. Neither they nor rows without a label count in ``rate`` or among the classes.
 
     Returns:
         The labels as they were, but for the wrong ones.
@@ -124,13 +135,15 @@ def class_frequency(
         >>> class_frequency(labels, rate=0.2, which="rarest", share=0.5).labels
         array([0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 3, 3, 2])
     """
-    original, classes, codes, rng = begin(labels, rate, seed, within=within, exact=exact)
+    original, counted, classes, codes, rng = begin(
+        labels, rate, seed, spare, within=within, exact=exact
+    )
     if which not in ("largest", "rarest"):
         raise ValueError(f"which must be 'largest' or 'rarest', got {which!r}")
     require_rate("share", share)
     if share == 0:
         raise ValueError("share must be above 0, got 0")
-    n_labels, n_classes = len(original), len(classes)
+    n_labels, n_classes = len(codes), len(classes)
 
     # The ranks of the classes: the group has the ranks 0 to n_group - 1.
     sizes = np.bincount(codes)
@@ -150,7 +163,7 @@ def class_frequency(
     if n_inside:
         share_inside = min(1.0, wanted / n_inside)
         is_noisy[in_group] = choose(rng, ranks[in_group], n_group, share_inside, exact)
-    given = original.copy()
+    given = classes[codes]
     bound = n_group if within else n_classes
     given[is_noisy] = classes[order][other_than(rng, ranks[is_noisy], bound)]
-    return NoisyLabels(given, is_noisy, original, f"class_frequency, {which}", rate)
+    return put_back(original, counted, given, is_noisy, f"class_frequency, {which}", rate)

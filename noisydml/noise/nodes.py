@@ -82,10 +82,18 @@ def leaf_paths(tree: Mapping[str, Any], classes: Sequence[str] | None) -> list[t
     return [leaf[name] for name in classes]
 
 
+def require_sequence(name: str, value: object) -> None:
+    """Raise TypeError for a string, and for what has no length or no entries."""
+    if isinstance(value, str) or not (hasattr(value, "__len__") and isinstance(value, Iterable)):
+        raise TypeError(f"{name} must be a sequence, got {type(value).__name__}")
+
+
 def of_paths(paths: Sequence[str | Sequence[str]], classes: Sequence[str] | None, sep: str) -> Tree:
     """From the path to each class, strings or sequences of names."""
-    if isinstance(paths, str):
-        raise TypeError("paths must be a sequence of paths, got str")
+    require_sequence("paths", paths)
+    for path in paths:
+        if not isinstance(path, Iterable):
+            raise TypeError(f"paths must hold strings or sequences of them, got {path!r}")
     routes = [tuple(path.split(sep) if isinstance(path, str) else path) for path in paths]
     for route in routes:
         if not route:

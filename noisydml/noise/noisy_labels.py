@@ -10,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisydml.functional.files import read_arrays, replacing
-from noisydml.noise.checks import read_labels, require_flag, require_rate
+from noisydml.noise.checks import (
+    UNLABELED,
+    read_labels,
+    read_mask,
+    require_flag,
+    require_rate,
+)
 from noisydml.noise.random import Integers
 
 if TYPE_CHECKING:
@@ -33,6 +39,8 @@ class NoisyLabels:
         requested_rate: the rate asked for, in [0, 1].
         kept_classes: (K,) integers, the class in ``original`` that each new number stands for,
             or None if labels have kept their numbers.
+        spared: (N,) bool, the rows that a noise model has left alone, which count in no figure
+            below; None for none.
 
     The arrays are int64 and bool numpy arrays; ``torch.from_numpy`` takes each of them as it is,
     and ``GroundTruthFilter(loss, torch.from_numpy(noisy.is_noisy))`` is the ceiling.
@@ -57,14 +65,14 @@ class NoisyLabels:
     model: str = "given"
     requested_rate: float | None = None
     kept_classes: Integers | None = None
+    spared: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         arrays: dict[str, Any] = {"labels": read_labels("labels", self.labels)}
         original = arrays["original"] = read_labels("original", self.original)
-        is_noisy = np.array(self.is_noisy)
-        if is_noisy.size and is_noisy.dtype != np.bool_:
-            raise TypeError(f"is_noisy must hold bools, got dtype {is_noisy.dtype}")
-        arrays["is_noisy"] = is_noisy.astype(np.bool_, copy=False)
+        for name in ("is_noisy", "spared"):
+            if (mask := getattr(self, name)) is not None:
+                arrays[name] = read_mask(name, mask, len(original))
         if self.requested_rate is not None:
             require_rate("requested_rate", self.requested_rate)
         for name, array in arrays.items():
@@ -75,6 +83,8 @@ class NoisyLabels:
                 )
         if self.kept_classes is not None:
             labels, kept = arrays["labels"], read_labels("kept_classes", self.kept_classes)
+            if self.spared is not None:
+                labels = labels[(labels != UNLABELED) | ~arrays["spared"]]
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(kept):
                 raise ValueError(f"labels must be in [0, {len(kept)}), the kept classes")
             arrays["kept_classes"] = kept
@@ -82,6 +92,8 @@ class NoisyLabels:
             object.__setattr__(self, name, array)
         if not np.array_equal(self.given != original, self.is_noisy):
             raise ValueError("is_noisy must be True exactly where the label is not the original")
+        if self.spared is not None and (self.is_noisy & self.spared).any():
+            raise ValueError("is_noisy must be False for rows that were spared")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -89,22 +101,28 @@ class NoisyLabels:
     @property
     def given(self) -> Integers:
         """(N,) the labels to train with, in the numbers of ``original``."""
-        return self.labels if self.kept_classes is None else self.kept_classes[self.labels]
+        if self.kept_classes is None:
+            return self.labels
+        given = self.labels.copy()
+        there = given >= 0  # a spared row may have none
+        given[there] = self.kept_classes[given[there]]
+        return given
 
     @property
     def rate(self) -> float:
         """The share of wrong labels, 0 where there are no labels."""
-        return float(self.is_noisy.mean()) if len(self) else 0.0
+        is_noisy = self._counted(self.is_noisy)
+        return float(is_noisy.mean()) if len(is_noisy) else 0.0
 
     @property
     def classes(self) -> Integers:
         """(C,) the classes of ``original`` and of ``given``, ascending."""
-        return np.union1d(self.original, self.given)
+        return np.union1d(self._counted(self.original), self._counted(self.given))
 
     @property
     def vanished(self) -> Integers:
         """(V,) the classes of ``original`` that no label names any more, ascending."""
-        return np.setdiff1d(self.original, self.given)
+        return np.setdiff1d(self._counted(self.original), self._counted(self.given))
 
     @overload
     def transition_matrix(
@@ -144,8 +162,10 @@ class NoisyLabels:
                 f"sparse must be True for more than {_DENSE_CLASSES} classes, got {n} classes, "
                 f"a dense matrix of {8 * n * n / 1e9:.0f} GB"
             )
-        rows, columns = (np.searchsorted(classes, x) for x in (self.original, self.given))
-        ones = np.ones(len(self), dtype=np.int64)
+        rows, columns = (
+            np.searchsorted(classes, self._counted(x)) for x in (self.original, self.given)
+        )
+        ones = np.ones(len(rows), dtype=np.int64)
         matrix = coo_array((ones, (rows, columns)), shape=(n, n)).tocsr()
         if not counts:
             matrix = matrix.astype(np.float64)
@@ -155,24 +175,31 @@ class NoisyLabels:
     def summary(self) -> str:
         """The noise in words: how much, how even, and which classes have vanished."""
         asked = "" if self.requested_rate is None else f", {self.requested_rate:.1%} asked for"
+        is_noisy, given = self._counted(self.is_noisy), self._counted(self.given)
         lines = [
-            f"{self.model}: {int(self.is_noisy.sum())} of {len(self)} labels are wrong "
+            f"{self.model}: {int(is_noisy.sum())} of {len(given)} labels are wrong "
             f"({self.rate:.1%}{asked})"
         ]
-        if len(self) == 0:
-            return lines[0]
-        _, before = np.unique(self.original, return_counts=True)
-        _, codes, after = np.unique(self.given, return_inverse=True, return_counts=True)
+        if n := len(self) - len(given):
+            lines.append(f"rows left alone: {n}")
+        if len(given) == 0:
+            return "\n".join(lines)
+        _, before = np.unique(self._counted(self.original), return_counts=True)
+        _, codes, after = np.unique(given, return_inverse=True, return_counts=True)
         lines.append(f"classes: {len(before)} before, {len(after)} after")
         if n := len(self.vanished):
             named = ", ".join(map(str, self.vanished[:_NAMED]))
             lines.append(f"vanished classes: {n} ({named}{', ...' if n > _NAMED else ''})")
         lines.append(f"samples a class: {_spread(before)} before, {_spread(after)} after")
-        wrong = np.bincount(codes, weights=self.is_noisy)
+        wrong = np.bincount(codes, weights=is_noisy)
         lines.append(f"wrong labels in a class, %: {_spread(np.round(100 * wrong / after))}")
         if self.kept_classes is not None:
             lines.append(f"labels are numbered anew, 0 to {len(self.kept_classes) - 1}")
         return "\n".join(lines)
+
+    def _counted(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Those of the rows that were not spared."""
+        return values if self.spared is None else values[~self.spared]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to an npz file, under the very name given.
@@ -215,6 +242,21 @@ class NoisyLabels:
             return cls(**content)
         except TypeError as error:
             raise ValueError(f"{path} must be written by NoisyLabels.save: {error}") from error
+
+
+def put_back(
+    original: Integers,
+    counted: NDArray[np.bool_],
+    given: Integers,
+    is_noisy: NDArray[np.bool_],
+    model: str,
+    rate: float,
+) -> NoisyLabels:
+    """The n labels that a model has given, among the N: those not ``counted`` were spared."""
+    labels, wrong = original.copy(), np.zeros_like(counted)
+    labels[counted], wrong[counted] = given, is_noisy
+    spared = None if counted.all() else ~counted
+    return NoisyLabels(labels, wrong, original, model, rate, spared=spared)
 
 
 def _spread(values: NDArray[Any]) -> str:

@@ -8,12 +8,18 @@ import numpy as np
 
 from noisydml.noise.checks import begin
 from noisydml.noise.hierarchy import ClassHierarchy
-from noisydml.noise.noisy_labels import NoisyLabels
+from noisydml.noise.noisy_labels import NoisyLabels, put_back
 from noisydml.noise.random import Integers, Seed, below, choose, other_than
 
 
 def semantic(
-    labels: Any, rate: float, hierarchy: ClassHierarchy, *, seed: Seed = 0, exact: bool = True
+    labels: Any,
+    rate: float,
+    hierarchy: ClassHierarchy,
+    *,
+    seed: Seed = 0,
+    exact: bool = True,
+    spare: Any = None,
 ) -> NoisyLabels:
     r"""Move a share of the labels to classes nearby in a hierarchy (ProcSim, section 3.6).
 
@@ -23,12 +29,15 @@ def semantic(
     below it is taken uniformly; the paper leaves this open.
 
     Args:
-        labels: (N,) integers, positions in ``hierarchy.classes``: list, numpy array or tensor.
+        labels: (N,) integers, positions in ``hierarchy.classes``, -1 for none: list, numpy array
+            or tensor.
         rate: share of wrong labels, in [0, 1].
         hierarchy: the tree of the classes.
         seed: integer of 0 or more, or a ``numpy.random.Generator``.
         exact: take an exact share of every class, up to rounding. With False every sample is
             chosen by a coin of its own, as the paper does.
+        spare: (N,) bool, the rows to leave alone, such as those of a validation set; None for
+            none. Neither they nor rows without a label count in ``rate`` or among the classes.
 
     Returns:
         The labels as they were, but for the wrong ones.
@@ -46,17 +55,17 @@ def semantic(
         >>> semantic([0, 0, 1, 1, 2, 2, 3, 3], rate=0.5, hierarchy=tree).labels
         array([0, 1, 1, 0, 3, 2, 2, 3])
     """
-    original, classes, codes, rng = begin(labels, rate, seed, exact=exact)
+    original, counted, classes, codes, rng = begin(labels, rate, seed, spare, exact=exact)
     if not isinstance(hierarchy, ClassHierarchy):
         raise TypeError(f"hierarchy must be a ClassHierarchy, got {type(hierarchy).__name__}")
     n_known = len(hierarchy.classes)
     if len(classes) and not 0 <= classes[0] <= classes[-1] < n_known:
         raise ValueError(f"labels must be in [0, {n_known}), the classes of the hierarchy")
     is_noisy = choose(rng, codes, len(classes), rate, exact)
-    given = original.copy()
+    given = classes[codes]
     if is_noisy.any():
         given[is_noisy] = classes[_walk(rng, hierarchy.restrict(classes), codes[is_noisy])]
-    return NoisyLabels(given, is_noisy, original, "semantic", rate)
+    return put_back(original, counted, given, is_noisy, "semantic", rate)
 
 
 def _walk(rng: np.random.Generator, tree: ClassHierarchy, codes: Integers) -> Integers:

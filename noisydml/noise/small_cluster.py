@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from noisydml.functional.checks import require_count
-from noisydml.noise.checks import begin, read_features
-from noisydml.noise.noisy_labels import NoisyLabels
+from noisydml.noise.checks import UNLABELED, begin, read_features
+from noisydml.noise.noisy_labels import NoisyLabels, put_back
 from noisydml.noise.random import Integers, Seed, below
 
 
@@ -22,6 +23,7 @@ def small_cluster(
     images_per_cluster: int = 2,
     normalize: bool = True,
     seed: Seed = 0,
+    spare: Any = None,
 ) -> NoisyLabels:
     r"""Dissolve classes into small clusters of similar images, merged into other classes.
 
@@ -32,17 +34,20 @@ def small_cluster(
     is open-set, and a class transition matrix to undo it does not exist.
 
     Args:
-        labels: (N,) integers of any value: list, numpy array or tensor.
+        labels: (N,) integers, -1 for none: list, numpy array or tensor.
         rate: R, the least share of wrong labels, in [0, 1]; the class removed last may exceed it.
         features: (N, D) finite real numbers, array or tensor. The paper takes those of a
             ResNet-18 trained on ImageNet.
         images_per_cluster: Z, the mean number of images in a cluster, at least 1.
         normalize: divide each row of ``features`` by its norm first, as the paper does.
         seed: integer of 0 or more, or a ``numpy.random.Generator``.
+        spare: (N,) bool, the rows to leave alone, such as those of a validation set; None for
+            none. Neither they nor rows without a label count in ``rate`` or among the classes.
 
     Returns:
         Labels numbered anew, 0 to K - 1; ``kept_classes`` says which class each number stands for,
-        and ``vanished`` which are gone. A rate of 0 changes nothing but the numbers. With a rate
+        and ``vanished`` which are gone. What a spared row names has a number, too; a row without a
+        label stays -1. A rate of 0 changes nothing but the numbers. With a rate
         that cannot be reached, such as 1, all end in one class, the only one with right labels.
 
     Raises:
@@ -69,8 +74,8 @@ def small_cluster(
         >>> noisy.vanished, noisy.kept_classes, noisy.rate
         (array([30]), array([10, 20, 40]), 0.25)
     """
-    original, classes, codes, rng = begin(labels, rate, seed, normalize=normalize)
-    points = read_features(features, len(original))
+    original, counted, classes, codes, rng = begin(labels, rate, seed, spare, normalize=normalize)
+    points = read_features(features, len(original))[counted]
     require_count("images_per_cluster", images_per_cluster)
     if normalize:
         norms = np.linalg.norm(points, axis=1, keepdims=True)
@@ -91,8 +96,11 @@ def small_cluster(
         targets = present[below(rng, np.full(n_clusters, len(present)))]  # 6-7
         given[members] = targets[clusters]  # 8-10
         misplaced[members] = True  # 12
-    kept, labels = np.unique(given, return_inverse=True)
-    return NoisyLabels(labels, given != codes, original, "small_cluster", rate, classes[kept])
+    noisy = put_back(original, counted, classes[given], given != codes, "small_cluster", rate)
+    there = counted | (original != UNLABELED)
+    labels = np.full_like(original, UNLABELED)
+    kept, labels[there] = np.unique(noisy.labels[there], return_inverse=True)
+    return replace(noisy, labels=labels, kept_classes=kept)
 
 
 def _cluster(points: NDArray[Any], n_clusters: int, state: int) -> Integers:

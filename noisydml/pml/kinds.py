@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
@@ -23,6 +24,13 @@ _PAIRS = (losses.AngularLoss, losses.GenericPairLoss)
 TRIPLETS = (
     losses.DynamicSoftMarginLoss, losses.HistogramLoss, losses.MarginLoss, losses.TripletMarginLoss,
 )  # fmt: skip
+# Whose embeddings have the width of a tensor of their own: its name, and which dimension that is.
+_WIDTHS: tuple[tuple[Any, str, int], ...] = (
+    ((losses.LargeMarginSoftmaxLoss, losses.NormalizedSoftmaxLoss), "W", 0),
+    ((losses.ProxyAnchorLoss, losses.ProxyNCALoss), "proxies", 1),
+    (losses.SoftTripleLoss, "fc", 0),
+    (losses.CrossBatchMemory, "embedding_memory", 1),
+)
 
 
 def refuse_unlabelled(loss: Loss) -> None:
@@ -106,14 +114,24 @@ def refuse_without_pairs(loss: Loss) -> None:
 
 
 def embedding_shape(loss: Loss) -> tuple[int | None, int | None]:
-    """(number of classes, embedding size) that a proxy loss is made for; None where unknown."""
+    """(number of classes, embedding size) that a loss is made for; None where unknown."""
     if isinstance(loss, losses.ProxyNCALoss):
-        return loss.proxies.shape[0], loss.proxies.shape[1]
+        return loss.proxies.shape[0], _width(loss)
     if isinstance(loss, losses.NormalizedSoftmaxLoss):
-        return loss.W.shape[1], loss.W.shape[0]
+        return loss.W.shape[1], _width(loss)
     # PML's recording sets num_classes to 0 in losses that never set it themselves.
     num_classes = getattr(loss, "num_classes", None)
-    return (num_classes if isinstance(num_classes, int) and num_classes > 0 else None), None
+    known = isinstance(num_classes, (int, np.integer)) and num_classes > 0
+    return (num_classes if known else None), _width(loss)
+
+
+def _width(loss: Loss) -> int | None:
+    """How wide embeddings have to be for a loss of PML that has proxies, weights or a memory."""
+    for part in parts(loss):
+        for kinds, name, dim in _WIDTHS:
+            if isinstance(part, kinds):
+                return int(getattr(part, name).shape[dim])
+    return None
 
 
 def parts(loss: Loss) -> Iterator[Loss]:

@@ -22,6 +22,7 @@ from noisydml.wrappers.checks import (
     make_batch,
     raise_first,
     require_finite_losses,
+    require_width,
     value_checks,
 )
 from noisydml.wrappers.decision import Decision, Judgement
@@ -65,7 +66,7 @@ class LossWrapper(nn.Module, ABC):
         self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
             LossWrapper._loaded
         )
-        self._num_classes, _ = pml.embedding_shape(loss)  # None but for a leaf with proxies
+        self._num_classes, self._loss_width = pml.embedding_shape(loss)  # None where any will do
         if isinstance(loss, nn.Module) and not isinstance(loss, LossWrapper):
             unsaved = pml.UnsavedState(loss)
             if unsaved:
@@ -246,13 +247,18 @@ class LossWrapper(nn.Module, ABC):
 
     def _checks(self, batch: Batch) -> list[ValueCheck]:
         """Those of this wrapper and of all that is inside it."""
-        checks = self.own_checks(batch) if self.training else []
+        own = self.own_checks(batch) if self.training else []
+        return own + self._loss_checks(batch)
+
+    def _loss_checks(self, batch: Batch) -> list[ValueCheck]:
+        """What is wrapped asks for."""
         if isinstance(self.loss, LossWrapper):
-            return checks + self.loss._checks(batch)
-        if self._num_classes is not None:
-            what = "the classes of the wrapped loss"
-            checks = [*checks, in_range("labels", batch.labels, self._num_classes, what)]
-        return checks
+            return self.loss._checks(batch)
+        require_width(batch, self._loss_width, "the wrapped loss is made for")
+        if self._num_classes is None:
+            return []
+        what = "the classes of the wrapped loss"
+        return [in_range("labels", batch.labels, self._num_classes, what)]
 
     @torch.inference_mode(False)  # what is moved must be good for training, too
     def _prepare(self, device: torch.device) -> None:

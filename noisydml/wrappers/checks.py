@@ -120,6 +120,11 @@ def require_width(batch: Batch, width: int | None, name: str) -> None:
         raise ValueError(f"embeddings must be as wide as {name}, {width}, got {got}")
 
 
+def width_given_by(memory: FeatureMemory) -> str:
+    """What has said how wide a memory is, in the words of whoever made the wrapper."""
+    return "those before" if memory.any_shape() else "embedding_size"
+
+
 WITHOUT_IDS, WITH_IDS = 1, 2  # whether the batches that a wrapper remembers have sample ids
 
 
@@ -135,7 +140,7 @@ def remembered_checks(
         wrapper: its name.
         size: the wrapper's name for the size of the memory.
     """
-    require_width(batch, memory.embedding_size, "those before")
+    require_width(batch, memory.embedding_size, width_given_by(memory))
     ids = batch.sample_ids
     if mode == (WITH_IDS if ids is None else WITHOUT_IDS):
         now = "none" if ids is None else "some"
@@ -159,6 +164,10 @@ def checked_samples(
     require_floating("features", features, ndim=2)
     require_integer("labels", labels, len(features), "feature")
     if sample_ids is None:
+        if len(features) > len(memory):
+            raise ValueError(
+                f"features must have at most {len(memory)} rows, {what}, got {len(features)}"
+            )
         sample_ids = torch.arange(len(features))
     require_integer("sample_ids", sample_ids, len(features), "feature")
     device = memory.labels.device

@@ -17,7 +17,7 @@ from noisydml.functional.checks import require_count, require_decay, require_los
 from noisydml.memory.state import Counters, overwrite
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import LossWrapper, call_loss, losses_by, parameters_besides
-from noisydml.wrappers.checks import ValueCheck, proxy_checks
+from noisydml.wrappers.checks import ValueCheck, proxy_checks, raise_first
 from noisydml.wrappers.decision import Decision, Judgement
 
 Named = Literal["otsu", "running_mean", "gaussian_mixture"]
@@ -140,6 +140,8 @@ class ConfidenceWeightedLoss(LossWrapper):
             return Judgement(Decision.trusting(batch), own_loss=losses.sum())
         scores = losses.detach().double()  # (N,), of all ranks' rows
         tau = self._threshold(scores)
+        if callable(self.threshold) and batch.check_values:  # known only now
+            raise_first([ValueCheck(tau.isnan(), "threshold must return a number, got NaN")])
         sigma = confidence(scores, tau, self.lam)  # Eq. 3
         sigma = torch.where(self.step < self.warmup, 1.0, sigma)
         decision = replace(
@@ -189,6 +191,8 @@ class ConfidenceWeightedLoss(LossWrapper):
             raise TypeError(f"{wanted}, got {type(tau).__name__}")
         if tau.numel() != 1:
             raise ValueError(f"{wanted}, got shape {tuple(tau.shape)}")
+        if tau.is_complex() or tau.dtype == torch.bool:
+            raise TypeError(f"{wanted}, got dtype {tau.dtype}")
         return tau.detach().to(losses.device, torch.float64).reshape(())
 
     def _warn_if_forgotten(self) -> None:

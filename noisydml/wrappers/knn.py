@@ -27,6 +27,7 @@ from noisydml.wrappers.checks import (
     ValueCheck,
     checked_samples,
     remembered_checks,
+    width_given_by,
 )
 from noisydml.wrappers.decision import Decision, Judgement
 
@@ -124,7 +125,7 @@ class KNNDenoiser(Filter):
         validate_args: bool = True,
     ) -> None:
         super().__init__(loss, validate_args=validate_args)
-        if k != "auto":
+        if not isinstance(k, str) or k != "auto":
             require_count("k", k)
         require_number("threshold", threshold)
         if not 0 <= threshold <= 1:
@@ -222,7 +223,8 @@ class KNNDenoiser(Filter):
         width = self.memory.embedding_size
         if width is not None and features.shape[1] != width:
             raise ValueError(
-                f"features must be as wide as those before, {width}, got {features.shape[1]}"
+                f"features must be as wide as {width_given_by(self.memory)}, {width}, "
+                f"got {features.shape[1]}"
             )
         self._changes += 1
         for memory in (self.memory, self.reference):

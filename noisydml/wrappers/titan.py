@@ -158,6 +158,12 @@ class PrototypicalMixer(LossWrapper):
             pml.refuse_unweightable(self.loss)
         if head is not None and not isinstance(head, nn.Module):
             raise TypeError(f"head must be a torch.nn.Module or None, got {type(head).__name__}")
+        first = head[0] if isinstance(head, nn.Sequential) and len(head) > 0 else head
+        if isinstance(first, nn.Linear) and first.in_features not in (feature_size, 0):  # 0: lazy
+            raise ValueError(
+                f"head must take features of width feature_size, {feature_size}, "
+                f"got one for {first.in_features}"
+            )
         require_count("warmup", warmup)
         require_count("cycles", cycles)
         require_count("max_retrieved", max_retrieved, least=0)
@@ -180,7 +186,9 @@ class PrototypicalMixer(LossWrapper):
         self.mixing, self.refinement, self.similarity = mixing, refinement, similarity
         self._width: int | None = None  # of the head, once it has been asked
         # Steps, samples in this cycle, cycles begun, was end_epoch called, had the last batch ids.
-        self.counters = Counters(seed=seed % 2**63, step=0, seen=0, cycle=0, explicit=0, has_ids=0)
+        self.counters = Counters(
+            seed=int(seed) % 2**63, step=0, seen=0, cycle=0, explicit=0, has_ids=0
+        )
 
     def end_epoch(self) -> None:
         """Begin a new cycle: prototypes from the memory, and labels refined by them.
@@ -283,15 +291,15 @@ class PrototypicalMixer(LossWrapper):
             f"refinement={self.refinement}, similarity={self.similarity}"
         )
 
-    def _checks(self, batch: Batch) -> list[ValueCheck]:
-        """The wrappers inside are asked about rows as wide as the head's."""
-        if self.head is None or not isinstance(self.loss, LossWrapper):
-            return super()._checks(batch)
-        own = self.own_checks(batch) if self.training else []
-        if self._width is None:
-            self._width = output_width(self.head, self.feature_size)
-        row = batch.embeddings.new_empty(1, self._width)
-        return own + self.loss._checks(replace(batch, embeddings=row.expand(len(batch), -1)))
+    def _loss_checks(self, batch: Batch) -> list[ValueCheck]:
+        """What is inside is asked about rows as wide as the head's."""
+        asks = isinstance(self.loss, LossWrapper) or self._loss_width is not None
+        if self.head is not None and asks:
+            if self._width is None:
+                self._width = output_width(self.head, self.feature_size)
+            row = batch.embeddings.new_empty(1, self._width)
+            batch = replace(batch, embeddings=row.expand(len(batch), -1))
+        return super()._loss_checks(batch)
 
     def _decide(self, everyone: Batch) -> MixingDecision:
         """The decision on all ranks' rows."""

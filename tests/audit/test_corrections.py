@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from noisydml import apply_corrections
+from noisydml import apply_corrections, find_label_issues
 
 HEADER = "index,given,corrected,decision"
 NUMBERS = ["3,1,0,accepted", "1,0,0,rejected", "2,1,,removed", "0,0,7,other", "4,0,0,undecided"]
@@ -107,3 +108,30 @@ def test_no_such_file(tmp_path: Path) -> None:
         arguments[1].write_bytes(content)
         with pytest.raises(ValueError, match="path must be a file"):
             apply_corrections(*arguments)
+
+
+def test_names_that_a_spreadsheet_takes_for_formulas_come_back(tmp_path: Path) -> None:
+    names = ["=cmd|' /C calc'!A0", "+1", "-2+3", "@SUM(1)"]
+    labels = np.array(names * 10)
+    labels[5] = names[3]
+    issues = find_label_issues(torch.eye(4).repeat(10, 1), labels)
+    issues.to_csv(tmp_path / "issues.csv")
+    with open(tmp_path / "issues.csv", newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["given_label"], row["suggested_label"]) == (names[3], names[1])
+    with open(tmp_path / "corrected_labels.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["index", "given", "corrected", "decision"])
+        writer.writerow([5, names[3], names[1], "accepted"])
+    assert apply_corrections(labels, tmp_path / "corrected_labels.csv")[0].tolist() == names * 10
+
+
+@pytest.mark.parametrize("labels", [5, None])
+def test_labels_that_are_none(labels: object, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="labels must have one entry per sample, got"):
+        apply_corrections(labels, file(tmp_path, ["0,0,1,accepted"]))
+
+
+def test_labels_of_a_generator(tmp_path: Path) -> None:
+    corrected, _ = apply_corrections(iter([0, 1]), file(tmp_path, ["0,0,1,accepted"]))
+    assert corrected == [1, 1]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from noisydml.functional.files import replacing
+from noisydml.functional.files import read_arrays, read_rows, replacing
 from noisydml.language import TextEncoder, embed_names
 from noisydml.noise import NoisyLabels
 from noisydml.noise.cli import main
@@ -145,3 +145,13 @@ def test_a_cache_is_shared_by_threads_and_made_anew_where_it_is_broken(tmp_path:
             np.save(path, rows)
         assert torch.equal(embed_names(names, encoder, cache=tmp_path), expected)
         assert path.read_bytes() == whole
+
+
+def test_what_is_no_path_is_refused_by_name(tmp_path: Path) -> None:
+    for use in (lambda: replacing(3).__enter__(), lambda: read_arrays(3), lambda: read_rows(3)):  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"path must be a string or an os\.PathLike, got int"):
+            use()
+    path = tmp_path / "none" / "labels.csv"
+    with pytest.raises(FileNotFoundError) as caught, replacing(path):
+        pass
+    assert caught.value.filename == str(path)  # and not the name of the file beside it

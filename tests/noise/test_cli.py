@@ -166,7 +166,7 @@ def test_as_a_program(here: Path) -> None:
         (["uniform", "labels.csv", "noisy.txt", "--rate", "0.1"], "files must be .csv or .npz"),
         (
             ["uniform", "labels.csv", "noisy.csv", "--rate", "0.1", "--column", "x"],
-            "column must be one of ['path', 'label', 'note']",
+            "column must be one of ['path', 'label', 'note'] in labels.csv, got 'x'",
         ),
         (
             ["uniform", "labels.npz", "noisy.csv", "--rate", "0.1", "--column", "x"],
@@ -184,6 +184,26 @@ def test_as_a_program(here: Path) -> None:
         (
             ["semantic", "names.csv", "noisy.csv", "--rate", "0.1", "--hierarchy", "short.txt"],
             "hierarchy must have every label, got none for 'a/y'",
+        ),
+        (
+            ["uniform", "labels.csv", "noisy.csv", "--rate", "0.1", "--spare", "x=1"],
+            "spare must be one of ['path', 'label', 'note'] in labels.csv, got 'x'",
+        ),
+        (
+            ["uniform", "labels.csv", "noisy.csv", "--rate", "0.1", "--spare", "note"],
+            "spare must be a column of 0 and 1, or COLUMN=VALUE, got 'é' in the column",
+        ),
+        (
+            ["uniform", "labels.npz", "noisy.csv", "--rate", "0.1", "--spare", "x"],
+            "spare must be one of ['label', 'other'] in labels.npz, got 'x'",
+        ),
+        (
+            ["uniform", "labels.npz", "noisy.csv", "--rate", "0.1", "--spare", "other"],
+            "spare must be a column of 0 and 1, or COLUMN=VALUE, got '0.0' in the column",
+        ),
+        (
+            ["uniform", "labels.csv", "noisy.csv", "--rate", "0.1", "--no-header"],
+            "column must be one of ['0', '1', '2'] in labels.csv, got 'label'",
         ),
         (["gauss", "labels.csv", "noisy.csv", "--rate", "0.1"], "invalid choice"),
     ],
@@ -203,3 +223,71 @@ def test_refusals(arguments: list[str], message: str, capsys: pytest.CaptureFixt
     assert Path("labels.csv").read_bytes() == before
     assert not Path("noisy.csv").exists()
     assert not Path("noisy.npz").exists()
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("numbers", [True, False])
+@pytest.mark.parametrize(("arguments", "_"), CALLS, ids=[" ".join(x) for x, _ in CALLS])
+def test_missing_labels_and_spared_rows_are_left_alone(
+    arguments: list[str], _: object, numbers: bool
+) -> None:
+    labels = [str(i) if numbers else NAMES[i] for i in LABELS]
+    gone = {7: "", 80: "nan", 81: "NaN", 150: "-1"}
+    for row, word in gone.items():
+        labels[row] = word
+    with open("some.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["label", "split"])
+        writer.writerows((x, "val" if i % 3 == 0 else "train") for i, x in enumerate(labels))
+    call = [*arguments, "some.csv", "noisy.csv", "--rate", "0.5", "--spare", "split=val"]
+    assert main(call) == 0
+    _, rows = read("noisy.csv")
+    alone = np.array([i % 3 == 0 or i in gone for i in range(len(labels))])
+    wrong = np.array([row[3] == "1" for row in rows])
+    assert not wrong[alone].any()
+    assert wrong[~alone].mean() == pytest.approx(0.5, abs=0.15)  # a coin, whole classes
+    for row, word in gone.items():
+        assert rows[row] == [word, rows[row][1], word, "0"]
+    classes = {row[0] for i, row in enumerate(rows) if i not in gone}
+    assert not classes & {"", "nan", "NaN", "-1"}
+    if "small_cluster" not in arguments or not numbers:
+        assert all(row[0] == row[2] for row, spared in zip(rows, alone, strict=True) if spared)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_mask_spares_rows() -> None:
+    mask = np.arange(len(LABELS)) % 2 == 0
+    np.savez("masked.npz", label=LABELS[:, None], spare=mask)
+    for word in (["spare"], ["spare=True"]):
+        main(["uniform", "masked.npz", "noisy.npz", "--rate", "0.5", "--spare", *word])
+        noisy = NoisyLabels.load("noisy.npz")
+        assert np.array_equal(noisy.labels, uniform(LABELS, 0.5, spare=mask).labels)
+        assert noisy.spared is not None
+        assert np.array_equal(noisy.spared, mask)
+
+
+@pytest.mark.usefixtures("here")
+def test_no_header() -> None:
+    Path("single.csv").write_text("4\n\n3\n4\n\n\n")  # a label is missing, the last lines are blank
+    main(["uniform", "single.csv", "noisy.csv", "--rate", "1", "--no-header"])
+    expected = [["3", "4", "1"], ["", "", "0"], ["4", "3", "1"], ["3", "4", "1"]]
+    assert list(csv.reader(Path("noisy.csv").read_text().splitlines())) == expected
+    Path("wide.csv").write_text("a,1,0\nb,2,1\nc,3,0\n\n")
+    options = ["--no-header", "--column", "1", "--spare", "2"]
+    main(["uniform", "wide.csv", "noisy.csv", "--rate", "1", *options])
+    assert Path("noisy.csv").read_text().splitlines() == ["a,3,0,1,1", "b,2,1,2,0", "c,1,0,3,1"]
+
+
+@pytest.mark.usefixtures("here")
+def test_long_fields_and_formulas_come_back() -> None:
+    names = ["=cmd|' /C calc'!A0", "+1", "-2+3", "@SUM(1)", "x" * 200_000]
+    write("odd.csv", ["path", "label", "note"], [names[i % 5] for i in range(20)])
+    limit = csv.field_size_limit(1_000_000)
+    try:
+        main(["uniform", "odd.csv", "noisy.csv", "--rate", "0.5"])
+        assert csv.field_size_limit() == 1_000_000
+        _, rows = read("noisy.csv")
+    finally:
+        csv.field_size_limit(limit)
+    assert [row[3] for row in rows] == [names[i % 5] for i in range(20)]
+    assert {row[1] for row in rows} <= set(names)

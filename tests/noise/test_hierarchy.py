@@ -243,7 +243,9 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
         ValueError,
         "classes must be leaves of the tree, got 'a'",
     ),
-    (lambda: ClassHierarchy.from_paths("a/b"), TypeError, "paths must be a sequence of paths"),
+    (lambda: ClassHierarchy.from_paths("a/b"), TypeError, "paths must be a sequence, got str"),
+    (lambda: ClassHierarchy.from_paths([1, 2]), TypeError, "paths must hold strings or sequences"),
+    (lambda: ClassHierarchy.from_categories(5), TypeError, "categories must be a sequence, got i"),
     (lambda: ClassHierarchy.from_paths([]), ValueError, "at least one class, got none"),
     (lambda: ClassHierarchy.from_paths([()]), ValueError, "at least one name each"),
     (lambda: ClassHierarchy.from_paths([(1, 2)]), TypeError, r"paths must hold strings, got \(1"),  # type: ignore[list-item]

@@ -190,7 +190,7 @@ def test_clusters_of_one_sample() -> None:
         (["a", "b"], TypeError, "labels must hold integers, got dtype <U1"),
         (np.zeros(0), TypeError, "labels must hold integers, got dtype float64"),
         (torch.zeros(2), TypeError, "labels must hold integers, got dtype torch.float32"),
-        (np.zeros((2, 1), int), ValueError, r"labels must have 1 dimension, got shape \(2, 1\)"),
+        (np.zeros((2, 2), int), ValueError, r"labels must have 1 dimension, got shape \(2, 2\)"),
         (torch.tensor(1), ValueError, r"labels must have 1 dimension, got shape \(\)"),
         ([[0], [1, 2]], ValueError, "labels must have 1 dimension, got rows of unequal length"),
         (np.array([2**63, 0], np.uint64), ValueError, "labels must fit into int64"),
@@ -383,3 +383,58 @@ def test_class_frequency_is_frozen() -> None:
     labels = np.repeat(np.arange(4), [8, 6, 4, 2])
     noisy = class_frequency(labels, 0.3, seed=7)
     assert "".join(map(str, noisy.labels)) == "10100001000111222233"
+
+
+SPARING: dict[str, Callable[..., NoisyLabels]] = {
+    "uniform": uniform,
+    "pair_flip": pair_flip,
+    "class_frequency": class_frequency,
+    "semantic": lambda labels, rate, **options: semantic(labels, rate, TREE, **options),
+    "small_cluster": cluster,
+}
+
+
+@pytest.mark.parametrize("model", SPARING)
+def test_spared_rows_and_missing_labels_are_left_alone(model: str) -> None:
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, N_CLASSES, size=1000)
+    spare = rng.random(1000) < 0.3
+    labels[rng.random(1000) < 0.1] = -1
+    labels[spare & (rng.random(1000) < 0.1)] = 3
+    counted = ~spare & (labels != -1)
+    noisy = SPARING[model](labels[:, None], 0.4, spare=torch.from_numpy(spare))
+    assert np.array_equal(noisy.original, labels)
+    assert np.array_equal(noisy.given[~counted], labels[~counted])
+    assert not noisy.is_noisy[~counted].any()
+    assert (noisy.labels[labels == -1] == -1).all()
+    assert noisy.labels[labels != -1].min() == 0
+    assert -1 not in noisy.classes
+    assert noisy.transition_matrix(counts=True).sum() == counted.sum()
+    assert np.array_equal(~counted, noisy.spared)
+    assert noisy.rate == noisy.is_noisy.sum() / counted.sum()
+    assert noisy.rate == pytest.approx(0.4, abs=0.11 if model == "small_cluster" else 0.001)
+    assert f"of {counted.sum()} labels are wrong" in noisy.summary()
+    assert f"rows left alone: {(~counted).sum()}" in noisy.summary()
+    if model != "small_cluster":  # the rows left alone change nothing of what is drawn
+        alone = SPARING[model](labels[counted], 0.4)
+        assert np.array_equal(alone.labels, noisy.labels[counted])
+
+
+def test_classes_of_spared_rows_alone_are_no_targets() -> None:
+    labels, spare = np.arange(100) % 4, np.arange(100) % 4 == 3
+    assert set(uniform(labels, 1, spare=spare).labels[~spare]) == {0, 1, 2}
+    assert uniform([-1, -1], 0.5).rate == 0
+    with pytest.raises(ValueError, match=r"at least 2 classes .* got 1; -1 stands for no label"):
+        uniform([-1, 1, 1], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("spare", "error", "message"),
+    [
+        ([0, 1], TypeError, "spare must hold bools, got dtype int64"),
+        ([True], ValueError, r"spare must have 2 entries, one per label, got shape \(1,\)"),
+    ],
+)
+def test_refused_masks(spare: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        uniform([0, 1], 0.5, spare=spare)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning import losses, reducers
@@ -68,7 +69,12 @@ def test_weights_multiply_terms_and_leave_regularizers_alone() -> None:
     [
         (lambda: losses.ProxyNCALoss(5, 7), (5, 7)),
         (lambda: losses.NormalizedSoftmaxLoss(5, 7), (5, 7)),
-        (lambda: losses.ArcFaceLoss(5, 7), (5, None)),
+        (lambda: losses.ArcFaceLoss(5, 7), (5, 7)),
+        (lambda: losses.SubCenterArcFaceLoss(num_classes=5, embedding_size=7), (5, 7)),
+        (lambda: losses.SoftTripleLoss(5, 7), (5, 7)),
+        (lambda: losses.ProxyAnchorLoss(np.int64(5), 7), (5, 7)),
+        (lambda: losses.CrossBatchMemory(losses.ContrastiveLoss(), 7), (None, 7)),
+        (lambda: losses.MultipleLosses([losses.ProxyNCALoss(5, 7)]), (None, 7)),
         (lambda: losses.ContrastiveLoss(), (None, None)),
         (lambda: nn.CrossEntropyLoss(reduction="none"), (None, None)),
         (lambda: lambda e, y: e.sum(dim=1), (None, None)),

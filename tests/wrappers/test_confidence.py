@@ -197,6 +197,16 @@ class TestProxiesInTheOptimizer:
         for _ in range(510):
             self.step(loss_fn, None)  # warnings are errors here
 
+    def test_a_resumed_run_goes_on_counting(self) -> None:
+        stopped, resumed = make(), make()
+        for _ in range(300):
+            self.step(stopped, None)
+        resumed.load_state_dict(stopped.state_dict())
+        for _ in range(200):
+            self.step(resumed, None)
+        with pytest.warns(UserWarning, match="not changed in 500"):
+            self.step(resumed, None)
+
     @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD, torch.optim.AdamW])
     @pytest.mark.parametrize("how", ["foreach", "fused"])
     def test_trained_proxies_are_not(self, kind: type, how: str) -> None:

@@ -181,7 +181,7 @@ def test_refresh_counts_as_an_epoch() -> None:
         ({"sample_ids": torch.tensor([0, 1, 2, 9])}, ValueError, r"sample_ids .* \[0, 9\)"),
         ({"sample_ids": torch.tensor([0, 1, 2, -1])}, ValueError, "sample_ids"),
         ({"sample_ids": torch.arange(3)}, ValueError, "sample_ids"),
-        ({"features": torch.ones(10, 2), "labels": torch.ones(10).long()}, ValueError, "sample_id"),
+        ({"features": torch.ones(10, 2), "labels": torch.ones(10).long()}, ValueError, "features"),
     ],
 )
 def test_refresh_refuses(change: dict[str, Any], error: type[Exception], name: str) -> None:

@@ -138,7 +138,7 @@ def test_robust_is_a_judge_with_no_rate_and_no_tuning() -> None:
     assert loss_fn.start == "judge"
     loss_fn = noisydml.robust(losses.ContrastiveLoss(), 10, WIDTH, 200, start="train")
     assert loss_fn.start == "train"
-    with pytest.raises(ValueError, match=f"embeddings must be as wide as those before, {WIDTH}"):
+    with pytest.raises(ValueError, match=f"embeddings must be as wide as embedding_size, {WIDTH}"):
         loss_fn(torch.ones(2, WIDTH + 1), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"labels must be in \[0, 10\)"):
         loss_fn(torch.ones(2, WIDTH), torch.tensor([0, 10]))
