@@ -45,9 +45,8 @@ def principal_components(features: Tensor, number: int) -> Tensor:
     if width <= number or len(features) == 0:
         return features
     generator = torch.Generator().manual_seed(0)
-    basis = torch.randn(
-        width, min(number + _SPARE, width), generator=generator, dtype=torch.float32
-    )
+    size = width, min(number + _SPARE, width)
+    basis = torch.randn(size, generator=generator, device="cpu", dtype=torch.float32)
     basis = basis.to(features.device)
     for _ in range(_POWERS):
         basis = torch.linalg.qr(features.T @ (features @ basis)).Q

@@ -66,7 +66,8 @@ class Sample:
         distance = distance.masked_fill((self.near < 0) | own_copy, math.inf)
         self.votes = neighbor_weights(distance, _SHARPNESS)
         generator = torch.Generator().manual_seed(0)
-        fold = torch.randperm(len(codes), generator=generator).to(codes.device) % FOLDS
+        drawn = torch.randperm(len(codes), generator=generator, device="cpu")
+        fold = drawn.to(codes.device) % FOLDS
         self.fold = fold[self.copies]
         self._candidates(directions)
 
