@@ -132,7 +132,7 @@ FACTORIES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_new_tensor_says_where_it_is(case: str) -> None:
-    """Also behind a synchronisation, which fakes cannot pass, and with a default device of torch's."""
+    """Also behind a synchronisation, which fakes cannot pass."""
     wrapper = build(case, leaf_for(case, "multi_similarity"))
     everyone = make_batch(SAMPLES)
     with Homeless() as homeless:
