@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 from noisydml import (
     ConfidenceWeightedLoss,
+    JudgeFilter,
     KNNDenoiser,
     LossWrapper,
     PRISMFilter,
@@ -114,12 +115,16 @@ def see_an_epoch(
     wrapper: LossWrapper, features: Tensor, labels: Tensor, batch: int = BATCH
 ) -> None:
     """With gradients enabled, though nobody asks for one: without, nothing is remembered."""
+    if isinstance(wrapper, JudgeFilter):  # it judges once a pass: a step only looks numbers up
+        said = {"judged_labels": labels, "probability": torch.rand(len(labels)).double()}
+        wrapper.load_state_dict({**wrapper.state_dict(), **said, "counters.phase": torch.tensor(2)})
+        return
     for ids in torch.arange(len(labels), device=labels.device).split(batch):
         wrapper(features[ids], labels[ids], sample_ids=ids)
 
 
 def own_steps(
-    size: Size, head: nn.Module, features: Tensor, labels: Tensor
+    size: Size, head: nn.Module, features: Tensor, labels: Tensor, batch: int = BATCH
 ) -> dict[str, tuple[Step, Step]]:
     """Those of the wrappers around the free loss, and of the free loss itself."""
     with torch.no_grad():
@@ -127,7 +132,7 @@ def own_steps(
     steps = {}
     for name, wrapper in wrappers(Free(), size, head).items():
         inputs, rest = (features, head) if name == MIXER else (embeddings, nn.Identity())
-        see_an_epoch(wrapper, inputs, labels)
+        see_an_epoch(wrapper, inputs, labels, batch)
         own = Step(nn.Identity(), wrapper, inputs, labels)
         steps[name] = own, Step(rest, Free(), inputs, labels)
     return steps
@@ -141,9 +146,9 @@ def noisy_images(size: Size) -> tuple[Tensor, Tensor]:
     return images, torch.where(torch.rand(size.samples) < 0.5, other, truth)
 
 
-def draw(labels: Tensor) -> Tensor:
+def draw(labels: Tensor, batch: int = BATCH) -> Tensor:
     """(B,) ids, as many of each class by the given labels."""
-    classes = torch.randperm(int(labels.max()) + 1).repeat(2)[: BATCH // PER_CLASS]
+    classes = torch.randperm(int(labels.max()) + 1).repeat(2)[: batch // PER_CLASS]
     members = [(labels == c).nonzero().squeeze(1) for c in classes]
     return torch.cat([rows[torch.randint(len(rows), (PER_CLASS,))] for rows in members])
 
