@@ -42,13 +42,13 @@ def cpu_time() -> float:
     return time.process_time()
 
 
-def bare_search(features: Tensor) -> Callable[[Tensor], object]:
+def bare_search(features: Tensor, k: int = K) -> Callable[[Tensor], object]:
     features = nn.functional.normalize(features)
     if features.device.type == "cuda":
-        return lambda queries: torch.topk(nn.functional.normalize(queries) @ features.T, K)
+        return lambda queries: torch.topk(nn.functional.normalize(queries) @ features.T, k)
     index = faiss.IndexFlatIP(features.shape[1])
     index.add(features.numpy())
-    return lambda queries: index.search(queries.numpy(), K)
+    return lambda queries: index.search(queries.numpy(), k)
 
 
 def tasks(
