@@ -102,7 +102,8 @@ def test_the_proof_can_fail() -> None:
 class Homeless(TorchFunctionMode):
     """Notes where the package makes a tensor without saying on which device.
 
-    State that is being constructed follows the module's ``to``.
+    Or of numbers of Python's, for which CUDA waits, as ``torch.full`` does not. State that is being
+    constructed follows the module's ``to``.
     """
 
     def __init__(self) -> None:
@@ -113,7 +114,8 @@ class Homeless(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in FACTORIES and "device" not in kwargs:
+        copies = func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], torch.Tensor)
+        if copies or (func in FACTORIES and "device" not in kwargs):
             caller = next(f for f in inspect.stack()[1:] if f.filename != __file__)
             if PACKAGE in Path(caller.filename).parents and caller.function != "__init__":
                 self.found.add(f"{Path(caller.filename).name}:{caller.lineno}")
