@@ -275,9 +275,8 @@ class Step:
 
 def shares(scale: Scale, device: torch.device, _: float) -> Iterator[Record]:
     """Of whole steps: (with - without) / with; and the wrapper's own around a free loss."""
-    layers = guidance_cost.resnet50(scale.sizes[0].width)
-    layers = layers.to(device, memory_format=torch.channels_last)
-    network, head = Network(layers[:-1]), layers[-1]
+    body = guidance_cost.resnet50(scale.sizes[0].width)[:-1]  # each size has a head of its own
+    network = Network(body.to(device, memory_format=torch.channels_last))
     for size in scale.sizes:
         features, labels = data_set(size, device)
         head = nn.Linear(size.features, size.width).to(device)
