@@ -72,6 +72,8 @@ class Size(NamedTuple):
 
 SIZES = [Size(964, 19_280), Size(98, 8_054)]  # Omniglot's and Cars196's, to train on
 MIXER = "`PrototypicalMixer`"
+HEADS = ["C", "N", "", "rows", "own, %", "more, %", "instead", "over it", "limit",
+         "over the limit", "ResNet-50, own, %"]  # fmt: skip
 
 
 def wrappers(loss: nn.Module, size: Size, head: nn.Module) -> dict[str, LossWrapper]:
@@ -349,9 +351,8 @@ def main() -> None:
     faiss.omp_set_num_threads(options.threads)
     torch.manual_seed(0)
     print(f"CPU, threads: {options.threads}, torch {torch.__version__}, {repeats} repeats\n")
-    heads = ["C", "N", "", "rows", "own, %", "more, %", "instead", "over it", "limit"]
-    print("| " + " | ".join([*heads, "over the limit", "ResNet-50, own, %"]) + " |")
-    print("|" + "---|" * 11)
+    print("| " + " | ".join(HEADS) + " |")
+    print("|" + "---|" * len(HEADS))
     images = torch.empty(BATCH, 3, 224, 224, device="meta")
     network = operations(lambda: resnet50(images).sum().backward())
     for size in sizes:
