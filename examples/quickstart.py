@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from pytorch_metric_learning import losses
@@ -30,9 +29,6 @@ from tqdm import tqdm
 
 import noisydml
 from noisydml import plot
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 
 CLASSES, EMBEDDING_SIZE, BATCH_SIZE, LR = 10, 64, 16, 1e-3
 PROXY_LR = 3e-2  # the paper's 1e-3 suits its 10,000s of steps; here there are 1,600
@@ -154,7 +150,7 @@ def train(method: Method, data: Digits, epochs: int, seed: int) -> Result:
     name, make_loss, uses_true_labels = method
     labels = data.true_labels if uses_true_labels else data.given_labels
     torch.manual_seed(seed)
-    model = make_network()
+    model = make_network().to(labels.device)
     loss_fn = make_loss(data)
     groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
     wrapped = isinstance(loss_fn, noisydml.LossWrapper)
@@ -162,7 +158,7 @@ def train(method: Method, data: Digits, epochs: int, seed: int) -> Result:
         groups += loss_fn.parameter_groups(lr=LR, proxy_lr=PROXY_LR)
     optimizer = torch.optim.Adam(groups, lr=LR)
 
-    weight = torch.ones(len(labels)) if wrapped else None
+    weight = torch.ones(len(labels), device=labels.device) if wrapped else None
     audit = noisydml.LabelAudit(loss_fn, len(labels)) if wrapped else None
     result = Result(name, [], [], 0.0, weight, None)
     for _ in tqdm(range(epochs), desc=f"{name:28s}", unit="epoch"):
@@ -237,6 +233,8 @@ def write_suspects(result: Result, data: Digits, folder: Path) -> None:
 
 def plot_curves(results: list[Result], folder: Path) -> None:
     """The plain loss, robust, and what clean labels would give."""
+    import matplotlib.pyplot as plt
+
     figure, ax = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
     for name, style in (("clean labels", "k--"), ("robust", "C0"), ("plain loss", "C3")):
         values = next(r.map_at_r for r in results if r.name == name)
@@ -259,6 +257,9 @@ def main() -> None:
         parser.error(f"--noise must be between 0 and 1, got {options.noise}")
     if options.epochs < 1:
         parser.error(f"--epochs must be at least 1, got {options.epochs}")
+    import matplotlib as mpl  # needed by the figures alone
+
+    mpl.use("Agg")
     options.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # batches of 16 small images only lose time to more
 

@@ -299,3 +299,15 @@ def test_what_was_run_is_the_grid(recipe: str) -> None:
     found = [json.loads(line) for line in path.read_text().splitlines()]
     cells = {(r["loss"], r["method"], r["noise"], r["rate"]) for r in found}
     assert cells == set(script("grids").GRIDS[recipe])
+
+
+def test_the_cost_table_has_a_row_for_each_wrapper_and_size() -> None:
+    costs = script("step_share")
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    _, _, rows = page.partition("| " + " | ".join(costs.HEADS) + " |\n")
+    found = [line.strip("| ").split(" | ") for line in rows.partition("\n\n")[0].splitlines()[1:]]
+    assert all(len(cells) == len(costs.HEADS) for cells in found)
+    names = list(costs.wrappers(costs.Free(), costs.Size(4, 8), torch.nn.Identity()))
+    wanted = [(str(size.classes), str(size.samples), n) for size in costs.SIZES for n in names]
+    assert [tuple(cells[:3]) for cells in found[: len(wanted)]] == wanted
+    assert {cells[2] for cells in found[len(wanted) :]} == {"`find_label_issues`"}

@@ -42,16 +42,18 @@ def cpu_time() -> float:
     return time.process_time()
 
 
-def bare_search(features: Tensor) -> Callable[[Tensor], object]:
+def bare_search(features: Tensor, k: int = K) -> Callable[[Tensor], object]:
     features = nn.functional.normalize(features)
     if features.device.type == "cuda":
-        return lambda queries: torch.topk(nn.functional.normalize(queries) @ features.T, K)
+        return lambda queries: torch.topk(nn.functional.normalize(queries) @ features.T, k)
     index = faiss.IndexFlatIP(features.shape[1])
     index.add(features.numpy())
-    return lambda queries: index.search(queries.numpy(), K)
+    return lambda queries: index.search(queries.numpy(), k)
 
 
-def measure(shape: tuple[int, int, int, int], device: torch.device, repeats: int) -> str:
+def tasks(
+    shape: tuple[int, int, int, int], device: torch.device
+) -> dict[str, Callable[[], object]]:
     samples, width, size, classes = shape
     centers = torch.randn(classes, width, device=device)
     labels = torch.randint(classes, (samples,), device=device)
@@ -62,14 +64,19 @@ def measure(shape: tuple[int, int, int, int], device: torch.device, repeats: int
     ids = torch.randperm(samples, device=device)[:size]
 
     def step() -> None:
-        with torch.no_grad():
-            loss_fn(features[ids], labels[ids], sample_ids=ids)
+        loss_fn(features[ids], labels[ids], sample_ids=ids)
 
     queries = nn.functional.normalize(features[ids])
+    return {"bare": lambda: search(queries), "call": step}
+
+
+def measure(shape: tuple[int, int, int, int], device: torch.device, repeats: int) -> str:
+    samples, width, size, _ = shape
+    search, step = tasks(shape, device).values()
     for _ in range(3):
         step()
-        search(queries)
-    pairs = [(clock(step, device), clock(lambda: search(queries), device)) for _ in range(repeats)]
+        search()
+    pairs = [(clock(step, device), clock(search, device)) for _ in range(repeats)]
     ratio = statistics.median(ours / bare for ours, bare in pairs)
     ours, bare = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
     return f"{samples} x {width} | {size} | {ours:.2f} | {bare:.2f} | {ratio:.2f}"

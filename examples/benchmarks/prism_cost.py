@@ -2,7 +2,7 @@
 
     python examples/benchmarks/prism_cost.py --threads 1 2
 
-Timed without gradients is a call around a loss that costs nothing: checks, score, threshold,
+Timed is a call around a loss that costs nothing and wants no gradient: checks, score, threshold,
 enqueueing and the exact class centers; beside it, in the same repeat, the expression that any
 filter by class centers has to compute, ``torch.logsumexp(embeddings @ centers.T, 1)``. The memory
 is full and half of the labels are wrong. Medians over the repeats in milliseconds with their range;
@@ -88,7 +88,6 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
-@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, nargs="+", default=[1])

@@ -1,4 +1,4 @@
-"""What share of a whole training step each wrapper takes.
+"""The cost table: of a training step, beside what one would take instead, and beside the limit.
 
     python examples/benchmarks/step_share.py --threads 1
 
@@ -11,6 +11,9 @@ are medians with quartiles of
   this loss by itself, over the whole step with the wrapper;
 * more: (step with the wrapper - step without) / step with the wrapper, of steps that follow one
   another. A filter makes the wrapped loss cheaper, so that it can be below own, and below 0;
+* over it: a part of the wrapper over what computes it otherwise: the confidences over a NumPy loop
+  and SciPy by way of the host, find_label_issues over cleanlab (Datalab on the features);
+* over the limit: own over what the method cannot do without, on the rows of the batch;
 * rows: how many rows of a batch the wrapped loss sees.
 
 Of a ResNet-50 at 224 pixels, with embeddings of width 512, the operations in products of matrices
@@ -22,13 +25,19 @@ processor, so that other programs do not count; for more threads the machine has
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import NamedTuple
 
+import confidence_cost
 import faiss
+import judge_quality
 import numpy as np
 import torch
+from knn_cost import bare_search
 from networks import convolutions
 from pytorch_metric_learning import losses
 from torch import Tensor, nn
@@ -37,14 +46,17 @@ from tqdm import tqdm
 
 from noisydml import (
     ConfidenceWeightedLoss,
+    JudgeFilter,
     KNNDenoiser,
     LossWrapper,
     PRISMFilter,
     PrototypicalMixer,
     SmallLossFilter,
     SuperLoss,
+    noise,
     robust,
 )
+from noisydml.functional import proxy_nca
 
 BATCH, PER_CLASS, BATCHES, UNTIMED = 128, 4, 16, 3
 
@@ -60,6 +72,8 @@ class Size(NamedTuple):
 
 SIZES = [Size(964, 19_280), Size(98, 8_054)]  # Omniglot's and Cars196's, to train on
 MIXER = "`PrototypicalMixer`"
+HEADS = ["C", "N", "", "rows", "own, %", "more, %", "instead", "over it", "limit",
+         "over the limit", "ResNet-50, own, %"]  # fmt: skip
 
 
 def wrappers(loss: nn.Module, size: Size, head: nn.Module) -> dict[str, LossWrapper]:
@@ -110,14 +124,20 @@ class Step:
             self.optimizer.step()
 
 
-@torch.no_grad()
-def see_an_epoch(wrapper: LossWrapper, features: Tensor, labels: Tensor) -> None:
-    for ids in torch.arange(len(labels)).split(BATCH):
+def see_an_epoch(
+    wrapper: LossWrapper, features: Tensor, labels: Tensor, batch: int = BATCH
+) -> None:
+    """With gradients enabled, though nobody asks for one: without, nothing is remembered."""
+    if isinstance(wrapper, JudgeFilter):  # it judges once a pass: a step only looks numbers up
+        said = {"judged_labels": labels, "probability": torch.rand(len(labels)).double()}
+        wrapper.load_state_dict({**wrapper.state_dict(), **said, "counters.phase": torch.tensor(2)})
+        return
+    for ids in torch.arange(len(labels), device=labels.device).split(batch):
         wrapper(features[ids], labels[ids], sample_ids=ids)
 
 
 def own_steps(
-    size: Size, head: nn.Module, features: Tensor, labels: Tensor
+    size: Size, head: nn.Module, features: Tensor, labels: Tensor, batch: int = BATCH
 ) -> dict[str, tuple[Step, Step]]:
     """Those of the wrappers around the free loss, and of the free loss itself."""
     with torch.no_grad():
@@ -125,10 +145,60 @@ def own_steps(
     steps = {}
     for name, wrapper in wrappers(Free(), size, head).items():
         inputs, rest = (features, head) if name == MIXER else (embeddings, nn.Identity())
-        see_an_epoch(wrapper, inputs, labels)
+        see_an_epoch(wrapper, inputs, labels, batch)
         own = Step(nn.Identity(), wrapper, inputs, labels)
         steps[name] = own, Step(rest, Free(), inputs, labels)
     return steps
+
+
+class Beside(NamedTuple):
+    """What stands beside a wrapper: in words, and to be timed if it can be."""
+
+    instead: str = "-"
+    ours: Callable[[Tensor], object] | None = None  # of the wrapper, what is compared with it
+    other: Callable[[Tensor], object] | None = None
+    limit: str = "-"
+    least: Callable[[Tensor], object] | None = None
+
+
+# PRISM, Table 4, and Table 1 of its supplement: SOP, CARS and CUB, 5,000 iterations on a GPU.
+PUBLISHED = "its code: 5 to 10 % more training time (published, GPU)"
+
+
+def beside(name: str, size: Size, inputs: Tensor, labels: Tensor) -> Beside:
+    """Tasks that take the ids of a batch; ``inputs`` are what the wrapper is called with."""
+    centers = torch.randn(size.classes, inputs.shape[1])
+    if "PRISM" in name:
+        limit = "`logsumexp(x @ centers.T)`"
+        least = lambda ids: torch.logsumexp(inputs[ids] @ centers.T, 1)  # noqa: E731
+        return Beside(PUBLISHED, limit=limit, least=least)
+    if "KNN" in name:
+        search = bare_search(inputs)
+        least = lambda ids: search(nn.functional.normalize(inputs[ids]))  # noqa: E731
+        return Beside(limit="FAISS' search, exact, k = 200", least=least)
+    if name in ("`ConfidenceWeightedLoss`", "`SmallLossFilter`"):
+        proxies = centers.clone().requires_grad_()
+
+        def judged(ids: Tensor) -> Tensor:
+            return proxy_nca(inputs[ids], labels[ids], proxies)
+
+        losses_of = judged(torch.arange(size.samples)).detach().double()
+        found = Beside(
+            limit="Proxy-NCA and its gradient", least=lambda ids: judged(ids).sum().backward()
+        )
+        if "Small" in name:
+            return found
+        return found._replace(
+            instead="loop of Alg. 1 and SciPy",
+            ours=lambda ids: confidence_cost.our_confidence(losses_of[ids]),
+            other=lambda ids: confidence_cost.usual_confidence(losses_of[ids]),
+        )
+    if name == MIXER:
+        least = lambda ids: (  # noqa: E731
+            (inputs[ids].requires_grad_() @ centers.T).sum().backward()
+        )
+        return Beside(limit="`z @ means.T` and its gradient", least=least)
+    return Beside()
 
 
 def noisy_images(size: Size) -> tuple[Tensor, Tensor]:
@@ -139,18 +209,24 @@ def noisy_images(size: Size) -> tuple[Tensor, Tensor]:
     return images, torch.where(torch.rand(size.samples) < 0.5, other, truth)
 
 
-def draw(labels: Tensor) -> Tensor:
+def draw(labels: Tensor, batch: int = BATCH) -> Tensor:
     """(B,) ids, as many of each class by the given labels."""
-    classes = torch.randperm(int(labels.max()) + 1).repeat(2)[: BATCH // PER_CLASS]
+    classes = torch.randperm(int(labels.max()) + 1).repeat(2)[: batch // PER_CLASS]
     members = [(labels == c).nonzero().squeeze(1) for c in classes]
     return torch.cat([rows[torch.randint(len(rows), (PER_CLASS,))] for rows in members])
 
 
-def measure(size: Size, repeats: int) -> dict[str, np.ndarray]:
-    """(repeats, 5) for each wrapper: seconds without and with it, of its own two; and rows."""
+def measure(size: Size, repeats: int) -> tuple[dict[str, np.ndarray], dict[str, Beside]]:
+    """(repeats, 8) for each wrapper, and what stands beside it.
+
+    Seconds without and with it, of its own two, and of what stands beside it (ours, other, least;
+    NaN for nothing); and rows.
+    """
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
-    def seconds(step: Step, ids: Tensor) -> float:
+    def seconds(step: Callable[[Tensor], object] | None, ids: Tensor) -> float:
+        if step is None:
+            return math.nan
         start = clock()
         step(ids)
         return clock() - start
@@ -167,14 +243,50 @@ def measure(size: Size, repeats: int) -> dict[str, np.ndarray]:
     for name, wrapper in wrappers(losses.MultiSimilarityLoss(), size, head).items():
         see_an_epoch(wrapper, steps[name][0].inputs, labels)
         whole[name] = Step(body if name == MIXER else network, wrapper, images, labels)
+    others = {name: beside(name, size, own.inputs, labels) for name, (own, _) in steps.items()}
     results: dict[str, list[list[float]]] = {name: [] for name in steps}
     for i in tqdm(range(UNTIMED + repeats), leave=False, disable=None):
         for name, own_and_free in steps.items():
-            order = (plain, whole[name], *own_and_free)
+            others_of = others[name].ours, others[name].other, others[name].least
+            order = (plain, whole[name], *own_and_free, *others_of)
             times = [seconds(step, batches[i % BATCHES]) for step in order]
             kept = int(whole[name].loss.decision.keep.sum())
             results[name].append([*times, 2 * kept if name == MIXER else kept])
-    return {name: np.array(rows[UNTIMED:]) for name, rows in results.items()}
+    return {name: np.array(rows[UNTIMED:]) for name, rows in results.items()}, others
+
+
+def audit_rows(repeats: int, short: bool) -> list[list[str]]:
+    """find_label_issues beside cleanlab and the bare search, in turn."""
+    problems = {"digits": judge_quality.Problem(*noisy_digits())}
+    if not short:
+        problems["Gaussians"] = judge_quality.gaussians(0)
+    rows, installed = [], find_spec("cleanlab") is not None
+    instead = f"cleanlab {version('cleanlab')}, Datalab" if installed else "cleanlab (not here)"
+    for problem in problems.values():
+        features = torch.from_numpy(problem.features)
+        search = bare_search(features, k=50)
+        tasks = {
+            "ours": lambda p=problem: judge_quality.ours(p),
+            "cleanlab": lambda p=problem: judge_quality.cleanlab(p) if installed else None,
+            "search": lambda f=features, s=search: s(nn.functional.normalize(f)),
+        }
+        spent: dict[str, list[float]] = {name: [] for name in tasks}
+        for _ in range(repeats + 1):  # the first imports cleanlab, and is not counted
+            for name, task in tasks.items():
+                start = time.process_time()
+                task()
+                spent[name].append(time.process_time() - start)
+        ours, other, least = (np.array(values[1:]) for values in spent.values())
+        over = times(ours / other) if installed else "-"
+        row = [str(len(np.unique(problem.given))), str(len(features)), "`find_label_issues`"]
+        row += ["-"] * 3 + [instead, over]
+        rows.append([*row, "FAISS' search of all, exact, k = 50", times(ours / least), "-"])
+    return rows
+
+
+def noisy_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    pixels, labels = judge_quality.digits()
+    return pixels, noise.uniform(labels, 0.2, seed=0).labels, labels
 
 
 def resnet50(images: Tensor) -> Tensor:
@@ -220,10 +332,18 @@ def spread(values: np.ndarray) -> str:
     return f"{median:.1f} ({low:.1f} to {high:.1f})"
 
 
+def times(ratios: np.ndarray) -> str:
+    """Median with quartiles to two digits; "-" for what nothing stands beside."""
+    if np.isnan(ratios).any():
+        return "-"
+    low, median, high = (f"{x:.2g}" for x in np.quantile(ratios, (0.25, 0.5, 0.75)))
+    return f"{median} ({low} to {high})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=61)
+    parser.add_argument("--repeats", type=int, default=31)
     parser.add_argument("--short", action="store_true", help="400 samples, two repeats")
     options = parser.parse_args()
     sizes, repeats = ([Size(20, 400)], 2) if options.short else (SIZES, options.repeats)
@@ -231,19 +351,23 @@ def main() -> None:
     faiss.omp_set_num_threads(options.threads)
     torch.manual_seed(0)
     print(f"CPU, threads: {options.threads}, torch {torch.__version__}, {repeats} repeats\n")
-    print("| C | N | wrapper | rows | step, ms | own, ms | own, % | more, % | ResNet-50, own, % |")
-    print("|" + "---|" * 9)
+    print("| " + " | ".join(HEADS) + " |")
+    print("|" + "---|" * len(HEADS))
     images = torch.empty(BATCH, 3, 224, 224, device="meta")
     network = operations(lambda: resnet50(images).sum().backward())
     for size in sizes:
         counts = own_operations(size)
-        for name, results in measure(size, repeats).items():
-            plain, whole, own, free, rows = results.T
+        measured, others = measure(size, repeats)
+        for name, results in measured.items():
+            plain, whole, own, free, ours, other, least, rows = results.T
             own, counted = own - free, counts[name]
-            cells = [*size[:2], name, f"{np.median(rows):.0f}", f"{1e3 * np.median(whole):.0f}"]
-            cells += [f"{1e3 * np.median(own):.2f}", spread(own / whole)]
-            cells += [spread((whole - plain) / whole), f"{100 * counted / (counted + network):.2g}"]
+            cells = [*size[:2], name, f"{np.median(rows):.0f}", spread(own / whole)]
+            cells += [spread((whole - plain) / whole), others[name].instead, times(ours / other)]
+            cells += [others[name].limit, times(own / least)]
+            cells += [f"{100 * counted / (counted + network):.2g}"]
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+    for row in audit_rows(1 if options.short else 5, options.short):
+        print("| " + " | ".join(row) + " |", flush=True)
 
 
 if __name__ == "__main__":

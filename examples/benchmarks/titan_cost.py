@@ -37,6 +37,50 @@ def peak_mb(start: bool = False) -> float:
     return int(line) / 1024
 
 
+def prepared(
+    classes: int, width: int, samples: int, size: int, device: torch.device
+) -> tuple[PrototypicalMixer, Tensor, Tensor, Tensor]:
+    """A mixer in its first cycle, and a batch: features, labels and ids."""
+    torch.manual_seed(0)
+    z = torch.randn(size, width, device=device)
+    labels = torch.randint(classes, (size,), device=device)
+    loss_fn = PrototypicalMixer(no_loss, classes, width, memory_size=samples, max_retrieved=0).to(
+        device
+    )
+    memory = loss_fn.prototypes.memory
+    memory.features.normal_()
+    memory.labels.random_(classes)
+    ids = torch.randint(samples, (size,), device=device)
+    loss_fn(z, labels, sample_ids=ids)
+
+    start = time.perf_counter()
+    loss_fn.end_epoch()
+    print(f"beginning a cycle: {time.perf_counter() - start:.1f} s without refinement")
+    return loss_fn, z, labels, ids
+
+
+def tasks(
+    loss_fn: PrototypicalMixer, z: Tensor, labels: Tensor, ids: Tensor
+) -> dict[str, Callable[[], object]]:
+    """What is timed; the first two are the limits."""
+    means, variances, counts = (
+        getattr(loss_fn.prototypes, n) for n in ("means", "variances", "counts")
+    )
+    z_graph = z.clone().requires_grad_()
+    return {
+        "bare product": lambda: z @ means.T,
+        "bare product and its gradient": lambda: (z_graph @ means.T).sum().backward(),
+        "log-densities": lambda: gaussian_log_density(z, means, variances, counts),
+        "judging a batch": lambda: loss_fn.judge(Batch(z, labels, sample_ids=ids)),
+        "clustering loss": lambda: clustering_loss(z, labels, means, counts),
+        "clustering loss and its gradient": lambda: (
+            clustering_loss(z_graph, labels, means, counts).sum().backward()
+        ),
+        "whole step, forward": lambda: loss_fn(z, labels, sample_ids=ids),
+        "whole step and its gradient": lambda: loss_fn(z_graph, labels, sample_ids=ids).backward(),
+    }
+
+
 def medians(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     for call in calls.values():
         call()
@@ -62,51 +106,13 @@ def main() -> None:
     if options.short:
         options.classes, options.samples, options.repeats = 500, 2000, 3
     torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    size, width = options.batch, options.width
-    z = torch.randn(size, width)
-    labels = torch.randint(options.classes, (size,))
-    loss_fn = PrototypicalMixer(
-        no_loss, options.classes, width, memory_size=options.samples, max_retrieved=0
-    )
-    memory = loss_fn.prototypes.memory
-    memory.features.normal_()
-    memory.labels.random_(options.classes)
-    ids = torch.randint(options.samples, (size,))
-    loss_fn(z, labels, sample_ids=ids)
-
-    start = time.perf_counter()
-    loss_fn.end_epoch()
-    print(f"beginning a cycle: {time.perf_counter() - start:.1f} s without refinement")
-    means, variances, counts = (
-        getattr(loss_fn.prototypes, n) for n in ("means", "variances", "counts")
-    )
-
-    def step(features: Tensor) -> Tensor:
-        return loss_fn(features, labels, sample_ids=ids)
-
-    z_graph = z.clone().requires_grad_()
-
-    def bare_step() -> None:
-        (z_graph @ means.T).sum().backward()
-
-    bare_step()
+    sizes = options.classes, options.width, options.samples, options.batch
+    calls = tasks(*prepared(*sizes, torch.device("cpu")))
+    calls["bare product and its gradient"]()
     before = peak_mb(start=True)
-    step(z_graph).backward()
+    calls["whole step and its gradient"]()
     print(f"a step, forward and backward, adds {peak_mb() - before:.0f} MB")
 
-    calls: dict[str, Callable[[], object]] = {
-        "bare product": lambda: z @ means.T,
-        "bare product and its gradient": bare_step,
-        "log-densities": lambda: gaussian_log_density(z, means, variances, counts),
-        "judging a batch": lambda: loss_fn.judge(Batch(z, labels, sample_ids=ids)),
-        "clustering loss": lambda: clustering_loss(z, labels, means, counts),
-        "clustering loss and its gradient": lambda: (
-            clustering_loss(z_graph, labels, means, counts).sum().backward()
-        ),
-        "whole step, forward": lambda: step(z),
-        "whole step and its gradient": lambda: step(z_graph).backward(),
-    }
     times = medians(calls, options.repeats)
     print(f"bare product: {1000 * np.median(times['bare product']):.1f} ms")
     print("| part | times the bare product | times the bare product and its gradient |")

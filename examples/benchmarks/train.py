@@ -123,7 +123,8 @@ def train(run: Run, recipe: Recipe, images: Images, given: GivenLabels) -> dict[
     torch.manual_seed(run.seed)
     channels, side = images.train.shape[1:3]
     body, head = getattr(networks, recipe.network)(channels, side, recipe.embedding_size)
-    model = nn.Sequential(body, head).to(memory_format=torch.channels_last)
+    device = images.train.device
+    model = nn.Sequential(body, head).to(device, memory_format=torch.channels_last)
     method = METHODS[run.method]
     if method.clean:
         given = GivenLabels(images.truth, torch.zeros_like(given.is_noisy), images.truth)
@@ -134,7 +135,7 @@ def train(run: Run, recipe: Recipe, images: Images, given: GivenLabels) -> dict[
     loss_fn = method.make(
         Setting(given, told, width, recipe.embedding_size, head, run.epochs, steps,
                 LOSSES[run.loss], images.names)
-    )  # fmt: skip
+    ).to(device)  # fmt: skip
     optimizer = torch.optim.Adam(parameter_groups(model, loss_fn, recipe), lr=recipe.lr)
     start, log, labels = time.perf_counter(), [], given.labels
     if method.start is not None and hasattr(loss_fn, "refresh"):
@@ -237,7 +238,7 @@ def evaluate(model: nn.Module, images: Images, recipe: Recipe) -> dict[str, floa
         include=names,
         k="max_bin_count" if recipe.map_at_r else 1,
         knn_func=CustomKNN(distance, batch_size=500),
-        device=torch.device("cpu"),
+        device=images.test.device,
     )
     features = embed(model, images.test, recipe)
     accuracy = calculator.get_accuracy(features, images.test_labels)

@@ -84,11 +84,10 @@ def _leading(
 ) -> Tensor:
     """(D, number) the directions in which centred rows vary most."""
     generator = torch.Generator().manual_seed(0)
-    basis = torch.randn(
-        width, min(number + _SPARE, width), generator=generator, dtype=torch.float32
-    )
+    shape = width, min(number + _SPARE, width)
+    basis = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
     for _ in range(_POWERS):
-        product = torch.zeros((), dtype=torch.float64)
+        product = torch.zeros((), dtype=torch.float64, device=basis.device)
         for _, block in blocks():
             basis = basis.to(block)
             product = product.to(block.device) + block.T @ (block @ basis)

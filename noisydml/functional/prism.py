@@ -287,19 +287,20 @@ def top_r_threshold(
         tensor(0.2000, dtype=torch.float64)
     """
     require_floating("probabilities", probabilities, ndim=1)
-    n: int | Tensor = len(probabilities)
     taking_part = probabilities.double()
     if known is not None:
         require_vector("known", known, len(probabilities), "probability")
         taking_part = torch.where(known, taking_part, math.inf)
         n = known.sum(dtype=torch.float64)  # of an integer the product has single precision
+    else:
+        n = taking_part.new_full((), len(probabilities))
     if not isinstance(noise_rate, Tensor):
         require_number("noise_rate", noise_rate)
         if not 0 <= noise_rate <= 1:
             raise ValueError(f"noise_rate must be in [0, 1], got {noise_rate}")
     # With -inf in front the k-th smallest has the index k, from 0 on.
     ordered = pad(taking_part.sort().values, (1, 0), value=-math.inf)
-    drops = torch.as_tensor(noise_rate * n + _EXACT, device=ordered.device).long()
+    drops = (noise_rate * n + _EXACT).long()
     return ordered.gather(0, drops.reshape(1)).squeeze(0)
 
 

@@ -45,6 +45,7 @@ class LabelJudgement(NamedTuple):
     copies: Tensor  # (N,) int64, the first of the near-identical rows that a row is one of
     known: Tensor  # (N,) bool, whether others have the label, without whom it cannot be judged
     neighbors: Tensor  # (N, min(k, 8)) int64, with a label, the nearest first; -1 for none
+    structured: bool  # whether wrong labels fall on particular classes
     certainty: float  # mean probability of the class that a sample most likely is of
 
 
@@ -103,7 +104,8 @@ def judge_labels(
     order = codes.argsort(stable=True)
     place = order.argsort()
     generator = torch.Generator().manual_seed(0)
-    parts = torch.randperm(len(codes), generator=generator).to(device) % FOLDS
+    drawn = torch.randperm(len(codes), generator=generator, device="cpu")
+    parts = drawn.to(device) % FOLDS
     sample = Sample(
         principal_components(features, _WIDTH)[order],
         codes[order],
@@ -219,6 +221,7 @@ def judge_labels(
         copies=first[copies],
         known=final.known[place],
         neighbors=torch.where(near < 0, -1, order[near.clamp_min(0)])[place],
+        structured=structured,
         certainty=float(final.most.mean()),
     )
 
@@ -237,5 +240,6 @@ def _nothing(labels: Tensor, k: int) -> LabelJudgement:
         copies=rows,
         known=torch.zeros_like(labels, dtype=torch.bool),
         neighbors=torch.full((len(labels), min(k, 1)), -1, device=labels.device),
+        structured=False,
         certainty=0.0,
     )

@@ -224,7 +224,8 @@ class Fit:
             self.agrees = torch.ones_like(self.known)
         asked = self.known & (sample.weights > 0) & (True if test is None else test)
         rows = asked.nonzero().squeeze(1)
-        some = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        some = torch.randperm(len(rows), generator=generator, device="cpu")
         self.asked = rows[some[:ASKED].sort().values.to(rows.device)]
 
     def run(self, blended: bool, tick: Callable[[], None]) -> None:

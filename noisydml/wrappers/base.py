@@ -27,6 +27,8 @@ from noisydml.wrappers.checks import (
 )
 from noisydml.wrappers.decision import Decision, Judgement
 
+_is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # older torch has none
+
 
 class LossWrapper(nn.Module, ABC):
     """Base of all wrappers: a loss around a loss, called like one of pytorch-metric-learning.
@@ -102,11 +104,18 @@ class LossWrapper(nn.Module, ABC):
             TypeError, ValueError: for a bad argument, before anything has changed.
             RuntimeError: if the ranks of ``torch.distributed`` are not at the same step.
 
-        Without gradients (``torch.no_grad``) a batch is judged, and no state changes.
+        Without gradients (``torch.no_grad``) a batch is judged, and no state changes. A graph of
+        ``torch.compile`` ends before this call and begins anew after it.
         """
-        batch = self._checked(
+        call = self._eager
+        if _is_compiling():  # as a decorator, disable would import the compiler with the package
+            call = torch.compiler.disable(call)  # type: ignore[no-untyped-call]
+        return call(
             embeddings, labels, indices_tuple, ref_emb, ref_labels, sample_weight, sample_ids
         )
+
+    def _eager(self, embeddings: Tensor, *arguments: Any) -> Tensor:
+        batch = self._checked(embeddings, *arguments)
         self._prepare(batch.embeddings.device)
         value = self.run(batch)
         if self._trains():

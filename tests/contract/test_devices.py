@@ -7,6 +7,8 @@ this folder that take a ``device``.
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import torch
 from contract.cases import (
     CASES,
     CLASSES,
+    SAMPLES,
     WIDTH,
     build,
     chain,
@@ -24,7 +27,10 @@ from contract.cases import (
 )
 from fake_cuda import fake_cuda
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
+import noisydml
+from noisydml.memory.judge import judge_labels
 from noisydml.wrappers.checks import make_batch as pack
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -91,6 +97,62 @@ def test_the_proof_can_fail() -> None:
         ):
             with pytest.raises(Exception, match=r"_local_scalar_dense|nonzero|device"):
                 forbidden()
+
+
+class Homeless(TorchFunctionMode):
+    """Notes where the package makes a tensor without saying on which device.
+
+    Or of numbers of Python's, for which CUDA waits, as ``torch.full`` does not. State that is being
+    constructed follows the module's ``to``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        copies = func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], torch.Tensor)
+        if copies or (func in FACTORIES and "device" not in kwargs):
+            caller = next(f for f in inspect.stack()[1:] if f.filename != __file__)
+            if PACKAGE in Path(caller.filename).parents and caller.function != "__init__":
+                self.found.add(f"{Path(caller.filename).name}:{caller.lineno}")
+        return func(*args, **kwargs)
+
+
+PACKAGE = Path(noisydml.__file__).parent
+FACTORIES = {
+    getattr(torch, name)
+    for name in (
+        "arange", "as_tensor", "empty", "eye", "from_numpy", "full", "linspace", "ones", "rand",
+        "randint", "randn", "randperm", "scalar_tensor", "tensor", "zeros",
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_new_tensor_says_where_it_is(case: str) -> None:
+    """Also behind a synchronisation, which fakes cannot pass."""
+    wrapper = build(case, leaf_for(case, "multi_similarity"))
+    everyone = make_batch(SAMPLES)
+    with Homeless() as homeless:
+        for seed in range(4):  # in the fourth a mixer mixes
+            wrapper(**make_batch(seed=seed)).backward()
+        for each in chain(wrapper):
+            if hasattr(each, "end_epoch"):
+                each.end_epoch()
+            if hasattr(each, "refresh"):
+                each.refresh(everyone["embeddings"], everyone["labels"], everyone["sample_ids"])
+    assert homeless.found == set()
+
+
+def test_every_new_tensor_of_the_judge_says_where_it_is() -> None:
+    batch = make_batch(SAMPLES)
+    with Homeless() as homeless:
+        judge_labels(batch["embeddings"].detach(), batch["labels"])
+    assert homeless.found == set()
 
 
 @pytest.mark.parametrize("case", CASES)

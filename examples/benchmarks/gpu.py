@@ -1,0 +1,517 @@
+"""What holds, and what it costs, on a GPU: one command from a source tree, in eight minutes.
+
+    python examples/benchmarks/gpu.py --output examples/benchmarks/results/gpu.json
+    python examples/benchmarks/gpu_page.py
+
+It needs torch with CUDA, pytorch-metric-learning and faiss-cpu, which may be wheels on PYTHONPATH;
+noisydml is that of the source tree. Omniglot is looked for in the folder NOISYDML_DATA. The parts:
+
+* contract: the tests of tests/contract that take a CUDA device (needs pytest);
+* synchronisations: how often the host waits in a step of each wrapper;
+* shares: of a training step of a ResNet-50 (bfloat16, channels last, 224 pixels), with and
+  without each wrapper in turn;
+* limits: PRISM, neighbours and TITAN beside the bare products that they cannot do without;
+* judge: find_label_issues on features that are on the device;
+* tables: the quickstart's and Omniglot's, trained on the device.
+
+Each part is a process of its own with a budget in seconds. What is measured is in the JSON file at
+once; a part that has not finished by then is stopped, and the file says so. ``--short`` runs the
+same lines on the CPU with tiny sizes.
+"""
+
+# ruff: noqa: E402 - the source tree comes first
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+for folder in ("examples/benchmarks", "examples", ""):
+    sys.path.insert(0, str(ROOT / folder))
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import guidance_cost
+import image_sets
+import knn_cost
+import numpy as np
+import prism_cost
+import quickstart
+import step_share
+import titan_cost
+import torch
+import train
+from pytorch_metric_learning import losses
+from step_share import Size
+from torch import Tensor, nn
+
+import noisydml
+
+Record = dict[str, Any]
+
+
+class Scale(NamedTuple):
+    """How much is measured."""
+
+    sizes: list[Size]  # classes and samples; features and embeddings of the network
+    batches: list[int]
+    pixels: int
+    repeats: int
+    judged: list[int]  # samples
+    fill: int  # rows at once that fill the memories
+    epochs: int | None  # of the tables; None for what the tables have
+    short: bool
+
+
+FULL = Scale(
+    [Size(98, 8_054, 2048, 512), Size(11_318, 59_551, 2048, 512)],
+    [64, 128, 360], 224, 9, [60_000, 300_000, 1_000_000], 4096, None, short=False,
+)  # fmt: skip
+SHORT = Scale([Size(12, 240, 2048, 16)], [16], 32, 1, [600], 240, 1, short=True)
+
+
+def everyone(loss: nn.Module, size: Size, head: nn.Module) -> dict[str, nn.Module]:
+    """Those whose share is measured, and the others."""
+    knn = noisydml.KNNDenoiser(losses.ContrastiveLoss(), memory_size=size.samples)
+    relabeled = noisydml.KNNDenoiser(losses.ContrastiveLoss(), memory_size=size.samples)
+    guidance = noisydml.LanguageGuidance(torch.randn(size.samples, 1, 64), by="sample_ids")
+    return {
+        **step_share.wrappers(loss, size, head),
+        "`GroundTruthFilter`": noisydml.GroundTruthFilter(loss, torch.rand(size.samples) < 0.5),
+        "`RegularizedLoss`": noisydml.RegularizedLoss(loss, guidance, 1),
+        "`GatheredLoss`": noisydml.GatheredLoss(loss),
+        "`SelectedInteractions(KNNDenoiser)`": noisydml.SelectedInteractions(knn),
+        "`MemoryRelabeler(KNNDenoiser)`": noisydml.MemoryRelabeler(
+            relabeled, size.width, memory_size=size.samples
+        ),
+    }
+
+
+def data_set(size: Size, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Features around a center for each class, and labels of which half are drawn anew."""
+    truth, other = torch.randint(size.classes, (2, size.samples), device=device)
+    features = torch.randn(size.classes, size.features, device=device)[truth]
+    features += torch.randn(features.shape, device=device)
+    wrong = torch.rand(size.samples, device=device) < 0.5
+    return features, torch.where(wrong, other, truth)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def mark(device: torch.device) -> Any:
+    """A point in time: of the device's queue, so that what the host does meanwhile is free."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def interleaved(
+    tasks: dict[str, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[str, np.ndarray]:
+    """Milliseconds of each task, one after the other in every repeat; some more are not counted."""
+    untimed = min(repeats - 1, 2)
+    marks = [
+        (name, mark(device), task(), mark(device))
+        for _ in range(untimed + repeats)
+        for name, task in tasks.items()
+    ]
+    synchronize(device)
+    found: dict[str, list[float]] = {name: [] for name in tasks}
+    for name, start, _, end in marks:
+        on_cpu = isinstance(start, float)
+        found[name].append(1e3 * (end - start) if on_cpu else start.elapsed_time(end))
+    return {name: np.array(values[untimed:]) for name, values in found.items()}
+
+
+def quartiles(values: np.ndarray) -> list[float]:
+    return [round(float(x), 5) for x in np.quantile(values, (0.25, 0.5, 0.75))]
+
+
+# The parts -------------------------------------------------------------------------------------
+
+
+def contract(scale: Scale, device: torch.device, seconds: float) -> Iterator[Record]:
+    """The tests, a record for each file; it stops by itself before the time is over."""
+    try:
+        import pytest
+    except ImportError:
+        yield {"skipped": "pytest is not installed"}
+        return
+    until = time.monotonic() + 0.9 * seconds
+    found: dict[str, Record] = {}
+
+    class Note:
+        def pytest_runtest_logreport(self, report: Any) -> None:
+            file = Path(report.nodeid.split("::")[0]).name
+            row = found.setdefault(file, {"file": file, "passed": 0, "skipped": 0, "failed": []})
+            if report.failed:
+                row["failed"].append(report.nodeid.split("::")[-1])
+            elif report.when == "call" or report.skipped:
+                row[report.outcome] += 1
+
+        def pytest_runtest_logfinish(self, nodeid: str) -> None:
+            if time.monotonic() > until:
+                session.append("cut")
+                pytest.exit("the time is over", returncode=0)
+
+    session: list[str] = []
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # whatever else there is of pytest's
+    folder = ROOT / "tests" / "contract"
+    files = sorted(f for f in folder.glob("test_*.py") if "device: str" in f.read_text())
+    files = [folder / "test_gradients.py"] if scale.short else [folder / "test_devices.py", *files]
+    only = f"{device.type} and prism" if scale.short else device.type
+    settings = ["-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider", "-q"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        code = pytest.main([*settings, "-k", only, *map(str, files)], plugins=[Note()])
+    yield from found.values()
+    if session:
+        yield {"cut": f"after {seconds:.0f} s of tests"}
+    elif code not in (0, 1):
+        yield {"failed": f"pytest ended with {code!r}"}
+
+
+def synchronisations(scale: Scale, device: torch.device, _: float) -> Iterator[Record]:
+    """Of a step: around a loss that never waits, around PML's, and of PML's alone."""
+    value = torch.ones((), device=device)
+    yield {
+        "wrapper": "one `.item()`, to see that they are counted",
+        "own": waits(value.item, device),
+    }
+    size = scale.sizes[0]
+    features, labels = data_set(size, device)
+    head = nn.Linear(size.features, size.width).to(device)
+    embeddings = head(features).detach()
+    ids = step_share.draw(labels, scale.batches[-1])
+    for name in everyone(step_share.Free(), size, head):
+        counts = {}
+        for key, loss in (("own", step_share.Free()), ("step", losses.ContrastiveLoss())):
+            wrapper = everyone(loss, size, head)[name].to(device)
+            if key == "own" and not isinstance(innermost(wrapper), step_share.Free):
+                continue
+            inputs = features if name == step_share.MIXER else embeddings
+            step_share.see_an_epoch(wrapper, inputs, labels, scale.fill)
+            rows = inputs[ids].requires_grad_()
+            step = called(wrapper, rows, labels[ids], ids)
+            for _ in range(3):
+                step()
+            counts[key] = waits(step, device)
+        plain = called(losses.ContrastiveLoss(), embeddings[ids].requires_grad_(), labels[ids])
+        yield {"wrapper": name, **counts, "loss": waits(plain, device)}
+
+
+def waits(step: Callable[[], object], device: torch.device) -> int:
+    """How often CUDA warns that the host waits for it."""
+    synchronize(device)
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            step()
+    finally:
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
+def innermost(wrapper: nn.Module) -> Any:
+    while isinstance(wrapper, noisydml.LossWrapper):
+        wrapper = wrapper.loss
+    return wrapper
+
+
+def called(loss: nn.Module, rows: Tensor, labels: Tensor, ids: Tensor | None = None) -> Any:
+    """A call and its backward pass."""
+    keywords = {} if ids is None else {"sample_ids": ids}
+    return lambda: loss(rows, labels, **keywords).mean().backward()
+
+
+class Network(nn.Module):
+    """A ResNet-50 whose features are those of the data set, and next to nothing of its own."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, images: Tensor, features: Tensor) -> Tensor:
+        return features + 1e-3 * self.body(images)
+
+
+class Step:
+    """Forward, loss, backward and optimiser, in bfloat16; a rate of 0 leaves the network alone."""
+
+    def __init__(self, network: nn.Module, head: nn.Module, loss: nn.Module) -> None:
+        self.network, self.head, self.loss = network, head, loss
+        parameters = nn.ModuleList([network, head, loss]).parameters()
+        self.optimizer = torch.optim.AdamW(parameters, lr=0.0)
+
+    def __call__(self, images: Tensor, features: Tensor, labels: Tensor, ids: Tensor) -> None:
+        keywords = {"sample_ids": ids} if isinstance(self.loss, noisydml.LossWrapper) else {}
+        with torch.autocast(images.device.type, torch.bfloat16):
+            embeddings = self.head(self.network(images, features))
+            value = self.loss(embeddings, labels, **keywords)
+        self.optimizer.zero_grad()
+        value.backward()
+        self.optimizer.step()
+
+
+def shares(scale: Scale, device: torch.device, _: float) -> Iterator[Record]:
+    """Of whole steps: (with - without) / with; and the wrapper's own around a free loss."""
+    body = guidance_cost.resnet50(scale.sizes[0].width)[:-1]  # each size has a head of its own
+    network = Network(body.to(device, memory_format=torch.channels_last))
+    for size in scale.sizes:
+        features, labels = data_set(size, device)
+        head = nn.Linear(size.features, size.width).to(device)
+        own = step_share.own_steps(size, head, features, labels, scale.fill)
+        plain = Step(network, head, losses.MultiSimilarityLoss())
+        whole = {}
+        for name, wrapper in step_share.wrappers(losses.MultiSimilarityLoss(), size, head).items():
+            inputs = own[name][0].inputs
+            step_share.see_an_epoch(wrapper.to(device), inputs, labels, scale.fill)
+            outside = nn.Identity() if name == step_share.MIXER else head
+            whole[name] = Step(network, outside, wrapper)
+        for batch in scale.batches:
+            images = torch.randn(batch, 3, scale.pixels, scale.pixels, device=device)
+            images = images.to(memory_format=torch.channels_last)
+            ids = step_share.draw(labels, batch)
+            rows = images, features[ids], labels[ids], ids
+            for name, step in whole.items():
+                alone, free = own[name]
+                spent = interleaved(
+                    {
+                        "plain": lambda: plain(*rows),  # noqa: B023 - called at once
+                        "whole": lambda: step(*rows),  # noqa: B023
+                        "own": lambda: alone(ids),  # noqa: B023
+                        "free": lambda: free(ids),  # noqa: B023
+                    },
+                    scale.repeats,
+                    device,
+                )
+                more = (spent["whole"] - spent["plain"]) / spent["whole"]
+                beside = (spent["own"] - spent["free"]) / spent["whole"]
+                yield {
+                    "classes": size.classes, "samples": size.samples, "batch": batch,
+                    "wrapper": name, "rows": int(step.loss.decision.keep.sum()),
+                    "step_ms": quartiles(spent["whole"]), "more": quartiles(more),
+                    "own": quartiles(beside),
+                }  # fmt: skip
+
+
+def limits(scale: Scale, device: torch.device, _: float) -> Iterator[Record]:
+    """Ratios to what cannot be left out, repeat by repeat."""
+    for size in scale.sizes:
+        width, batch = (size.width, 64) if not scale.short else (16, 8)
+        shape = (size.classes, width, size.samples, batch)
+        sets = {
+            "PRISMFilter": (prism_cost.tasks(shape, device), ("given", "estimated"), "bare"),
+            "KNNDenoiser": (
+                knn_cost.tasks((size.samples, width, batch, size.classes), device),
+                ("call",),
+                "bare",
+            ),
+            "PrototypicalMixer": (
+                titan_cost.tasks(
+                    *titan_cost.prepared(size.classes, width, size.samples, batch, device)
+                ),
+                ("log-densities", "whole step and its gradient"),
+                "bare product and its gradient",
+            ),
+        }
+        for name, (tasks, parts, limit) in sets.items():
+            wanted = {key: tasks[key] for key in (limit, *parts)}
+            spent = interleaved(wanted, 3 * scale.repeats, device)
+            for part in parts:
+                yield {
+                    "wrapper": name, "classes": size.classes, "samples": size.samples,
+                    "width": width, "batch": batch, "part": part, "limit": limit,
+                    "ratio": quartiles(spent[part] / spent[limit]),
+                    "limit_ms": quartiles(spent[limit]),
+                }  # fmt: skip
+
+
+def judge(scale: Scale, device: torch.device, _: float) -> Iterator[Record]:
+    """Ten samples a class, 128 wide, a fifth of the labels wrong."""
+    for size in scale.judged:
+        classes = max(size // 10, 2)
+        truth, other = torch.randint(classes, (2, size), device=device)
+        wrong = (torch.rand(size, device=device) < 0.2) & (truth != other)
+        features = torch.randn(classes, 128, device=device)[truth]
+        features += 0.5 * torch.randn(size, 128, device=device)
+        synchronize(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        start = time.perf_counter()
+        found = noisydml.find_label_issues(features, torch.where(wrong, other, truth))
+        synchronize(device)
+        seconds = time.perf_counter() - start
+        right = wrong.cpu()[found.issues].float().sum().item()
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+        yield {
+            "samples": size, "classes": classes, "seconds": round(seconds, 2), "bytes": peak,
+            "rate": round(found.noise_rate, 4), "wrong": round(wrong.float().mean().item(), 4),
+            "precision": right / max(len(found.issues), 1),
+            "recall": right / max(wrong.sum().item(), 1),
+        }  # fmt: skip
+
+
+def moved(data: Any, device: torch.device) -> Any:
+    """A dataclass of tensors, on a device."""
+    assert is_dataclass(data)
+    values = {f.name: getattr(data, f.name) for f in fields(data)}
+    return replace(data, **{n: v.to(device) for n, v in values.items() if isinstance(v, Tensor)})
+
+
+TABLE = ("plain", "robust", "PRISMFilter", "KNNDenoiser (0.25)", "GroundTruthFilter")
+
+
+def tables(scale: Scale, device: torch.device, _: float) -> Iterator[Record]:
+    """First a seed of Omniglot, then the quickstart, then two seeds more."""
+    yield from omniglot(scale, device, [0])
+    data = moved(quickstart.load_data(0.5, 0), device)
+    for method in quickstart.METHODS[: 2 if scale.short else None]:
+        result = quickstart.train(method, data, scale.epochs or 20, seed=0)
+        yield {
+            "table": "quickstart", "method": result.name, "p_at_1": result.p_at_1[-1],
+            "map_at_r": result.map_at_r[-1], "seconds": result.seconds,
+        }  # fmt: skip
+    yield from omniglot(scale, device, [] if scale.short else [1, 2])
+
+
+def omniglot(scale: Scale, device: torch.device, seeds: list[int]) -> Iterator[Record]:
+    """Half of the labels wrong at random, multi-similarity loss."""
+    recipe = train.RECIPES["omniglot"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(os.environ.get("NOISYDML_DATA", folder)) / recipe.file
+        if scale.short:
+            options = argparse.Namespace()
+            train.shorten(options, Path(folder))
+            path = options.data
+        if not path.exists():
+            yield {"table": "omniglot", "skipped": f"no {recipe.file} in NOISYDML_DATA"}
+            return
+        images = image_sets.load(path)
+    epochs, steps = (scale.epochs or recipe.epochs), (2 if scale.short else recipe.steps)
+    for seed in seeds:
+        given = moved(image_sets.corrupt(images, "uniform", 0.5, seed), device)
+        for method in TABLE:
+            run = train.Run(
+                "omniglot", path.stem, "multi-similarity", method, "uniform", 0.5, seed,
+                epochs=epochs, steps=steps,
+            )  # fmt: skip
+            result = train.train(run, recipe, moved(images, device), given)
+            names = ("p_at_1", "map_at_r", "seconds")
+            found = {name: result[name] for name in names}
+            yield {"table": "omniglot", "method": method, "seed": seed, **found}
+
+
+Part = Callable[[Scale, torch.device, float], Iterator[Record]]
+PARTS: dict[str, tuple[Part, float]] = {
+    "contract": (contract, 75),
+    "synchronisations": (synchronisations, 25),
+    "shares": (shares, 110),
+    "limits": (limits, 35),
+    "judge": (judge, 90),
+    "tables": (tables, 110),
+}
+
+
+# The processes ---------------------------------------------------------------------------------
+
+
+def work(name: str, scale: Scale, device_name: str, seconds: float, sender: Any) -> None:
+    """In a process of its own: an error or a hang of the device is that part's alone."""
+    said = "finished"
+    try:
+        torch.manual_seed(0)
+        device = torch.device(device_name)
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+        sender.send(("device", where))
+        with contextlib.redirect_stdout(io.StringIO()):
+            for record in PARTS[name][0](scale, device, seconds):
+                sender.send(("record", record))
+    except Exception as error:  # whatever it is, the other parts go on
+        traceback.print_exc()
+        said = f"failed: {type(error).__name__}: {error}".splitlines()[0]
+    sender.send(("end", said))
+
+
+def supervise(name: str, scale: Scale, device: str, note: Callable[[Record], None]) -> Record:
+    """Run a part until its time is over; ``note`` is told of every record."""
+    seconds = PARTS[name][1]
+    part: Record = {"budget_s": seconds, "status": f"cut after {seconds:.0f} s", "records": []}
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(name, scale, device, seconds, sender))
+    start = time.monotonic()
+    process.start()
+    sender.close()
+    while receiver.poll(max(0.0, start + seconds - time.monotonic())):
+        try:
+            kind, what = receiver.recv()
+        except EOFError:
+            process.join()
+            part["status"] = f"failed: its process ended with {process.exitcode}"
+            break
+        if kind == "end":
+            part["status"] = what
+            break
+        if kind == "device":
+            part["device"] = what
+        else:
+            part["records"].append(what)
+            note(part)
+    process.kill()
+    process.join()
+    part["seconds"] = round(time.monotonic() - start, 1)
+    note(part)
+    return part
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", help="cuda, or cpu with --short")
+    parser.add_argument("--output", type=Path, default=Path("outputs/gpu.json"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--short", action="store_true", help="tiny sizes, to see that it runs")
+    options = parser.parse_args()
+    device = options.device or ("cpu" if options.short else "cuda")
+    scale = SHORT if options.short else FULL
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    result: Record = {"short": options.short, "torch": torch.__version__, "parts": {}}
+    result["noisydml"] = noisydml.__version__
+
+    def write(name: str, part: Record) -> None:
+        result["parts"][name] = part
+        beside = options.output.with_suffix(".part")
+        beside.write_text(json.dumps(result, indent=1) + "\n")
+        beside.replace(options.output)
+
+    for name in options.parts:
+        part = supervise(name, scale, device, lambda part: write(name, part))  # noqa: B023
+        said = f"{len(part['records'])} records in {part['seconds']} s, {part['status']}"
+        print(f"{name}: {said}", flush=True)
+    statuses = [part["status"] for part in result["parts"].values()]
+    if any(status.startswith("failed") for status in statuses):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
