@@ -19,9 +19,11 @@ from noisydml.functional.products import scaled
 
 Metric = Literal["cosine", "euclidean"]
 
+_TILE = 16, 64  # queries and rows, above which matrix products of any size add in one order
+
 
 class Neighbors(NamedTuple):
-    """The k nearest of each query, the nearest first.
+    """The k nearest of each query, the nearest first, of equally near ones the first in order.
 
     Where an approximate index found fewer, the distance is infinite and the position -1.
     """
@@ -52,8 +54,12 @@ class NeighborIndex(ABC):
     _center: Tensor
     _exponent: Tensor
 
-    def build(self, features: Tensor) -> None:
-        """Index (N, D) features in the place of any that were there before."""
+    def build(self, features: Tensor, frame: tuple[Tensor, Tensor] | None = None) -> None:
+        """Index (N, D) features in the place of any that were there before.
+
+        ``frame`` is the (D,) float64 mean and the 0-dim largest distance from it in any dimension,
+        of all features where these are a part of them; None to take those of these.
+        """
         require_floating("features", features, ndim=2)
         self.size, self.width = features.shape
         # Distances are of centred and scaled rows: a common offset costs no digits, nor does a
@@ -61,10 +67,12 @@ class NeighborIndex(ABC):
         self._center = features.new_zeros(self.width, dtype=torch.float64)
         self._exponent = torch.zeros_like(self._center, dtype=torch.int32).sum(dtype=torch.int32)
         if self.metric == "euclidean" and features.numel() > 0:
-            rows = features.detach().double()
-            center = rows.mean(dim=0)
-            _, exponent = torch.frexp((rows - center).abs().amax())
-            self._center, self._exponent = center, exponent.clamp(-126, 126)
+            if frame is None:
+                rows = features.detach().double()
+                center = rows.mean(dim=0)
+                frame = center, (rows - center).abs().amax()
+            self._center = frame[0]
+            self._exponent = torch.frexp(frame[1]).exponent.clamp(-126, 126)
         self._build(self._prepared(features))
 
     def search(self, queries: Tensor, k: int, exclude: Tensor | None = None) -> Neighbors:
@@ -193,7 +201,9 @@ class FaissIndex(NeighborIndex):
 class TorchIndex(NeighborIndex):
     """Exact search by blocks of matrix products, on the device of the features.
 
-    The host is never asked. A search takes ``B * block_size`` numbers beside the features.
+    On CUDA the host is never asked. A search takes ``B * block_size`` numbers beside the features.
+    Matrices are padded with zeros to multiples of a tile, so that a distance does not depend on
+    what else is compared: on a CPU a part of the features has, to the bit, those of the whole.
 
     Args:
         metric: ``"cosine"`` or ``"euclidean"``.
@@ -220,23 +230,46 @@ class TorchIndex(NeighborIndex):
 
     def _search(self, queries: Tensor, k: int) -> Neighbors:
         assert self._features is not None
+        size, queries = len(queries), _padded(queries, _TILE[0])
         cosine = self.metric == "cosine"
         best: Neighbors | None = None  # by scores, which fall as distances rise
         start = 0
         for block in torch.split(self._features, self.block_size):
-            rows = block.float()
+            rows = _padded(block.float(), _TILE[1])
             if cosine:
                 score = queries @ rows.T  # (B, block)
             else:  # minus half of the squared distance, but for the query's own part
                 score = torch.addmm(-0.5 * rows.square().sum(dim=1), queries, rows.T)
-            score, position = score.topk(min(k, len(rows)), dim=1)
+            score, position = _largest(score.narrow(0, 0, size).narrow(1, 0, len(block)), k)
             if best is not None:
                 score = torch.cat([best.distance, score], dim=1)
                 position = torch.cat([best.position, position + start], dim=1)
-                score, column = score.topk(min(k, score.shape[1]), dim=1)
+                score, column = _largest(score, k)
                 position = position.gather(1, column)
             best = Neighbors(score, position)
             start += len(block)
         assert best is not None
+        queries = queries.narrow(0, 0, size)
         least = 1.0 if cosine else 0.5 * queries.square().sum(dim=1, keepdim=True)
         return Neighbors((least - best.distance).clamp_min(0), best.position)
+
+
+def _padded(rows: Tensor, tile: int) -> Tensor:
+    """Rows, and zeros up to a multiple of ``tile``."""
+    return torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % tile))
+
+
+def _largest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row and their columns; of equal ones the first, and in this order."""
+    size = score.shape[1]
+    k = min(k, size)
+    value, column = score.topk(min(k + 1, size), dim=1)
+    # CUDA's topk takes the first of equal ones; which the CPU's takes, nobody knows.
+    if k < size and score.device.type == "cpu" and (tied := value[:, k] == value[:, k - 1]).any():
+        rows, least = score[tied], value[tied, k, None]
+        above, equal = rows > least, rows == least
+        taken = equal.cumsum(dim=1) <= k - above.sum(dim=1, keepdim=True)
+        column[tied, :k] = (above | equal & taken).nonzero()[:, 1].view(-1, k)
+    column = column.narrow(1, 0, k).sort(dim=1).values
+    value, order = score.gather(1, column).sort(dim=1, descending=True, stable=True)
+    return value, column.gather(1, order)

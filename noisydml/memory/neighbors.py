@@ -25,6 +25,7 @@ class Neighborhood:
 
     Attributes:
         labels: of the features that :meth:`build` has taken.
+        size: the number of these features.
         class_size: the median number of features of a class.
     """
 
@@ -42,12 +43,14 @@ class Neighborhood:
             )
         self.metric = metric
         self._given = index
-        self.class_size = 0
+        self.size = self.class_size = 0
 
-    def build(self, features: Tensor, labels: Tensor) -> None:
+    def build(
+        self, features: Tensor, labels: Tensor, frame: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         """Take (N, D) features and their (N,) labels; rows with a negative label are left out.
 
-        Asks the host.
+        ``frame`` is what the index takes with them. Asks the host.
         """
         rows = (labels >= 0).nonzero().squeeze(1)
         self.labels = labels.index_select(0, rows)
@@ -55,13 +58,14 @@ class Neighborhood:
         self._row = torch.full_like(labels, -1)
         self._row.index_copy_(0, rows, torch.arange(len(rows), device=rows.device))
         self._classes, self._counts = torch.unique(self.labels, return_counts=True)
+        self.size = len(rows)
         self.class_size = int(self._counts.median()) if len(self._counts) > 0 else 0
         self._index = self._make(features.device)
-        self._index.build(features.index_select(0, rows))
+        self._index.build(features.index_select(0, rows), frame)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what ``build`` has made, and builds again."""
-        return {"metric": self.metric, "_given": self._given, "class_size": 0}
+        return {"metric": self.metric, "_given": self._given, "size": 0, "class_size": 0}
 
     def _make(self, device: torch.device) -> NeighborIndex:
         if isinstance(self._given, NeighborIndex):
@@ -93,9 +97,7 @@ class Neighborhood:
         if entries is not None:
             return *self._index.search(queries, k, self._rows(entries)), others
         distance, position = self._index.search(queries, k + _COPIES)
-        same = (self.labels_at(position) == labels.unsqueeze(1)).long()
-        nearest = same.cumprod(dim=1)  # 1 up to the first of another label
-        excluded = (nearest > 0) & (nearest.cumsum(dim=1) <= _COPIES)
+        excluded = self._copies(self.labels_at(position), labels)
         distance = torch.where(excluded, math.inf, distance)
         return distance, torch.where(excluded, -1, position), others
 
@@ -108,14 +110,26 @@ class Neighborhood:
         row = self._row.index_select(0, entries.clamp_min(0))
         return torch.where(entries < 0, -1, row)
 
+    def _copies(self, found: Tensor, labels: Tensor) -> Tensor:
+        """(B, K) bool, which of the nearest, with the labels ``found``, may be the query's own."""
+        same = (found == labels.unsqueeze(1)).long()
+        nearest = same.cumprod(dim=1)  # 1 up to the first of another label
+        return (nearest > 0) & (nearest.cumsum(dim=1) <= _COPIES)
+
     def _others(self, labels: Tensor, entries: Tensor | None) -> Tensor:
         """(B,) bool, whether others of the label's class are here."""
+        own = 1 if entries is None else self._has_label(labels, self._rows(entries))
+        return self._count(labels) > own
+
+    def _has_label(self, labels: Tensor, row: Tensor) -> Tensor:
+        """(B,) int64, 1 where the row is there and has the label."""
+        if len(self.labels) == 0:
+            return torch.zeros_like(labels)
+        return ((row >= 0) & (self.labels.take(row.clamp_min(0)) == labels)).long()
+
+    def _count(self, labels: Tensor) -> Tensor:
+        """(B,) int64, how many of each label there are."""
         if len(self._classes) == 0:
-            return torch.zeros_like(labels, dtype=torch.bool)
+            return torch.zeros_like(labels)
         place = torch.searchsorted(self._classes, labels).clamp_max(len(self._classes) - 1)
-        count = torch.where(self._classes.take(place) == labels, self._counts.take(place), 0)
-        if entries is None:
-            return count > 1
-        row = self._rows(entries)
-        own_label = self.labels.take(row.clamp_min(0))
-        return count > ((row >= 0) & (own_label == labels)).long()
+        return torch.where(self._classes.take(place) == labels, self._counts.take(place), 0)
