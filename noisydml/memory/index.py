@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from noisydml import distributed
 from noisydml.functional.checks import (
     require_choice,
     require_count,
@@ -37,6 +38,34 @@ def require_metric(metric: Metric) -> None:
     require_choice("metric", metric, get_args(Metric))
 
 
+def frame_of(features: Tensor, of_all_ranks: bool = False) -> tuple[Tensor, Tensor]:
+    """The (D,) float64 mean of (N, D) features, and the 0-dim exponent of what is farthest from it.
+
+    The mean of numbers rounded to a 2^26th of the largest, and then of what was left: such sums are
+    exact in any order, so that parts on several ranks have, to the bit, the frame of the whole.
+    """
+    center = features.new_zeros(features.shape[1], dtype=torch.float64)
+    count = center.new_full((), len(features))
+    if of_all_ranks:
+        distributed.sum_over_ranks([count])
+    for _ in range(2):
+        rows = features.detach().double() - center
+        exponent = _exponent_of(rows, of_all_ranks)
+        total = torch.ldexp(rows, 26 - exponent).round_().sum(dim=0)
+        if of_all_ranks:
+            distributed.sum_over_ranks([total])
+        center = center + torch.ldexp(total / count.clamp_min(1), exponent - 26)
+    return center, _exponent_of(features.detach().double() - center, of_all_ranks)
+
+
+def _exponent_of(rows: Tensor, of_all_ranks: bool) -> Tensor:
+    """The exponent of the largest number, 0-dim; of 0 where there is none."""
+    largest = torch.nn.functional.pad(rows.abs().flatten(), (0, 1)).amax()
+    if of_all_ranks:
+        distributed.largest(largest)
+    return torch.frexp(largest).exponent.clamp(-126, 126)
+
+
 class NeighborIndex(ABC):
     """Finds the rows of a set of features that are nearest to each query.
 
@@ -57,22 +86,16 @@ class NeighborIndex(ABC):
     def build(self, features: Tensor, frame: tuple[Tensor, Tensor] | None = None) -> None:
         """Index (N, D) features in the place of any that were there before.
 
-        ``frame`` is the (D,) float64 mean and the 0-dim largest distance from it in any dimension,
-        of all features where these are a part of them; None to take those of these.
+        ``frame`` is what :func:`frame_of` says of all features, where these are a part of them.
         """
         require_floating("features", features, ndim=2)
         self.size, self.width = features.shape
-        # Distances are of centred and scaled rows: a common offset costs no digits, nor does a
-        # scale at which squares overflow.
+        # Euclidean distances are of centred and scaled rows: a common offset costs no digits, nor
+        # does a scale at which squares overflow.
         self._center = features.new_zeros(self.width, dtype=torch.float64)
         self._exponent = torch.zeros_like(self._center, dtype=torch.int32).sum(dtype=torch.int32)
         if self.metric == "euclidean" and features.numel() > 0:
-            if frame is None:
-                rows = features.detach().double()
-                center = rows.mean(dim=0)
-                frame = center, (rows - center).abs().amax()
-            self._center = frame[0]
-            self._exponent = torch.frexp(frame[1]).exponent.clamp(-126, 126)
+            self._center, self._exponent = frame_of(features) if frame is None else frame
         self._build(self._prepared(features))
 
     def search(self, queries: Tensor, k: int, exclude: Tensor | None = None) -> Neighbors:
@@ -231,27 +254,26 @@ class TorchIndex(NeighborIndex):
     def _search(self, queries: Tensor, k: int) -> Neighbors:
         assert self._features is not None
         size, queries = len(queries), _padded(queries, _TILE[0])
-        cosine = self.metric == "cosine"
-        best: Neighbors | None = None  # by scores, which fall as distances rise
+        own_part = 0.5 * queries.square().sum(dim=1, keepdim=True)
+        best: Neighbors | None = None
         start = 0
         for block in torch.split(self._features, self.block_size):
             rows = _padded(block.float(), _TILE[1])
-            if cosine:
-                score = queries @ rows.T  # (B, block)
-            else:  # minus half of the squared distance, but for the query's own part
-                score = torch.addmm(-0.5 * rows.square().sum(dim=1), queries, rows.T)
-            score, position = _largest(score.narrow(0, 0, size).narrow(1, 0, len(block)), k)
+            if self.metric == "cosine":
+                distance = 1 - queries @ rows.T  # (B, block)
+            else:
+                distance = own_part - torch.addmm(-0.5 * rows.square().sum(1), queries, rows.T)
+            distance = distance.narrow(0, 0, size).narrow(1, 0, len(block)).clamp_min(0)
+            distance, position = _smallest(distance, k)
             if best is not None:
-                score = torch.cat([best.distance, score], dim=1)
+                distance = torch.cat([best.distance, distance], dim=1)
                 position = torch.cat([best.position, position + start], dim=1)
-                score, column = _largest(score, k)
+                distance, column = _smallest(distance, k)
                 position = position.gather(1, column)
-            best = Neighbors(score, position)
+            best = Neighbors(distance, position)
             start += len(block)
         assert best is not None
-        queries = queries.narrow(0, 0, size)
-        least = 1.0 if cosine else 0.5 * queries.square().sum(dim=1, keepdim=True)
-        return Neighbors((least - best.distance).clamp_min(0), best.position)
+        return best
 
 
 def _padded(rows: Tensor, tile: int) -> Tensor:
@@ -259,17 +281,21 @@ def _padded(rows: Tensor, tile: int) -> Tensor:
     return torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % tile))
 
 
-def _largest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row and their columns; of equal ones the first, and in this order."""
-    size = score.shape[1]
+def _smallest(distance: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k smallest of each row and their columns; of equal ones the first, and in this order."""
+    size = distance.shape[1]
     k = min(k, size)
-    value, column = score.topk(min(k + 1, size), dim=1)
+    value, column = distance.topk(min(k + 1, size), dim=1, largest=False)
     # CUDA's topk takes the first of equal ones; which the CPU's takes, nobody knows.
-    if k < size and score.device.type == "cpu" and (tied := value[:, k] == value[:, k - 1]).any():
-        rows, least = score[tied], value[tied, k, None]
-        above, equal = rows > least, rows == least
-        taken = equal.cumsum(dim=1) <= k - above.sum(dim=1, keepdim=True)
-        column[tied, :k] = (above | equal & taken).nonzero()[:, 1].view(-1, k)
+    if (
+        k < size
+        and distance.device.type == "cpu"
+        and (tied := value[:, k] == value[:, k - 1]).any()
+    ):
+        rows, most = distance[tied], value[tied, k, None]
+        below, equal = rows < most, rows == most
+        taken = equal.cumsum(dim=1) <= k - below.sum(dim=1, keepdim=True)
+        column[tied, :k] = (below | equal & taken).nonzero()[:, 1].view(-1, k)
     column = column.narrow(1, 0, k).sort(dim=1).values
-    value, order = score.gather(1, column).sort(dim=1, descending=True, stable=True)
+    value, order = distance.gather(1, column).sort(dim=1, stable=True)
     return value, column.gather(1, order)

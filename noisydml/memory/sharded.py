@@ -9,7 +9,10 @@ from torch import Tensor
 
 from noisydml import distributed
 from noisydml.functional.neighbors import nearest_of_parts
+from noisydml.memory.index import frame_of
 from noisydml.memory.neighbors import _COPIES, Neighborhood
+
+_CONTIGUOUS = torch.contiguous_format
 
 
 class ShardedNeighborhood(Neighborhood):
@@ -24,7 +27,7 @@ class ShardedNeighborhood(Neighborhood):
     ) -> None:
         """Take this rank's (N, D) features and (N,) labels; negative labels are left out."""
         if self.metric == "euclidean":
-            frame = _frame(features, labels >= 0)
+            frame = frame_of(features[labels >= 0], of_all_ranks=True)
         with distributed.together():
             super().build(features, labels, frame)
         entries = (labels >= 0).nonzero().squeeze(1)
@@ -72,9 +75,10 @@ class ShardedNeighborhood(Neighborhood):
             packed = packed.repeat(ranks, 1)
         answers = distributed.deal_rows(packed, sizes)
         widths = [2 * columns, 2 * columns, columns, 1]
-        row, label, distance, own = torch.split(answers, widths, dim=2)
-        row, label = (part.contiguous().view(torch.int64) for part in (row, label))  # (R, B, K)
-        distance, own = distance.contiguous().view(torch.float32), own.sum(dim=(0, 2))
+        columns_of = torch.split(answers, widths, dim=2)
+        row, label, distance, own = (part.clone(memory_format=_CONTIGUOUS) for part in columns_of)
+        row, label = row.view(torch.int64), label.view(torch.int64)  # (R, B, K)
+        distance, own = distance.view(torch.float32), own.sum(dim=(0, 2))
         distance, place = nearest_of_parts(distance, row, min(columns, self.size))
         label = label.transpose(0, 1).flatten(1).gather(1, place)
         first = sum(sizes[: distributed.rank()]) if sum(sizes) == len(queries) else 0
@@ -93,12 +97,3 @@ class ShardedNeighborhood(Neighborhood):
         """Values at positions, -1 where there is none, be the part empty."""
         values = torch.nn.functional.pad(values, (0, 1), value=-1)
         return values.take(torch.where(position < 0, len(values) - 1, position))
-
-
-def _frame(features: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of what all ranks hold, and the largest distance from it in any dimension."""
-    rows = features.double() * held.unsqueeze(1)
-    total, count = rows.sum(dim=0), held.sum()
-    distributed.sum_over_ranks([total, count])
-    center = total / count.clamp_min(1)
-    return center, distributed.largest(((rows - center) * held.unsqueeze(1)).abs().amax())
