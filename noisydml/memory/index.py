@@ -230,7 +230,8 @@ class TorchIndex(NeighborIndex):
 
     Args:
         metric: ``"cosine"`` or ``"euclidean"``.
-        block_size: how many features are compared with the queries at once.
+        block_size: how many features are compared with the queries at once, rounded up to a
+            multiple of 64.
         dtype: in which the features are stored; ``torch.float16`` halves their memory.
     """
 
@@ -247,23 +248,32 @@ class TorchIndex(NeighborIndex):
         self.block_size = block_size
         self.dtype = dtype
         self._features: Tensor | None = None
+        self._offset = torch.zeros(0)
 
     def _build(self, features: Tensor) -> None:
-        self._features = features.to(self.dtype)
+        missing = -len(features) % _TILE[1]
+        self._features = torch.nn.functional.pad(features.to(self.dtype), (0, 0, 0, missing))
+        offset = features.new_zeros(len(features), dtype=torch.float32)
+        if self.metric == "euclidean":
+            offset = 0.5 * features.to(self.dtype).float().square().sum(dim=1)
+        self._offset = torch.nn.functional.pad(offset, (0, missing), value=math.inf)
 
     def _search(self, queries: Tensor, k: int) -> Neighbors:
         assert self._features is not None
-        size, queries = len(queries), _padded(queries, _TILE[0])
+        size = len(queries)
+        queries = torch.nn.functional.pad(queries, (0, 0, 0, -size % _TILE[0]))
         own_part = 0.5 * queries.square().sum(dim=1, keepdim=True)
+        own_part = torch.ones_like(own_part) if self.metric == "cosine" else own_part
+        block_size = -(-self.block_size // _TILE[1]) * _TILE[1]
         best: Neighbors | None = None
         start = 0
-        for block in torch.split(self._features, self.block_size):
-            rows = _padded(block.float(), _TILE[1])
-            if self.metric == "cosine":
-                distance = 1 - queries @ rows.T  # (B, block)
-            else:
-                distance = own_part - torch.addmm(-0.5 * rows.square().sum(1), queries, rows.T)
-            distance = distance.narrow(0, 0, size).narrow(1, 0, len(block)).clamp_min(0)
+        for block, offset in zip(
+            torch.split(self._features, block_size),
+            torch.split(self._offset, block_size),
+            strict=True,
+        ):
+            distance = torch.addmm(own_part + offset, queries, block.float().T, alpha=-1)
+            distance = distance.narrow(0, 0, size).clamp_min_(0)  # (B, block)
             distance, position = _smallest(distance, k)
             if best is not None:
                 distance = torch.cat([best.distance, distance], dim=1)
@@ -274,11 +284,6 @@ class TorchIndex(NeighborIndex):
             start += len(block)
         assert best is not None
         return best
-
-
-def _padded(rows: Tensor, tile: int) -> Tensor:
-    """Rows, and zeros up to a multiple of ``tile``."""
-    return torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % tile))
 
 
 def _smallest(distance: Tensor, k: int) -> tuple[Tensor, Tensor]:
