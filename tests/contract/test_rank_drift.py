@@ -37,12 +37,13 @@ def message(call: Callable[[], object]) -> str:
 def drift(rank: int, world: int) -> dict[Any, Any]:
     """What this rank is told after rank 1 has done something else than rank 0."""
     results: dict[Any, Any] = {}
-    for case in STATEFUL + SHARDED:
+    for case in STATEFUL:
         for name, make in FAILURES.items():
             results[case, name] = after_a_failure(case, rank, make)
         results[case, "eval"] = after_a_step_in_eval(case, rank)
-    for case in STATEFUL:
         results[case, "loaded"] = after_loading_on_rank_0(case, rank)
+    for case in SHARDED:  # whose state must be loaded on all ranks: tests/wrappers/test_sharded.py
+        results[case, "eval"] = after_a_step_in_eval(case, rank)
     for case in ("sharded_knn", "knn", "mixer", "prism(knn)"):
         results[case, "end_epoch"] = after_an_epoch_of_one(case, rank)
     for case in ("confidence(prism)", "ground_truth(confidence(regularized))"):

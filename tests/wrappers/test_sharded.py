@@ -165,10 +165,20 @@ def messages(rank: int, world: int) -> dict[str, Any]:
 
     filtering = prism(knn(leaf, k=5, shard=True), noise_rate=0.3, shard=True)
     steps("weighted", filtering, rank, world, range(4))
+    saved = [copy.deepcopy(full_state_dict(filtering))]
+    torch.distributed.broadcast_object_list(saved)
+    own_part = copy.deepcopy(filtering.state_dict())
     fails = True
     note("failed", lambda: steps("weighted", filtering, rank, world, range(4, 5)))
     fails = False
     note("after it", lambda: steps("weighted", filtering, rank, world, range(5, 6)))
+    filtering.load_state_dict(copy.deepcopy(filtering.state_dict()))
+    note("own parts of two steps", lambda: steps("weighted", filtering, rank, world, range(5, 6)))
+    again = []
+    for state in (saved[0], own_part):
+        filtering.load_state_dict(state)
+        again.append(steps("weighted", filtering, rank, world, range(4, 9))[-1]["score"])
+    told["again"] = again
     index = FaissIndex("IVF30,Flat")  # 30 cells cannot be made of the 2 samples of rank 1
     note("index", lambda: untrainable(rank, index))
     return told
@@ -310,6 +320,7 @@ class TestRefusals:
                 ("loaded alone", "RuntimeError: a state was loaded on rank 0 and not on all"),
                 ("loaded alone at first", "RuntimeError: the part of a memory on rank 1 has seen"),
                 ("after it", "RuntimeError: rank 0 is 1 steps ahead of rank 1"),
+                ("own parts of two steps", "RuntimeError: the part of a memory on rank 1 has"),
             )],
             ("failed", "no error", "MemoryError: on purpose"),
             ("index", "RuntimeError: rank 1 failed", "RuntimeError: Error in"),
@@ -318,6 +329,10 @@ class TestRefusals:
     def test_both_ranks_are_told(self, name: str, first: str, second: str, told: list[Any]) -> None:
         assert told[0][name].startswith(first)
         assert told[1][name].startswith(second)
+
+    def test_a_whole_state_and_the_own_part_go_on_alike(self, told: list[Any]) -> None:
+        for rank in told:
+            assert torch.equal(*rank["again"])
 
 
 def test_what_needs_all_entries_is_refused() -> None:
