@@ -97,18 +97,19 @@ def together() -> Iterator[None]:
 
 
 def gather_to_first(rows: Tensor) -> Tensor | None:
-    """(R, N, ...) on the CPU of rank 0, the (N, ...) rows of every rank; None on the others.
+    """(N, R, ...) on the CPU of rank 0, the (N, ...) rows of every rank; None on the others.
 
     Sent in blocks, so that a device holds no more than one of them beside its own rows.
     """
     first = rank() == 0
-    found = torch.empty(world_size(), *rows.shape, dtype=rows.dtype) if first else None
+    shape = (len(rows), world_size(), *rows.shape[1:])
+    found = torch.empty(shape, dtype=rows.dtype) if first else None
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK].contiguous()
         parts = [torch.empty_like(block) for _ in range(world_size())] if first else None
         dist.gather(block, parts)
         if found is not None and parts is not None:
-            found[:, start : start + _BLOCK] = torch.stack(parts)
+            found[start : start + _BLOCK] = torch.stack(parts, dim=1)
     return found
 
 

@@ -397,16 +397,17 @@ class FeatureMemory(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """Whether features are normalised, 0-dim int64; of a part (3,), with rank and ranks."""
-        kind = [int(self.normalize), self.rank, self.ranks]
-        return self.total.new_tensor(kind if self.ranks > 1 else kind[0])
+        kind = torch.full_like(self.total, self.normalize)
+        place = [torch.full_like(kind, value) for value in (self.rank, self.ranks)]
+        return torch.stack([kind, *place]) if self.ranks > 1 else kind
 
     def set_extra_state(self, state: Tensor) -> None:
         """Nothing: a state of another setting has been refused."""
 
     def refuse_values(self, state: dict[str, Any], prefix: str) -> None:
         """Raise ValueError for a state that this memory cannot have had."""
-        kind, size = state.get(f"{prefix}_extra_state"), self.memory_size
-        if kind is not None:
+        place: list[int] = []  # of a part: its rank, and of how many
+        if (kind := state.get(f"{prefix}_extra_state")) is not None:
             if kind.shape not in ((), (3,)):
                 raise ValueError(
                     f"{prefix}_extra_state must have the shape () or, of a part, (3,), "
@@ -424,25 +425,22 @@ class FeatureMemory(nn.Module):
                     f"noisydml.distributed.full_state_dict, or of the part of rank {self.rank} of "
                     f"{self.ranks}, got the part of rank {place[0]} of {place[1]}"
                 )
-            size = self.part_size if place else size
-        features = state.get(f"{prefix}features")
-        if features is not None and (features.ndim != 2 or len(features) != size):
-            raise ValueError(f"{prefix}features must have {size} rows, got {tuple(features.shape)}")
-        width = self.embedding_size
-        if features is not None and not self._widens and features.shape[1] != width:
-            raise ValueError(
-                f"{prefix}features must have the shape {(size, width)}, got {tuple(features.shape)}"
-            )
-        for name in ("labels", "sample_ids"):
-            value = state.get(f"{prefix}{name}")
-            if value is not None and value.shape != (size,):
-                raise ValueError(
-                    f"{prefix}{name} must have the shape {(size,)}, got {tuple(value.shape)}"
-                )
-        require_state_in_range(f"{prefix}features", features)
+        own = slice(None) if place else slice(self.rank, None, self.ranks)
+        size = self.part_size if place else self.memory_size
+        width = None if self._widens else self.embedding_size  # None: any
         stop = math.inf if self.num_classes is None else self.num_classes
-        require_state_in_range(f"{prefix}labels", state.get(f"{prefix}labels"), EMPTY, stop)
-        require_state_in_range(f"{prefix}sample_ids", state.get(f"{prefix}sample_ids"), EMPTY)
+        limits: dict[str, tuple[tuple[int | None, ...], float, float]] = {
+            "features": ((size, width), -math.inf, math.inf),
+            "labels": ((size,), EMPTY, stop),
+            "sample_ids": ((size,), EMPTY, math.inf),
+        }
+        for name, (shape, least, end) in limits.items():
+            if (rows := state.get(f"{prefix}{name}")) is not None:
+                got = tuple(rows.shape)
+                same = [want in (None, had) for want, had in zip(shape, got, strict=False)]
+                if len(got) != len(shape) or not all(same):
+                    raise ValueError(f"{prefix}{name} must have the shape {shape}, got {got}")
+                require_state_in_range(f"{prefix}{name}", rows[own], least, end)
         require_state_in_range(f"{prefix}total", state.get(f"{prefix}total"), 0)
 
     def any_shape(self) -> list[str]:
@@ -465,7 +463,7 @@ class FeatureMemory(nn.Module):
         names = ("features", "labels", "sample_ids")
         parts = [distributed.gather_to_first(entries) for entries in self._entries()]
         whole = {
-            f"{prefix}{name}": part.transpose(0, 1).flatten(0, 1)[: self.memory_size]
+            f"{prefix}{name}": part.flatten(0, 1)[: self.memory_size]
             for name, part in zip(names, parts, strict=True)
             if part is not None
         }
