@@ -10,10 +10,6 @@ from torch import Tensor
 
 from noisydml.memory.index import FaissIndex, Metric, NeighborIndex, TorchIndex, require_metric
 
-# How often the sample itself is taken to be among the features, if nobody knows where: a sampler
-# that draws several samples of each class at random draws one in four of them twice or more often.
-_COPIES = 3
-
 
 class Neighborhood:
     """Labelled features that can be asked about labels.
@@ -30,6 +26,9 @@ class Neighborhood:
     """
 
     labels: Tensor
+    # How often the sample itself is taken to be among the features, if nobody knows where: a
+    # sampler that draws several of each class at random draws one in four twice or more often.
+    copies = 3
 
     def __init__(self, index: str | NeighborIndex | None, metric: Metric) -> None:
         require_metric(metric)
@@ -96,8 +95,8 @@ class Neighborhood:
         others = self._others(labels, entries)
         if entries is not None:
             return *self._index.search(queries, k, self._rows(entries)), others
-        distance, position = self._index.search(queries, k + _COPIES)
-        excluded = self._copies(self.labels_at(position), labels)
+        distance, position = self._index.search(queries, k + self.copies)
+        excluded = self._may_be_own(self.labels_at(position), labels)
         distance = torch.where(excluded, math.inf, distance)
         return distance, torch.where(excluded, -1, position), others
 
@@ -110,11 +109,11 @@ class Neighborhood:
         row = self._row.index_select(0, entries.clamp_min(0))
         return torch.where(entries < 0, -1, row)
 
-    def _copies(self, found: Tensor, labels: Tensor) -> Tensor:
+    def _may_be_own(self, found: Tensor, labels: Tensor) -> Tensor:
         """(B, K) bool, which of the nearest, with the labels ``found``, may be the query's own."""
         same = (found == labels.unsqueeze(1)).long()
         nearest = same.cumprod(dim=1)  # 1 up to the first of another label
-        return (nearest > 0) & (nearest.cumsum(dim=1) <= _COPIES)
+        return (nearest > 0) & (nearest.cumsum(dim=1) <= self.copies)
 
     def _others(self, labels: Tensor, entries: Tensor | None) -> Tensor:
         """(B,) bool, whether others of the label's class are here."""

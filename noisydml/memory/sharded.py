@@ -10,7 +10,7 @@ from torch import Tensor
 from noisydml import distributed
 from noisydml.functional.neighbors import nearest_of_parts
 from noisydml.memory.index import frame_of
-from noisydml.memory.neighbors import _COPIES, Neighborhood
+from noisydml.memory.neighbors import Neighborhood
 
 _CONTIGUOUS = torch.contiguous_format
 
@@ -58,7 +58,7 @@ class ShardedNeighborhood(Neighborhood):
             same class who could vote. To the bit what :meth:`neighbors` finds in the whole set,
             as far as the index gives a part the distances of the whole.
         """
-        ranks, columns = distributed.world_size(), k if entries is not None else k + _COPIES
+        ranks, columns = distributed.world_size(), k if entries is not None else k + self.copies
         own_row, own = None, torch.ones_like(labels)  # 1: the query's own entry has its label
         if entries is not None:
             here = (entries >= 0) & (entries % ranks == distributed.rank())
@@ -84,7 +84,7 @@ class ShardedNeighborhood(Neighborhood):
         first = sum(sizes[: distributed.rank()]) if sum(sizes) == len(queries) else 0
         labels = labels.narrow(0, first, len(label))
         if entries is None:
-            copies = self._copies(label, labels)
+            copies = self._may_be_own(label, labels)
             distance = torch.where(copies, math.inf, distance)
             return distance, torch.where(copies, -1, label), self._count(labels) > 1
         return distance, label, self._count(labels) > own
