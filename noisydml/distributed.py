@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from noisydml.pml.batch import Batch
+
+_BLOCK = 65_536  # rows that cross at once
 
 
 def world_size() -> int:
@@ -49,6 +53,94 @@ def gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
     return gathered
 
 
+def sum_over_ranks(tensors: list[Tensor]) -> None:
+    """Replace the tensors, in place, by their sums over the ranks."""
+    for tensor in tensors:
+        dist.all_reduce(tensor)
+
+
+def largest(value: Tensor) -> Tensor:
+    """The largest of a tensor's values over the ranks, written into it."""
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value
+
+
+def deal_rows(rows: Tensor, sizes: list[int]) -> Tensor:
+    """What every rank has to say to this one.
+
+    Args:
+        rows: (sum of sizes, ...) tensor, first the rows for rank 0, then those for rank 1, ...
+        sizes: how many rows each rank gets, ``B_r``, the same on all ranks.
+
+    Returns:
+        (R, B_r, ...) tensor. On the wire: each row goes to one rank.
+    """
+    received = rows.new_empty(world_size(), sizes[rank()], *rows.shape[1:])
+    splits = [sizes[rank()]] * world_size()
+    dist.all_to_all_single(received.flatten(0, 1), rows.contiguous(), splits, sizes)
+    return received
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Whatever raises on one rank raises on all, so that nobody waits in the next collective."""
+    error = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    reports = exchange([int(error is not None)])
+    if error is not None:
+        raise error
+    if [1] in reports:
+        raise RuntimeError(f"rank {reports.index([1])} failed; see the error raised there")
+
+
+def gather_to_first(rows: Tensor) -> Tensor | None:
+    """(N, R, ...) on the CPU of rank 0, the (N, ...) rows of every rank; None on the others.
+
+    Sent in blocks, so that a device holds no more than one of them beside its own rows.
+    """
+    first = rank() == 0
+    shape = (len(rows), world_size(), *rows.shape[1:])
+    found = torch.empty(shape, dtype=rows.dtype) if first else None
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK].contiguous()
+        parts = [torch.empty_like(block) for _ in range(world_size())] if first else None
+        dist.gather(block, parts)
+        if found is not None and parts is not None:
+            found[start : start + _BLOCK] = torch.stack(parts, dim=1)
+    return found
+
+
+def full_state_dict(module: nn.Module) -> dict[str, Any]:
+    """The state of a module whose memories are in parts, as one process would have it.
+
+    What ``state_dict`` returns is this rank's part, which loads on the same rank of as many ranks.
+    What this returns loads into any number of ranks, with ``shard=True`` or without. All ranks call
+    it, and all of them load what was saved.
+
+    Args:
+        module: any module, such as a wrapper or what contains one.
+
+    Returns:
+        On rank 0 the ``state_dict``, with what was gathered on the CPU; on the others it is empty.
+
+    Example:
+        >>> from pytorch_metric_learning.losses import ContrastiveLoss
+        >>> from noisydml import KNNDenoiser
+        >>> from noisydml.distributed import full_state_dict
+        >>> loss_fn = KNNDenoiser(ContrastiveLoss(), memory_size=10, embedding_size=4, shard=True)
+        >>> full_state_dict(loss_fn)["memory.features"].shape
+        torch.Size([10, 4])
+    """
+    state = dict(module.state_dict())
+    for name, part in module.named_modules():
+        if hasattr(part, "full_state"):
+            state |= part.full_state(f"{name}." if name else "")
+    return state if rank() == 0 else {}
+
+
 def broadcast_from_first(tensors: list[Tensor]) -> None:
     """Overwrite the tensors, in place, with those of rank 0."""
     for tensor in tensors:
@@ -56,7 +148,9 @@ def broadcast_from_first(tensors: list[Tensor]) -> None:
 
 
 def take_over_from_first(module: nn.Module) -> None:
-    """Give a module the state of rank 0's, as by loading its ``state_dict``."""
+    """Give a module the state of rank 0's, as by loading its ``state_dict``; parts stay apart."""
+    if getattr(module, "ranks", 1) > 1:
+        return
     state = module.state_dict()
     names = [name for name, value in state.items() if isinstance(value, Tensor)]
     if not names:

@@ -117,6 +117,34 @@ def neighbor_weights(distance: Tensor, sharpness: float) -> Tensor:
     return (relative.clamp_max(_FAR / sharpness) * -sharpness).exp() * there
 
 
+def nearest_of_parts(distance: Tensor, row: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k nearest of each query, from the nearest in every part of a set.
+
+    Args:
+        distance: (P, B, K) floating point, of the K nearest in each of P parts, in any order;
+            infinite where a part has fewer.
+        row: (P, B, K) integers, which row of the whole set each of them is.
+        k: how many are wanted.
+
+    Returns:
+        (B, k) distances from the nearest to the farthest, of equal ones that of the lowest row
+        first, as a search of the whole set has them; and (B, k) int64 columns of the (B, P K)
+        candidates, those of the first part first. k is at most P K.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional.neighbors import nearest_of_parts
+        >>> distance = torch.tensor([[[0.1, 0.5]], [[0.3, 0.5]]])  # of one query, in two parts
+        >>> row = torch.tensor([[[4, 2]], [[3, 1]]])
+        >>> nearest_of_parts(distance, row, k=3)
+        (tensor([[0.1000, 0.3000, 0.5000]]), tensor([[0, 2, 3]]))
+    """
+    distance, row = (each.transpose(0, 1).flatten(1) for each in (distance, row))
+    by_row = row.argsort(dim=1)
+    nearest, order = distance.gather(1, by_row).sort(dim=1, stable=True)
+    return nearest[:, :k], by_row.gather(1, order[:, :k])
+
+
 def _check(neighbor_labels: Tensor, labels: Tensor, weights: Tensor | None) -> None:
     require_integer("labels", labels)
     is_tensor = isinstance(neighbor_labels, Tensor)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from noisydml import distributed
 from noisydml.functional.checks import (
     require_count,
     require_floating,
@@ -46,15 +47,22 @@ class FeatureMemory(nn.Module):
         normalize: whether features are divided by their Euclidean norm on the way in. Centers
             need it.
         dtype: of the stored features; ``torch.float16`` halves the memory.
+        shard: whether each rank of ``torch.distributed``, which is initialised by then, holds a
+            part: entry i is entry ``i // R`` of rank ``i % R``, of R. All ranks make the same
+            calls with the same rows. Centers are of all entries, on every rank; to keep them so
+            each call sends what leaves, and ``.half()`` the sums.
 
     Attributes:
-        features: (M, D), on entry normalised and detached, zeros where nothing is stored.
+        features: (M, D), on entry normalised and detached, zeros where nothing is stored. M is
+            :attr:`part_size` where the memory is in parts, here and below.
         labels: (M,) int64, -1 where nothing is stored.
         sample_ids: (M,) int64, -1 where unknown.
         total: 0-dim int64, how many entries have been enqueued in all.
         version: a number on the host that changes whenever an entry may have.
         centers: (C, D) float32, zeros for a class without entries. Only with ``num_classes``.
         counts: (C,) int64, entries of each class. Only with ``num_classes``.
+        rank, ranks: whose part this is, and of how many; 0 and 1 for a whole.
+        part_size: entries of a part, the same on all ranks; the last may stay empty.
 
     Everything is in ``state_dict`` but what follows from it, the centers and counts, which are
     computed afresh by ``load_state_dict``. No method transfers anything to the host. Memory:
@@ -97,6 +105,7 @@ class FeatureMemory(nn.Module):
         *,
         normalize: bool = True,
         dtype: torch.dtype = torch.float32,
+        shard: bool = False,
     ) -> None:
         super().__init__()
         require_count("memory_size", memory_size)
@@ -116,13 +125,16 @@ class FeatureMemory(nn.Module):
         self.embedding_size = embedding_size
         self.num_classes = num_classes
         self.normalize = normalize
+        self.shard = shard
+        self.rank, self.ranks = _place(shard)
+        self.part_size = -(-memory_size // self.ranks)
         self._widens = embedding_size is None
-        features = torch.zeros(memory_size, embedding_size or 0, dtype=dtype)
+        features = torch.zeros(self.part_size, embedding_size or 0, dtype=dtype)
         if self._widens:  # no buffer, as their shapes stay
             self.features = features
         else:
             self.register_buffer("features", features)
-        empty = torch.full((memory_size,), EMPTY, dtype=torch.int64)
+        empty = torch.full((self.part_size,), EMPTY, dtype=torch.int64)
         self.register_buffer("labels", empty)
         self.register_buffer("sample_ids", empty.clone())
         self.register_buffer("total", torch.zeros((), dtype=torch.int64))
@@ -148,6 +160,7 @@ class FeatureMemory(nn.Module):
         labels: Tensor,
         sample_ids: Tensor | None = None,
         keep: Tensor | None = None,
+        leaving: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Store rows in their order, over the oldest entries.
 
@@ -157,22 +170,40 @@ class FeatureMemory(nn.Module):
             labels: (B,) integers. Their range is not checked, as that would make the host wait.
             sample_ids: (B,) integers, or None.
             keep: (B,) bool, which rows to store; None for all of them.
+            leaving: what :meth:`leaving` has returned of the same rows; None to ask for it here.
         """
         self._check(embeddings, labels, sample_ids, keep)
-        size = len(labels)
-        if size == 0:
+        if len(labels) == 0:
             return
+        slots, rows, fresh, kept = self._ring(embeddings, keep)
+        self._store(slots, rows, fresh, fresh, embeddings, labels, sample_ids, leaving)
+        self.total.add_(kept)
+
+    def leaving(
+        self, embeddings: Tensor, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Features and labels that :meth:`enqueue` will overwrite, from the ranks that hold them.
+
+        All ranks ask. None where nobody needs to: without centers, or if the memory is whole.
+        """
+        if self.ranks == 1 or self.num_classes is None or len(embeddings) == 0:
+            return None
+        return self._held(self._ring(embeddings, keep)[0])
+
+    def _ring(
+        self, embeddings: Tensor, keep: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Where rows go: (B',) entries, which row each is, whether it is stored; how many are."""
+        size = len(embeddings)
         keep = self._storable(embeddings) if keep is None else keep & self._storable(embeddings)
         # Only the device knows how many are kept, so no shape may depend on it: the kept rows come
         # first, from the last to the first, then the others, which write back what is there.
         newest = min(size, self.memory_size)
         order = keep.flip(0).logical_not().argsort(stable=True).narrow(0, 0, newest)
-        age = torch.arange(newest, device=labels.device)
+        age = torch.arange(newest, device=keep.device)
         kept = keep.sum()
         slots = (self.total + kept - 1 - age).remainder(self.memory_size)
-        rows, fresh = size - 1 - order, age < kept
-        self._store(slots, rows, fresh, fresh, embeddings, labels, sample_ids)
-        self.total.add_(kept)
+        return slots, size - 1 - order, age < kept, kept
 
     def write(self, embeddings: Tensor, labels: Tensor, sample_ids: Tensor) -> None:
         """Store rows in place: the row with sample id i becomes entry i.
@@ -256,7 +287,7 @@ class FeatureMemory(nn.Module):
         self.version += 1
         self.embedding_size = width
         with torch.inference_mode(False):  # what is made in it is no good for training
-            self.features = self.features.new_zeros(self.memory_size, width or 0)
+            self.features = self.features.new_zeros(self.part_size, width or 0)
 
     def _store(
         self,
@@ -267,6 +298,7 @@ class FeatureMemory(nn.Module):
         embeddings: Tensor,
         labels: Tensor,
         sample_ids: Tensor | None,
+        leaving: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Some rows of a batch into the slots where ``fresh``; classes count where ``counted``."""
         self.version += 1
@@ -277,12 +309,8 @@ class FeatureMemory(nn.Module):
         ids = torch.full_like(labels, EMPTY)
         if sample_ids is not None:
             ids = sample_ids.index_select(0, rows).to(torch.int64)
-        old_features = self.features.index_select(0, slots)
-        old_labels, old_ids = (
-            self.labels.index_select(0, slots),
-            self.sample_ids.index_select(0, slots),
-        )
         if self.num_classes is not None:
+            old_features, old_labels = self._held(slots) if leaving is None else leaving
             self._add(features, labels, counted, 1)
             self._add(old_features, old_labels, counted, -1)
             if 4 * len(labels) >= self.num_classes:  # picking classes out would cost more
@@ -291,10 +319,33 @@ class FeatureMemory(nn.Module):
                 classes = torch.cat([labels, old_labels]).clamp_min_(0)
                 sums, counts = self.sums.index_select(0, classes), self.counts.take(classes)
                 self.centers.index_copy_(0, classes, class_means(sums, counts))
+        if self.ranks > 1:  # own rows; in the place of the others the first of those once more
+            own = slots.remainder(self.ranks) == self.rank
+            place = torch.where(own, torch.arange(len(own), device=own.device), own.long().argmax())
+            slots, fresh = slots.take(place) // self.ranks, (fresh & own).take(place)
+            features, labels, ids = features[place], labels.take(place), ids.take(place)
+        old = (each.index_select(0, slots) for each in self._entries())
+        old_features, old_labels, old_ids = old
         features = torch.where(fresh.unsqueeze(1), features, old_features)
         self.features.index_copy_(0, slots, features)
         self.labels.index_copy_(0, slots, torch.where(fresh, labels, old_labels))
         self.sample_ids.index_copy_(0, slots, torch.where(fresh, ids, old_ids))
+
+    def _entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.features, self.labels, self.sample_ids
+
+    def _held(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and labels of some entries, on all ranks."""
+        if self.ranks == 1:
+            return self.features.index_select(0, slots), self.labels.index_select(0, slots)
+        other = slots.remainder(self.ranks) != self.rank
+        place = slots // self.ranks
+        features, labels = self.features.index_select(0, place), self.labels.take(place)
+        exact = torch.promote_types(features.dtype, torch.float32)
+        features = features.to(exact).masked_fill_(other.unsqueeze(1), 0)
+        labels = (labels - EMPTY).masked_fill_(other, 0)
+        distributed.sum_over_ranks([features, labels])  # of which all but one are zeros
+        return features, labels + EMPTY
 
     def _add(self, features: Tensor, labels: Tensor, counted: Tensor, sign: int) -> None:
         present = counted & (labels != EMPTY)
@@ -303,8 +354,30 @@ class FeatureMemory(nn.Module):
         self.sums.index_add_(0, classes, features, alpha=sign)
         self.counts.index_add_(0, classes, present.long(), alpha=sign)
 
+    def agree(self) -> None:
+        """Raise RuntimeError unless the parts are of one memory; class sums become those of all.
+
+        All ranks call it, before the first step and whenever a state was loaded.
+        """
+        reports = distributed.exchange([int(self.total), self.embedding_size or 0])
+        for rank, report in enumerate(reports):
+            if report != reports[0]:
+                raise RuntimeError(
+                    f"the part of a memory on rank {rank} has seen {report[0]} entries of width "
+                    f"{report[1]}, that on rank 0 {reports[0][0]} of width {reports[0][1]}: load "
+                    "one state on all ranks"
+                )
+        if self.num_classes is not None:
+            self._recount()
+            self._sum_parts()
+
+    def _sum_parts(self) -> None:
+        if self.ranks > 1:
+            distributed.sum_over_ranks([self.sums, self.counts])
+            self.centers = class_means(self.sums, self.counts)
+
     def _recount(self, *_: Any) -> None:
-        """Centers and counts from the entries alone."""
+        """Centers and counts from the entries of this part alone."""
         self.sums = torch.zeros_like(self.sums, dtype=torch.float64)
         self.counts = torch.zeros_like(self.counts)
         self._add(self.features, self.labels, self.filled, 1)
@@ -319,37 +392,82 @@ class FeatureMemory(nn.Module):
         exact = (torch.float64, torch.float32)
         if self.num_classes is not None and (self.sums.dtype, self.centers.dtype) != exact:
             self._recount()
+            self._sum_parts()
         return self
 
     def get_extra_state(self) -> Tensor:
-        """Whether features are normalised, as 0-dim int64."""
-        return torch.full_like(self.total, self.normalize)
+        """Whether features are normalised, 0-dim int64; of a part (3,), with rank and ranks."""
+        kind = torch.full_like(self.total, self.normalize)
+        place = [torch.full_like(kind, value) for value in (self.rank, self.ranks)]
+        return torch.stack([kind, *place]) if self.ranks > 1 else kind
 
     def set_extra_state(self, state: Tensor) -> None:
         """Nothing: a state of another setting has been refused."""
 
     def refuse_values(self, state: dict[str, Any], prefix: str) -> None:
         """Raise ValueError for a state that this memory cannot have had."""
-        kind = state.get(f"{prefix}_extra_state")
-        if kind is not None and int(kind) != int(self.normalize):
-            raise ValueError(
-                f"{prefix}_extra_state must be that of a memory with normalize={self.normalize}, "
-                f"which follows from metric, got {bool(kind)}"
-            )
-        features = state.get(f"{prefix}features")
-        if features is not None and (features.ndim != 2 or len(features) != self.memory_size):
-            raise ValueError(
-                f"{prefix}features must have {self.memory_size} rows, got {tuple(features.shape)}"
-            )
-        require_state_in_range(f"{prefix}features", features)
+        place: list[int] = []  # of a part: its rank, and of how many
+        if (kind := state.get(f"{prefix}_extra_state")) is not None:
+            if kind.shape not in ((), (3,)):
+                raise ValueError(
+                    f"{prefix}_extra_state must have the shape () or, of a part, (3,), "
+                    f"got {tuple(kind.shape)}"
+                )
+            normalize, *place = kind.reshape(-1).tolist()
+            if normalize != int(self.normalize):
+                raise ValueError(
+                    f"{prefix}_extra_state must be that of a memory with normalize="
+                    f"{self.normalize}, which follows from metric, got {bool(normalize)}"
+                )
+            if place and place != [self.rank, self.ranks]:
+                raise ValueError(
+                    f"{prefix}_extra_state must be that of the whole memory, from "
+                    f"noisydml.distributed.full_state_dict, or of the part of rank {self.rank} of "
+                    f"{self.ranks}, got the part of rank {place[0]} of {place[1]}"
+                )
+        own = slice(None) if place else slice(self.rank, None, self.ranks)
+        size = self.part_size if place else self.memory_size
+        width = None if self._widens else self.embedding_size  # None: any
         stop = math.inf if self.num_classes is None else self.num_classes
-        require_state_in_range(f"{prefix}labels", state.get(f"{prefix}labels"), EMPTY, stop)
-        require_state_in_range(f"{prefix}sample_ids", state.get(f"{prefix}sample_ids"), EMPTY)
+        limits: dict[str, tuple[tuple[int | None, ...], float, float]] = {
+            "features": ((size, width), -math.inf, math.inf),
+            "labels": ((size,), EMPTY, stop),
+            "sample_ids": ((size,), EMPTY, math.inf),
+        }
+        for name, (shape, least, end) in limits.items():
+            if (rows := state.get(f"{prefix}{name}")) is not None:
+                got = tuple(rows.shape)
+                same = [want in (None, had) for want, had in zip(shape, got, strict=False)]
+                if len(got) != len(shape) or not all(same):
+                    raise ValueError(f"{prefix}{name} must have the shape {shape}, got {got}")
+                require_state_in_range(f"{prefix}{name}", rows[own], least, end)
         require_state_in_range(f"{prefix}total", state.get(f"{prefix}total"), 0)
 
     def any_shape(self) -> list[str]:
-        """The names in a state whose shapes need not be those of now."""
-        return ["features"] if self._widens else []
+        """The names in a state whose shapes are for :meth:`refuse_values` to check."""
+        return ["features", "labels", "sample_ids", "_extra_state"]
+
+    def require_ranks(self) -> None:
+        """Raise RuntimeError if the ranks are not those that the memory was made for."""
+        now = _place(self.shard)
+        if now != (self.rank, self.ranks):
+            raise RuntimeError(
+                f"shard=True was given on rank {self.rank} of {self.ranks}, and this is rank "
+                f"{now[0]} of {now[1]}: make the wrapper after torch.distributed is initialised"
+            )
+
+    def full_state(self, prefix: str = "") -> dict[str, Tensor]:
+        """On rank 0 the entries of a whole memory, on the CPU; all ranks call it."""
+        if self.ranks == 1:
+            return {}
+        names = ("features", "labels", "sample_ids")
+        parts = [distributed.gather_to_first(entries) for entries in self._entries()]
+        whole = {
+            f"{prefix}{name}": part.flatten(0, 1)[: self.memory_size]
+            for name, part in zip(names, parts, strict=True)
+            if part is not None
+        }
+        return {**whole, f"{prefix}_extra_state": torch.tensor(int(self.normalize))}
 
     def copy_from(self, other: FeatureMemory) -> None:
         """Take over all entries of a memory of the same settings, without centers."""
@@ -376,6 +494,14 @@ class FeatureMemory(nn.Module):
     ) -> None:
         refuse_state(self, state_dict, prefix, strict)
         self.version += 1
+        kind = state_dict.get(f"{prefix}_extra_state")
+        if self.ranks > 1 and (kind is None or kind.ndim == 0):  # of the whole memory
+            for name, fill in (("features", 0), ("labels", EMPTY), ("sample_ids", EMPTY)):
+                if (rows := state_dict.get(f"{prefix}{name}")) is not None:
+                    part = rows.new_full((self.part_size, *rows.shape[1:]), fill)
+                    own = rows[self.rank :: self.ranks]
+                    part[: len(own)] = own
+                    state_dict[f"{prefix}{name}"] = part
         features = state_dict.pop(f"{prefix}features", None) if self._widens else None
         if features is not None:
             self._widen(features.shape[1] or None)
@@ -383,6 +509,11 @@ class FeatureMemory(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def _place(shard: bool) -> tuple[int, int]:
+    """This rank and the number of ranks of a memory in parts; 0 and 1 of a whole one."""
+    return (distributed.rank(), distributed.world_size()) if shard else (0, 1)
 
 
 def unit_features(features: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from noisydml import distributed
 from noisydml.functional.checks import (
     require_choice,
     require_count,
@@ -20,9 +21,11 @@ from noisydml.functional.products import scaled
 Metric = Literal["cosine", "euclidean"]
 _TRAINED = 64  # features for each cell of an inverted file, of FAISS' 256: a quarter of the time
 
+_TILE = 16, 64  # queries and rows, above which matrix products of any size add in one order
+
 
 class Neighbors(NamedTuple):
-    """The k nearest of each query, the nearest first.
+    """The k nearest of each query, the nearest first, of equally near ones the first in order.
 
     Where an approximate index found fewer, the distance is infinite and the position -1.
     """
@@ -34,6 +37,34 @@ class Neighbors(NamedTuple):
 def require_metric(metric: Metric) -> None:
     """Raise ValueError unless it is one that an index has."""
     require_choice("metric", metric, get_args(Metric))
+
+
+def frame_of(features: Tensor, of_all_ranks: bool = False) -> tuple[Tensor, Tensor]:
+    """The (D,) float64 mean of (N, D) features, and the 0-dim exponent of what is farthest from it.
+
+    The mean of numbers rounded to a 2^26th of the largest, and then of what was left: such sums are
+    exact in any order, so that parts on several ranks have, to the bit, the frame of the whole.
+    """
+    center = features.new_zeros(features.shape[1], dtype=torch.float64)
+    count = center.new_full((), len(features))
+    if of_all_ranks:
+        distributed.sum_over_ranks([count])
+    for _ in range(2):
+        rows = features.detach().double() - center
+        exponent = _exponent_of(rows, of_all_ranks)
+        total = torch.ldexp(rows, 26 - exponent).round_().sum(dim=0)
+        if of_all_ranks:
+            distributed.sum_over_ranks([total])
+        center = center + torch.ldexp(total / count.clamp_min(1), exponent - 26)
+    return center, _exponent_of(features.detach().double() - center, of_all_ranks)
+
+
+def _exponent_of(rows: Tensor, of_all_ranks: bool) -> Tensor:
+    """The exponent of the largest number, 0-dim; of 0 where there is none."""
+    largest = torch.nn.functional.pad(rows.abs().flatten(), (0, 1)).amax()
+    if of_all_ranks:
+        distributed.largest(largest)
+    return torch.frexp(largest).exponent.clamp(-126, 126)
 
 
 class NeighborIndex(ABC):
@@ -53,19 +84,19 @@ class NeighborIndex(ABC):
     _center: Tensor
     _exponent: Tensor
 
-    def build(self, features: Tensor) -> None:
-        """Index (N, D) features in the place of any that were there before."""
+    def build(self, features: Tensor, frame: tuple[Tensor, Tensor] | None = None) -> None:
+        """Index (N, D) features in the place of any that were there before.
+
+        ``frame`` is what :func:`frame_of` says of all features, where these are a part of them.
+        """
         require_floating("features", features, ndim=2)
         self.size, self.width = features.shape
-        # Distances are of centred and scaled rows: a common offset costs no digits, nor does a
-        # scale at which squares overflow.
+        # Euclidean distances are of centred and scaled rows: a common offset costs no digits, nor
+        # does a scale at which squares overflow.
         self._center = features.new_zeros(self.width, dtype=torch.float64)
         self._exponent = torch.zeros_like(self._center, dtype=torch.int32).sum(dtype=torch.int32)
         if self.metric == "euclidean" and features.numel() > 0:
-            rows = features.detach().double()
-            center = rows.mean(dim=0)
-            _, exponent = torch.frexp((rows - center).abs().amax())
-            self._center, self._exponent = center, exponent.clamp(-126, 126)
+            self._center, self._exponent = frame_of(features) if frame is None else frame
         self._build(self._prepared(features))
 
     def search(self, queries: Tensor, k: int, exclude: Tensor | None = None) -> Neighbors:
@@ -212,11 +243,14 @@ def _reason(error: RuntimeError) -> str:
 class TorchIndex(NeighborIndex):
     """Exact search by blocks of matrix products, on the device of the features.
 
-    The host is never asked. A search takes ``B * block_size`` numbers beside the features.
+    On CUDA the host is never asked. A search takes ``B * block_size`` numbers beside the features.
+    Matrices are padded with zeros to multiples of a tile, so that a distance does not depend on
+    what else is compared: on a CPU a part of the features has, to the bit, those of the whole.
 
     Args:
         metric: ``"cosine"`` or ``"euclidean"``.
-        block_size: how many features are compared with the queries at once.
+        block_size: how many features are compared with the queries at once, rounded up to a
+            multiple of 64.
         dtype: in which the features are stored; ``torch.float16`` halves their memory.
     """
 
@@ -233,29 +267,57 @@ class TorchIndex(NeighborIndex):
         self.block_size = int(block_size)
         self.dtype = dtype
         self._features: Tensor | None = None
+        self._offset = torch.zeros(0)
 
     def _build(self, features: Tensor) -> None:
-        self._features = features.to(self.dtype)
+        missing = -len(features) % _TILE[1]
+        self._features = torch.nn.functional.pad(features.to(self.dtype), (0, 0, 0, missing))
+        offset = features.new_zeros(len(features), dtype=torch.float32)
+        if self.metric == "euclidean":
+            offset = 0.5 * features.to(self.dtype).float().square().sum(dim=1)
+        self._offset = torch.nn.functional.pad(offset, (0, missing), value=math.inf)
 
     def _search(self, queries: Tensor, k: int) -> Neighbors:
         assert self._features is not None
-        cosine = self.metric == "cosine"
-        best: Neighbors | None = None  # by scores, which fall as distances rise
+        size = len(queries)
+        queries = torch.nn.functional.pad(queries, (0, 0, 0, -size % _TILE[0]))
+        own_part = 0.5 * queries.square().sum(dim=1, keepdim=True)
+        own_part = torch.ones_like(own_part) if self.metric == "cosine" else own_part
+        block_size = -(-self.block_size // _TILE[1]) * _TILE[1]
+        best: Neighbors | None = None
         start = 0
-        for block in torch.split(self._features, self.block_size):
-            rows = block.float()
-            if cosine:
-                score = queries @ rows.T  # (B, block)
-            else:  # minus half of the squared distance, but for the query's own part
-                score = torch.addmm(-0.5 * rows.square().sum(dim=1), queries, rows.T)
-            score, position = score.topk(min(k, len(rows)), dim=1)
+        for block, offset in zip(
+            torch.split(self._features, block_size),
+            torch.split(self._offset, block_size),
+            strict=True,
+        ):
+            distance = torch.addmm(own_part + offset, queries, block.float().T, alpha=-1)
+            distance = distance.narrow(0, 0, size).clamp_min_(0)  # (B, block)
+            distance, position = _smallest(distance, k)
             if best is not None:
-                score = torch.cat([best.distance, score], dim=1)
+                distance = torch.cat([best.distance, distance], dim=1)
                 position = torch.cat([best.position, position + start], dim=1)
-                score, column = score.topk(min(k, score.shape[1]), dim=1)
+                distance, column = _smallest(distance, k)
                 position = position.gather(1, column)
-            best = Neighbors(score, position)
+            best = Neighbors(distance, position)
             start += len(block)
         assert best is not None
-        least = 1.0 if cosine else 0.5 * queries.square().sum(dim=1, keepdim=True)
-        return Neighbors((least - best.distance).clamp_min(0), best.position)
+        return best
+
+
+def _smallest(distance: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k smallest of each row and their columns; of equal ones the first, and in this order."""
+    k, size = min(k, distance.shape[1]), distance.shape[1]
+    if distance.device.type != "cpu":  # CUDA's topk takes the first of equal ones
+        column = distance.topk(k, dim=1, largest=False).indices
+    else:  # which it takes here, nobody knows
+        value, column = distance.topk(min(k + 1, size), dim=1, largest=False)
+        tied = value.select(1, k - 1) == value.select(1, -1)
+        if k < size and tied.any():
+            rows, most = distance[tied], value[tied, k, None]
+            below, equal = rows < most, rows == most
+            taken = equal.cumsum(dim=1) <= k - below.sum(dim=1, keepdim=True)
+            column[tied, :k] = (below | equal & taken).nonzero()[:, 1].view(-1, k)
+    column = column.narrow(1, 0, k).sort(dim=1).values
+    value, order = distance.gather(1, column).sort(dim=1, stable=True)
+    return value, column.gather(1, order)

@@ -10,11 +10,6 @@ from torch import Tensor
 
 from noisydml.memory.index import FaissIndex, Metric, NeighborIndex, TorchIndex, require_metric
 
-# How often the sample itself is taken to be among the features, if nobody knows where: a sampler
-# that draws several samples of each class at random draws one in four of them twice or more often.
-_COPIES = 3
-
-
 _EXACT = 2**34  # pairs of a query and a feature, up to which all are compared
 _PROBED = 16  # cells of an inverted file
 
@@ -46,10 +41,14 @@ class Neighborhood:
 
     Attributes:
         labels: of the features that :meth:`build` has taken.
+        size: the number of these features.
         class_size: the median number of features of a class.
     """
 
     labels: Tensor
+    # How often the sample itself is taken to be among the features, if nobody knows where: a
+    # sampler that draws several of each class at random draws one in four twice or more often.
+    copies = 3
 
     def __init__(self, index: str | NeighborIndex | None, metric: Metric) -> None:
         require_metric(metric)
@@ -63,12 +62,14 @@ class Neighborhood:
             )
         self.metric = metric
         self._given = index
-        self.class_size = 0
+        self.size = self.class_size = 0
 
-    def build(self, features: Tensor, labels: Tensor) -> None:
+    def build(
+        self, features: Tensor, labels: Tensor, frame: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         """Take (N, D) features and their (N,) labels; rows with a negative label are left out.
 
-        Asks the host.
+        ``frame`` is what the index takes with them. Asks the host.
         """
         rows = (labels >= 0).nonzero().squeeze(1)
         self.labels = labels.index_select(0, rows)
@@ -76,13 +77,14 @@ class Neighborhood:
         self._row = torch.full_like(labels, -1)
         self._row.index_copy_(0, rows, torch.arange(len(rows), device=rows.device))
         self._classes, self._counts = torch.unique(self.labels, return_counts=True)
+        self.size = len(rows)
         self.class_size = int(self._counts.median()) if len(self._counts) > 0 else 0
         self._index = self._make(features.device)
-        self._index.build(features if len(rows) == len(features) else features[rows])
+        self._index.build(features if len(rows) == len(features) else features[rows], frame)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what ``build`` has made, and builds again."""
-        return {"metric": self.metric, "_given": self._given, "class_size": 0}
+        return {"metric": self.metric, "_given": self._given, "size": 0, "class_size": 0}
 
     def _make(self, device: torch.device) -> NeighborIndex:
         if isinstance(self._given, NeighborIndex):
@@ -113,10 +115,8 @@ class Neighborhood:
         others = self._others(labels, entries)
         if entries is not None:
             return *self._index.search(queries, k, self._rows(entries)), others
-        distance, position = self._index.search(queries, k + _COPIES)
-        same = (self.labels_at(position) == labels.unsqueeze(1)).long()
-        nearest = same.cumprod(dim=1)  # 1 up to the first of another label
-        excluded = (nearest > 0) & (nearest.cumsum(dim=1) <= _COPIES)
+        distance, position = self._index.search(queries, k + self.copies)
+        excluded = self._may_be_own(self.labels_at(position), labels)
         distance = torch.where(excluded, math.inf, distance)
         return distance, torch.where(excluded, -1, position), others
 
@@ -129,14 +129,26 @@ class Neighborhood:
         row = self._row.index_select(0, entries.clamp_min(0))
         return torch.where(entries < 0, -1, row)
 
+    def _may_be_own(self, found: Tensor, labels: Tensor) -> Tensor:
+        """(B, K) bool, which of the nearest, with the labels ``found``, may be the query's own."""
+        same = (found == labels.unsqueeze(1)).long()
+        nearest = same.cumprod(dim=1)  # 1 up to the first of another label
+        return (nearest > 0) & (nearest.cumsum(dim=1) <= self.copies)
+
     def _others(self, labels: Tensor, entries: Tensor | None) -> Tensor:
         """(B,) bool, whether others of the label's class are here."""
+        own = 1 if entries is None else self._has_label(labels, self._rows(entries))
+        return self._count(labels) > own
+
+    def _has_label(self, labels: Tensor, row: Tensor) -> Tensor:
+        """(B,) int64, 1 where the row is there and has the label."""
+        if len(self.labels) == 0:
+            return torch.zeros_like(labels)
+        return ((row >= 0) & (self.labels.take(row.clamp_min(0)) == labels)).long()
+
+    def _count(self, labels: Tensor) -> Tensor:
+        """(B,) int64, how many of each label there are."""
         if len(self._classes) == 0:
-            return torch.zeros_like(labels, dtype=torch.bool)
+            return torch.zeros_like(labels)
         place = torch.searchsorted(self._classes, labels).clamp_max(len(self._classes) - 1)
-        count = torch.where(self._classes.take(place) == labels, self._counts.take(place), 0)
-        if entries is None:
-            return count > 1
-        row = self._rows(entries)
-        own_label = self.labels.take(row.clamp_min(0))
-        return count > ((row >= 0) & (own_label == labels)).long()
+        return torch.where(self._classes.take(place) == labels, self._counts.take(place), 0)

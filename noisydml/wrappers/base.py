@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -235,7 +236,25 @@ class LossWrapper(nn.Module, ABC):
             eval_calls=eval_calls,
             changes=sum(wrapper._changes for wrapper in chain),
             agreed=all(wrapper._ranks_agree for wrapper in chain),
+            alone=not self._parts(),
         )
+
+    @contextmanager
+    def _refusing_together(self) -> Iterator[None]:
+        """Where ranks hold parts of a memory, what one of them refuses is refused by all."""
+        error = None
+        try:
+            yield
+        except Exception as refusal:
+            error = refusal
+        if self._parts():
+            self._agree(error, None)
+        if error is not None:
+            raise error
+
+    def _parts(self) -> list[FeatureMemory]:
+        """The memories of which this rank holds a part."""
+        return [m for m in self.modules() if isinstance(m, FeatureMemory) and m.ranks > 1]
 
     def refuse_values(self, state: dict[str, Any], prefix: str) -> None:
         """Raise ValueError for statistics that are not finite."""
@@ -277,6 +296,8 @@ class LossWrapper(nn.Module, ABC):
                 self.to(device)
         if self._trains() and not self._ranks_agree and distributed.world_size() > 1:
             chain = list(self._chain())
+            for memory in self._parts():
+                memory.agree()  # or raises, before anything is written
             for wrapper in chain:
                 distributed.broadcast_from_first([*wrapper.buffers(recurse=False)])
                 for child in wrapper.children():

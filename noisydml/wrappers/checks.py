@@ -210,6 +210,7 @@ def agree_across_ranks(
     eval_calls: int,
     changes: int,
     agreed: bool,
+    alone: bool,
 ) -> bool:
     """Raise where another rank refused its batch, or if the ranks were not called alike.
 
@@ -223,6 +224,7 @@ def agree_across_ranks(
         eval_calls: calls in eval mode with a graph since the last training call.
         changes: how often the state has changed since the ranks last had that of rank 0.
         agreed: whether this rank has had it, and has loaded no other since.
+        alone: whether one rank may load a state, which the others then take over.
 
     Returns:
         Whether ``agreed`` on all ranks; if not, ``changes`` are not compared.
@@ -248,6 +250,12 @@ def agree_across_ranks(
             f"outermost, 1 for train: {', '.join(f'{m:0{len(modes)}b}' for m in all_modes)}"
         )
     if not all(flags & 2 for flags in all_flags):
+        loaded = [rank for rank, flags in enumerate(all_flags) if not flags & 2]
+        if not alone and len(loaded) < len(all_flags):
+            raise RuntimeError(
+                f"a state was loaded on rank {loaded[0]} and not on all ranks, each of which holds "
+                "a part of a memory (shard=True): load it on all of them"
+            )
         return False
     all_evals = [flags // 4 for flags in all_flags]
     if most := max(all_evals) - min(all_evals):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from noisydml.distributed import gather_batch
+from noisydml.distributed import exchange, gather_batch, sum_over_ranks
 from noisydml.functional.checks import (
     require_count,
     require_number,
@@ -18,6 +18,7 @@ from noisydml.functional.neighbors import neighbor_label_score, neighbor_weights
 from noisydml.memory.features import FeatureMemory
 from noisydml.memory.index import Metric, NeighborIndex
 from noisydml.memory.neighbors import Neighborhood
+from noisydml.memory.sharded import ShardedNeighborhood
 from noisydml.memory.state import Counters
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import Filter
@@ -65,10 +66,13 @@ class KNNDenoiser(Filter):
         sharpness: how fast the weights fall, finite and above 0.
         warmup: number of training steps at the start in which nothing is dropped, should there be
             a reference by then.
-        index: how neighbours are searched: None (exactly: FAISS on the CPU, blocked matrix
-            products on the device elsewhere), a FAISS factory string such as ``"IVF1024,Flat"``,
-            ``"torch"``, or a :class:`~noisydml.memory.index.NeighborIndex`.
+        index: how neighbours are searched: None or ``"torch"`` (exactly, by blocked matrix products
+            on the device), a FAISS factory string such as ``"IVF1024,Flat"``, or a
+            :class:`~noisydml.memory.index.NeighborIndex`.
         metric: ``"cosine"`` or ``"euclidean"``.
+        shard: whether each rank of ``torch.distributed`` holds a part of the memories: sample i is
+            one of rank ``i % R``, of R. Decisions are those of whole memories, with an exact index.
+            It has to be initialised before.
         validate_args: whether values are checked; see :class:`LossWrapper`.
 
     Attributes:
@@ -87,8 +91,8 @@ class KNNDenoiser(Filter):
     Raises:
         TypeError, ValueError: for impossible settings and bad arguments.
 
-    Under ``torch.distributed`` every rank collects the features of all ranks and judges its own
-    rows.
+    Under ``torch.distributed`` every rank collects the features of all ranks, or of its part of
+    the samples with ``shard``, and judges its own rows.
 
     References:
         Galanakis et al., Nearest Neighbor-Based Data Denoising for Deep Metric Learning,
@@ -122,6 +126,7 @@ class KNNDenoiser(Filter):
         warmup: int = 0,
         index: str | NeighborIndex | None = None,
         metric: Metric = "cosine",
+        shard: bool = False,
         validate_args: bool = True,
     ) -> None:
         super().__init__(loss, validate_args=validate_args)
@@ -134,10 +139,11 @@ class KNNDenoiser(Filter):
             raise ValueError(f"vote must be 'weighted' or 'count', got {vote!r}")
         require_positive("sharpness", sharpness)
         require_count("warmup", warmup, least=0)
-        self.neighborhood = Neighborhood(index, metric)
-        normalize = metric == "cosine"
-        self.memory = FeatureMemory(memory_size, embedding_size, normalize=normalize)
-        self.reference = FeatureMemory(memory_size, embedding_size, normalize=normalize)
+        settings: Any = {"normalize": metric == "cosine", "shard": shard}
+        self.memory = FeatureMemory(memory_size, embedding_size, **settings)
+        self.reference = FeatureMemory(memory_size, embedding_size, **settings)
+        kind = ShardedNeighborhood if self.memory.ranks > 1 else Neighborhood
+        self.neighborhood = kind("torch" if index is None else index, metric)
         self.k = k
         self.threshold = float(threshold)
         self.vote = vote
@@ -150,16 +156,15 @@ class KNNDenoiser(Filter):
 
     def judge(self, batch: Batch) -> Judgement:
         everyone = gather_batch(batch.judged().to(torch.float32))  # collected, not judged
-        if not self._has_reference():
+        sizes = self._index_reference(batch)
+        if not self._judges:
             return Judgement(Decision.trusting(batch), memo=everyone)
-        hood, labels = self.neighborhood, batch.labels
-        distance, position, known = hood.neighbors(  # (B, k) twice, and (B,)
-            batch.embeddings.detach(), labels, self._k(), batch.sample_ids
-        )
-        weights = (position >= 0).double()
+        labels = batch.labels
+        distance, neighbor_labels, known = self._voters(batch, everyone, sizes)
+        weights = (neighbor_labels >= 0).double()
         if self.vote == "weighted":
             weights = neighbor_weights(distance, self.sharpness)
-        vote = neighbor_label_score(hood.labels_at(position), labels, weights)  # section 3.1
+        vote = neighbor_label_score(neighbor_labels, labels, weights)  # section 3.1
         score = torch.where(known, vote.score, 1.0)
         keep, judged = score >= self.threshold, known
         if self.counters["step"] < self.warmup:
@@ -213,26 +218,37 @@ class KNNDenoiser(Filter):
             labels: (N,) integers, the given labels.
             sample_ids: (N,) integers, which samples they are; None for 0, 1, ..., N - 1.
 
+        With ``shard`` all ranks call it, each with all samples or with those of its own part at
+        least, which are the ids ``rank, rank + R, ...``; the others are passed over.
+
         Raises:
             TypeError, ValueError: for a wrong shape or dtype, a feature that is not finite, a
                 negative label, or ids out of range; the reference is as before.
         """
-        features, labels, sample_ids = checked_samples(
-            features, labels, sample_ids, self.reference, "memory_size of KNNDenoiser"
-        )
-        width = self.memory.embedding_size
-        if width is not None and features.shape[1] != width:
-            raise ValueError(
-                f"features must be as wide as {width_given_by(self.memory)}, {width}, "
-                f"got {features.shape[1]}"
+        given = None
+        with self._refusing_together():
+            given = checked_samples(
+                features, labels, sample_ids, self.reference, "memory_size of KNNDenoiser"
             )
+            width, got = self.memory.embedding_size, given[0].shape[1]
+            if width is not None and got != width:
+                raise ValueError(
+                    f"features must be as wide as {width_given_by(self.memory)}, {width}, got {got}"
+                )
+        assert given is not None
+        if self.memory.ranks > 1:
+            own = given[2] % self.memory.ranks == self.memory.rank
+            given = given[0][own], given[1][own], given[2][own]
         self._changes += 1
         for memory in (self.memory, self.reference):
             memory.reset()
-            memory.write(features, labels, sample_ids)
+            memory.write(*given)
+            if memory.ranks > 1:
+                sum_over_ranks([memory.total])
         self.counters.set(seen=0)
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
+        self.memory.require_ranks()
         mode = self.counters["ids"]
         return remembered_checks(batch, self.memory, mode, "KNNDenoiser", "memory_size")
 
@@ -243,19 +259,38 @@ class KNNDenoiser(Filter):
         """Without the index, which is built again from the reference."""
         return {**self.__dict__, "_indexed": None}
 
-    def _has_reference(self) -> bool:
-        """Whether there is one; index it if it has changed, which asks the host once an epoch."""
-        reference = self.reference
-        if self._indexed != reference.version:
+    def _index_reference(self, batch: Batch) -> list[int]:
+        """Index the reference if it has changed, which asks the host once an epoch.
+
+        Returns how many rows each rank judges.
+        """
+        reference, sizes = self.reference, [len(batch)]
+        stale = self._indexed != reference.version
+        if reference.ranks > 1:
+            reports = exchange([len(batch), int(stale)])
+            sizes, stale = [size for size, _ in reports], any(flag for _, flag in reports)
+        if stale:
             self._judges = int(reference.total) > 0
             if self._judges:
                 self.neighborhood.build(reference.features, reference.labels)
             self._indexed = reference.version
-        return self._judges
+        return sizes
+
+    def _voters(
+        self, batch: Batch, everyone: Batch, sizes: list[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, k) distances and labels of the neighbours, and (B,) who has any of its class."""
+        hood, k = self.neighborhood, self._k()
+        if isinstance(hood, ShardedNeighborhood):
+            asked = everyone.embeddings, everyone.labels, k, everyone.sample_ids
+            return hood.voters(*asked, sizes)
+        queries, labels, ids = batch.embeddings.detach(), batch.labels, batch.sample_ids
+        distance, position, known = hood.neighbors(queries, labels, k, ids)
+        return distance, hood.labels_at(position), known
 
     def _k(self) -> int:
         if self.k != "auto":
             return self.k
         hood = self.neighborhood
-        k = len(hood.labels) // _SHARE if self.vote == "weighted" else hood.class_size
+        k = hood.size // _SHARE if self.vote == "weighted" else hood.class_size
         return min(max(k, _LEAST_K), _MOST_K)

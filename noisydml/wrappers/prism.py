@@ -80,11 +80,16 @@ class PRISMFilter(Filter):
         warmup: number of training steps at the start in which nothing is dropped while the memory
             and the window fill; None until the memory has been full once, which is one epoch
             where it has the size of the training set.
+        shard: whether each rank of ``torch.distributed`` holds a part of the memory: entry i is
+            one of rank ``i % R``, of R. Every rank has all centers. It has to be initialised
+            before. Without ``memory_loss`` and ``score="pairs"``, which need all entries, and
+            without the judge.
         validate_args: whether values are checked; see :class:`LossWrapper`.
 
     Attributes:
         memory: the :class:`~noisydml.memory.FeatureMemory`.
-        recent: another, of the latest samples whether kept or not. Only without ``noise_rate``.
+        recent: another, of the latest samples whether kept or not; None with a
+            ``noise_rate`` or ``shard``.
 
     Forward:
         As every wrapper; ``sample_ids`` are stored in the memory if given. ``decision.score`` is
@@ -100,7 +105,7 @@ class PRISMFilter(Filter):
             also for a ``ref_emb`` of the caller's.
 
     Under ``torch.distributed`` the rows of all ranks are judged together and every rank has the
-    same memory.
+    same memory, or its part of one with ``shard``.
 
     References:
         Liu et al., Noise-resistant Deep Metric Learning with Ranking-based Instance Selection,
@@ -140,6 +145,7 @@ class PRISMFilter(Filter):
         score: Score = "centers",
         memory_loss: bool = False,
         warmup: int | None = None,
+        shard: bool = False,
         validate_args: bool = True,
     ) -> None:
         super().__init__(loss, validate_args=validate_args)
@@ -154,7 +160,10 @@ class PRISMFilter(Filter):
             require_count("warmup", warmup, least=0)
         if memory_loss:
             pml.refuse_without_reference("memory_loss", loss)
-        self.memory = FeatureMemory(memory_size, embedding_size, num_classes)
+        if shard and (memory_loss or score == "pairs"):
+            asked = "memory_loss=True" if memory_loss else "score='pairs'"
+            raise ValueError(f"shard must be False with {asked}, which needs all entries")
+        self.memory = FeatureMemory(memory_size, embedding_size, num_classes, shard=shard)
         self.num_classes = num_classes
         self.noise_rate = noise_rate
         self.window = window
@@ -169,7 +178,8 @@ class PRISMFilter(Filter):
         self.register_buffer("low_ranks", torch.zeros(window, 2, dtype=torch.float64))
         # The judge's rate if wrong labels fall on particular classes, otherwise 0.
         self.register_buffer("structured", torch.zeros((), dtype=torch.float64))
-        self.recent = FeatureMemory(memory_size, embedding_size) if noise_rate is None else None
+        asks = noise_rate is None and not shard  # the judge needs all features
+        self.recent = FeatureMemory(memory_size, embedding_size) if asks else None
         self.counters = Counters(seen=0)
 
     def judge(self, batch: Batch) -> Judgement:
@@ -190,7 +200,9 @@ class PRISMFilter(Filter):
         # An estimate so low that nobody is dropped is a judgement, too.
         able = threshold > -math.inf if self.noise_rate is not None else rate < _NOTHING_LEARNED
         judged = known & able & filling.logical_not()
-        memo = (everyone, keep & real, *window, low_ranks)
+        kept = keep & real
+        leaving = self.memory.leaving(everyone.embeddings, kept)  # asks the ranks that hold it
+        memo = (everyone, kept, leaving, *window, low_ranks)
         return self.filtered(
             batch, everyone, keep, score, threshold, noise_rate=rate, judged=judged, memo=memo
         )
@@ -205,8 +217,9 @@ class PRISMFilter(Filter):
     def commit(self, batch: Batch, judgement: Judgement) -> None:
         if judgement.memo is None:  # no sample on any rank
             return
-        everyone, kept, quantiles, num_quantiles, low_ranks = judgement.memo
-        self.memory.enqueue(everyone.embeddings, everyone.labels, everyone.sample_ids, kept)
+        everyone, kept, leaving, quantiles, num_quantiles, low_ranks = judgement.memo
+        rows = everyone.embeddings, everyone.labels, everyone.sample_ids
+        self.memory.enqueue(*rows, kept, leaving)
         overwrite(self.quantiles, quantiles)
         overwrite(self.num_quantiles, num_quantiles)
         overwrite(self.low_ranks, low_ranks)
@@ -229,6 +242,7 @@ class PRISMFilter(Filter):
         self.structured.fill_(rate if says else 0.0)
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
+        self.memory.require_ranks()
         require_width(batch, self.memory.embedding_size, "embedding_size")
         if self.memory_loss and batch.ref_emb is not None:
             raise ValueError(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from pytorch_metric_learning import losses
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ from noisydml import (
     SmallLossFilter,
     SuperLoss,
 )
+from noisydml.distributed import full_state_dict, world_size
 from noisydml.functional import language_guidance
 
 CLASSES, WIDTH, SAMPLES = 5, 16, 60
@@ -118,6 +120,14 @@ def knn(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     features = class_centers()[labels] + 0.5 * torch.randn(SAMPLES, WIDTH, generator=generator)
     wrapper.refresh(features, labels)
     return wrapper
+
+
+def sharded_knn(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    return knn(loss, trusting, shard=True, **settings)
+
+
+def sharded_prism(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    return prism(loss, trusting, shard=True, **settings)
 
 
 @cache
@@ -267,6 +277,8 @@ CASES = {
     "knn": Case(knn, drops=True, syncs=True),
     "unsized_knn": Case(unsized_knn, drops=True, syncs=True),
     "counting_knn": Case(counting_knn, drops=True, syncs=True),
+    "sharded_prism": Case(sharded_prism, drops=True),
+    "sharded_knn": Case(sharded_knn, drops=True, syncs=True),
     "judged": Case(judged, drops=True, syncs=True),
     "judged(confidence)": Case(nest(judged, confidence), drops=True, **WEIGHTS, syncs=True),
     "small_loss": Case(small_loss, drops=True, has_classes=True),
@@ -464,6 +476,16 @@ def state_of(wrapper: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in wrapper.named_parameters()} | {
         name: value.clone() for name, value in wrapper.named_buffers()
     }
+
+
+def whole_state(wrapper: nn.Module) -> dict[str, Tensor]:
+    """``state_of``, in which every rank has the whole of what ranks hold a part of."""
+    state = state_of(wrapper)
+    if world_size() > 1:
+        full = [{n: v for n, v in full_state_dict(wrapper).items() if n in state}]
+        dist.broadcast_object_list(full)
+        state |= {n: v for n, v in full[0].items() if v.shape != state[n].shape}
+    return state
 
 
 def assert_equal(actual: Tensor, expected: Tensor) -> None:

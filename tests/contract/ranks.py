@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from contract.cases import CASES, WIDTH, build, chain, make_batch, state_of
+from contract.cases import CASES, WIDTH, build, chain, make_batch, whole_state
 from pytorch_metric_learning import miners
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -78,7 +78,7 @@ def train(case: str, leaf: str, rank: int, world: int, mined: bool = False) -> R
         "values": torch.stack(values),
         "decisions": decisions,
         "gradients": torch.stack(model_gradients),
-        "state": {name: value.detach() for name, value in state_of(wrapper).items()},
+        "state": {name: value.detach() for name, value in whole_state(wrapper).items()},
     }
 
 

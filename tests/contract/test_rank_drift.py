@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from contract.cases import CASES, build, make_batch, naming, spy, state_of
+from contract.cases import CASES, build, make_batch, naming, spy, whole_state
 from processes import run_ranks
 
 from noisydml import LossWrapper
 
+SHARDED = ("sharded_knn", "sharded_prism")
 STATEFUL = (
     "running_mean", "prism", "knn", "unsized_knn", "small_loss", "super_loss", "mixer",
     "relabeler(knn)", "ground_truth(prism)", "selected(knn)", "confidence(regularized)",
@@ -41,7 +42,9 @@ def drift(rank: int, world: int) -> dict[Any, Any]:
             results[case, name] = after_a_failure(case, rank, make)
         results[case, "eval"] = after_a_step_in_eval(case, rank)
         results[case, "loaded"] = after_loading_on_rank_0(case, rank)
-    for case in ("knn", "mixer", "prism(knn)"):
+    for case in SHARDED:  # whose state must be loaded on all ranks: tests/wrappers/test_sharded.py
+        results[case, "eval"] = after_a_step_in_eval(case, rank)
+    for case in ("sharded_knn", "knn", "mixer", "prism(knn)"):
         results[case, "end_epoch"] = after_an_epoch_of_one(case, rank)
     for case in ("confidence(prism)", "ground_truth(confidence(regularized))"):
         results[case, "inner eval"] = after_inner_eval(case, rank)
@@ -67,7 +70,7 @@ def after_a_failure(case: str, rank: int, make: Callable[[], Exception]) -> list
     told = [message(lambda: wrapper(**make_batch(seed=2))) for _ in range(2)]
     wrapper.load_state_dict(copy.deepcopy(wrapper.state_dict()))
     wrapper(**make_batch(seed=2))
-    return [skipped, *told, state_of(wrapper)]
+    return [skipped, *told, whole_state(wrapper)]
 
 
 def after_a_step_in_eval(case: str, rank: int) -> list[Any]:
@@ -82,7 +85,7 @@ def after_a_step_in_eval(case: str, rank: int) -> list[Any]:
         wrapper.eval()(**make_batch(seed=1))
         wrapper.train()
     told = message(lambda: wrapper(**make_batch(seed=2)))
-    return [told, message(lambda: wrapper(**make_batch(seed=2))), state_of(wrapper)]
+    return [told, message(lambda: wrapper(**make_batch(seed=2))), whole_state(wrapper)]
 
 
 def after_loading_on_rank_0(case: str, rank: int) -> list[Any]:
@@ -92,7 +95,7 @@ def after_loading_on_rank_0(case: str, rank: int) -> list[Any]:
     wrapper(**make_batch(seed=4))
     if rank == 0:
         wrapper.load_state_dict(source.state_dict())
-    return [message(lambda: wrapper(**make_batch(seed=5))), state_of(wrapper)]
+    return [message(lambda: wrapper(**make_batch(seed=5))), whole_state(wrapper)]
 
 
 def after_an_epoch_of_one(case: str, rank: int) -> list[Any]:
@@ -109,7 +112,7 @@ def after_inner_eval(case: str, rank: int) -> list[Any]:
     wrapper.loss.train(rank == 0)
     told = message(lambda: wrapper(**make_batch(seed=1)))
     wrapper.loss.train()
-    return [told, message(lambda: wrapper(**make_batch(seed=1))), state_of(wrapper)]
+    return [told, message(lambda: wrapper(**make_batch(seed=1))), whole_state(wrapper)]
 
 
 def refused(case: str, rank: int, kind: str) -> list[Any]:
@@ -129,7 +132,7 @@ def refused(case: str, rank: int, kind: str) -> list[Any]:
     told = message(lambda: wrapper(**(bad if rank == 1 else good)))
     vars(wrapper).pop("own_checks", None)
     wrapper(**good)
-    return [told, state_of(wrapper)]
+    return [told, whole_state(wrapper)]
 
 
 @pytest.fixture(scope="module")

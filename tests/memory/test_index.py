@@ -12,7 +12,7 @@ import torch
 from fake_cuda import fake_cuda
 from torch import Tensor
 
-from noisydml.memory.index import FaissIndex, Metric, NeighborIndex, TorchIndex
+from noisydml.memory.index import FaissIndex, Metric, NeighborIndex, TorchIndex, frame_of
 
 Make = Callable[..., NeighborIndex]
 EXACT: dict[str, Make] = {
@@ -30,11 +30,11 @@ def literal(features: Tensor, queries: Tensor, metric: str) -> Tensor:
     return 0.5 * torch.cdist(rows, features).square()
 
 
-@pytest.mark.parametrize("k", [1, 5, 30, 31, 99])
+@pytest.mark.parametrize("k", [1, 5, 64, 130, 131, 199])
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("kind", EXACT)
 def test_the_nearest(kind: str, metric: Metric, k: int) -> None:
-    features, queries = torch.randn(30, 6), torch.randn(11, 6)
+    features, queries = torch.randn(130, 6), torch.randn(11, 6)
     index = EXACT[kind](metric)
     index.build(features)
     found = index.search(queries, k)
@@ -112,7 +112,7 @@ def test_half_precision_storage() -> None:
 def test_searching_never_asks_the_host() -> None:
     with fake_cuda() as device:
         index = TorchIndex(block_size=16)
-        index.build(torch.randn(40, 8, device=device))
+        index.build(torch.randn(140, 8, device=device))
         found = index.search(
             torch.randn(5, 8, device=device), 9, torch.zeros(5, dtype=torch.long, device=device)
         )
@@ -208,3 +208,40 @@ def test_fewer_found_than_asked_for_and_nobody_excluded() -> None:
     found = index.search(features, k=150, exclude=torch.full((200,), -1))
     assert (found.position == -1).any()
     assert found.position.shape == (200, 150)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_equally_near_ones_come_in_order(metric: Metric, device: str) -> None:
+    """Of seven directions 30 copies each, in blocks of 64, and cut at every place among them."""
+    features = torch.eye(7, device=device).repeat(30, 1)
+    index = TorchIndex(metric, block_size=50)
+    index.build(features)
+    copies = torch.arange(30, device=device) * 7
+    for k in (1, 4, 30, 31, 100, 210):
+        distance, position = index.search(features[:5], k)
+        for query in range(5):
+            others = torch.arange(210, device=device)
+            others = others[others % 7 != query]
+            expected = torch.cat([copies + query, others])[:k]
+            exact = k if metric == "cosine" else min(k, 30)  # centring rounds other distances
+            assert torch.equal(position[query, :exact], expected[:exact])
+            assert torch.equal(distance[query], distance[query].sort().values)
+
+
+def test_a_part_has_the_distances_of_the_whole() -> None:
+    """To the bit, of any number of features and queries."""
+    for size, width, queries in ((5, 3, 1), (61, 8, 3), (1003, 33, 10), (3000, 64, 17)):
+        generator = torch.Generator().manual_seed(size)
+        features = torch.randn(size, width, generator=generator) + 3
+        asked = torch.randn(queries, width, generator=generator) + 3
+        for metric in ("cosine", "euclidean"):
+            whole, part = TorchIndex(metric), TorchIndex(metric)
+            whole.build(features)
+            part.build(features[1::3], frame_of(features))
+            distance, position = whole.search(asked, size)
+            found = part.search(asked, size)
+            for query in range(queries):
+                own = position[query] % 3 == 1
+                assert torch.equal(distance[query][own], found.distance[query])
+                assert torch.equal(position[query][own], found.position[query] * 3 + 1)
