@@ -3,7 +3,7 @@
     python examples/benchmarks/pretrained.py cars196_128.npz --cache FOLDER --side 160
     python examples/benchmarks/pretrained.py cars196_128.npz --cache FOLDER --side 128 --block 10
 
-EfficientNet-Lite0, whose weights a package of the index carries: ``noisydml[pretrained]``. Without
+EfficientNet-Lite0, whose weights a package of the index carries: the extra ``pretrained``. Without
 ``--block`` it is the features that its classifier would get, the mean over the image; with it the
 output of that block, which :class:`UpperBlocks` goes on from. Stored as float16. The name of a file
 holds a hash of the image set, of the weights, of the size and of the code that computed it, so that

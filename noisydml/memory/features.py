@@ -128,9 +128,9 @@ class FeatureMemory(nn.Module):
         self.shard = shard
         self.rank, self.ranks = _place(shard)
         self.part_size = -(-memory_size // self.ranks)
-        self._widens = embedding_size is None
+        self.widens = embedding_size is None
         features = torch.zeros(self.part_size, embedding_size or 0, dtype=dtype)
-        if self._widens:  # no buffer, as their shapes stay
+        if self.widens:  # no buffer, as their shapes stay
             self.features = features
         else:
             self.register_buffer("features", features)
@@ -387,7 +387,7 @@ class FeatureMemory(nn.Module):
         """``.half()`` and the like change the stored features, not the precision of the centers."""
         self.version += 1
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self._widens:
+        if self.widens:
             self.features = fn(self.features)
         exact = (torch.float64, torch.float32)
         if self.num_classes is not None and (self.sums.dtype, self.centers.dtype) != exact:
@@ -427,7 +427,7 @@ class FeatureMemory(nn.Module):
                 )
         own = slice(None) if place else slice(self.rank, None, self.ranks)
         size = self.part_size if place else self.memory_size
-        width = None if self._widens else self.embedding_size  # None: any
+        width = None if self.widens else self.embedding_size  # None: any
         stop = math.inf if self.num_classes is None else self.num_classes
         limits: dict[str, tuple[tuple[int | None, ...], float, float]] = {
             "features": ((size, width), -math.inf, math.inf),
@@ -479,7 +479,7 @@ class FeatureMemory(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self._widens:
+        if self.widens:
             destination[f"{prefix}features"] = self.features
 
     def _load_from_state_dict(
@@ -502,7 +502,7 @@ class FeatureMemory(nn.Module):
                     own = rows[self.rank :: self.ranks]
                     part[: len(own)] = own
                     state_dict[f"{prefix}{name}"] = part
-        features = state_dict.pop(f"{prefix}features", None) if self._widens else None
+        features = state_dict.pop(f"{prefix}features", None) if self.widens else None
         if features is not None:
             self._widen(features.shape[1] or None)
             self.features.copy_(features)

@@ -84,7 +84,7 @@ def _core_and_low_ranks(
     directions = normalize(features @ within_class_whitening(features, codes, ones, len(classes)))
     sums = directions.new_zeros(len(classes), directions.shape[1])
     sums.index_add_(0, codes, directions)
-    hood = Neighborhood(index, index.metric if isinstance(index, NeighborIndex) else "cosine")
+    hood = Neighborhood(index, "cosine")
     hood.build(directions, codes)
     shares, winners, low = [], [], torch.zeros(2, dtype=torch.float64, device=codes.device)
     rows = torch.arange(len(codes), device=codes.device)

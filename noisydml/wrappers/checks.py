@@ -122,7 +122,7 @@ def require_width(batch: Batch, width: int | None, name: str) -> None:
 
 def width_given_by(memory: FeatureMemory) -> str:
     """What has said how wide a memory is, in the words of whoever made the wrapper."""
-    return "those before" if memory.any_shape() else "embedding_size"
+    return "those before" if memory.widens else "embedding_size"
 
 
 WITHOUT_IDS, WITH_IDS = 1, 2  # whether the batches that a wrapper remembers have sample ids

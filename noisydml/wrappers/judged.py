@@ -19,6 +19,7 @@ from noisydml.functional.judge import shift_to_mean
 from noisydml.memory.features import FeatureMemory
 from noisydml.memory.index import NeighborIndex
 from noisydml.memory.judge import LabelJudgement, judge_labels
+from noisydml.memory.neighbors import Neighborhood
 from noisydml.memory.state import Counters, overwrite
 from noisydml.memory.united import trained_rate
 from noisydml.pml.batch import Batch
@@ -29,6 +30,7 @@ from noisydml.wrappers.checks import (
     ValueCheck,
     checked_samples,
     in_range,
+    raise_first,
     remembered_checks,
 )
 from noisydml.wrappers.decision import Decision, Judgement
@@ -129,6 +131,7 @@ class JudgeFilter(Filter):
         require_count("k", k)
         if num_classes is not None:
             require_count("num_classes", num_classes)
+        Neighborhood(index, "cosine")  # refuses what is none, and not a pass later
         normalize = pml.compares_directions(loss)
         self.memory = FeatureMemory(dataset_size, embedding_size, normalize=normalize)
         self.reference = FeatureMemory(dataset_size, embedding_size, normalize=normalize)
@@ -221,17 +224,20 @@ class JudgeFilter(Filter):
         features, labels, sample_ids = checked_samples(
             features, labels, sample_ids, self.reference, "dataset_size of JudgeFilter"
         )
-        self._changes += 1
+        if self.num_classes is not None:
+            what = "num_classes of JudgeFilter"
+            raise_first([in_range("labels", labels, self.num_classes, what)])
         untrained = self.counters["phase"] != _JUDGING and self.counters["seen"] == 0
         size, normalize = len(self.memory), self.memory.normalize
         pass_features = FeatureMemory(size, features.shape[1], normalize=normalize)
         pass_features.to(features.device).write(features, labels, sample_ids)
+        self._judge_reference(first=untrained, features=pass_features)  # the index may raise
+        self._changes += 1
         same_width = self.reference.embedding_size in (None, features.shape[1])
         if same_width:
             self.reference.copy_from(pass_features)
         else:  # of another layer: they are judged, but no embedding is compared with them
             self.reference.reset()
-        self._judge_reference(first=untrained, features=pass_features)
 
     def reset(self) -> None:
         """Forget everything, as before the first step."""

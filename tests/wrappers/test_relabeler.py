@@ -195,3 +195,23 @@ def test_who_was_in_no_pass_waits_where_the_untrained_features_told_the_labels(
     loss_fn.end_epoch()  # now they are judged
     loss_fn(embeddings[ids], labels[ids], sample_ids=ids)
     assert loss_fn.decision.judged.all()
+
+
+def test_a_refused_refresh_leaves_the_judge_as_it_was() -> None:
+    embeddings, labels, _ = data(60)
+    with pytest.raises(ValueError, match="none that FAISS knows"):
+        JudgeFilter(losses.ContrastiveLoss(), dataset_size=60, index="Flatt")
+    loss_fn = JudgeFilter(
+        losses.ContrastiveLoss(), dataset_size=60, num_classes=int(labels.max()) + 1
+    )
+    loss_fn.refresh(embeddings, labels)
+    before = {
+        name: value.clone() for name, value in loss_fn.state_dict().items() if "_extra" not in name
+    }
+    with pytest.raises(ValueError, match="labels must be in"):
+        loss_fn.refresh(embeddings, labels + 1)
+    loss_fn.index = "IVF61,Flat"  # more cells than features
+    with pytest.raises(ValueError, match="IVF61,Flat"):
+        loss_fn.refresh(2 - embeddings, labels)
+    for name, value in before.items():
+        assert torch.equal(loss_fn.state_dict()[name], value), name
