@@ -227,7 +227,9 @@ class PRISMFilter(Filter):
         if self.recent is None:
             return
         rows = everyone.without_synthetic()
-        self.recent.enqueue(rows.embeddings, rows.labels)
+        ids = rows.sample_ids  # by which nobody is there twice, who would vote for himself
+        places = None if ids is None else ids % len(self.recent)
+        self.recent.remember(rows.embeddings, rows.labels, places)
         seen, whole = self.counters["seen"] + len(rows), max(len(self.recent), _FEW)
         if seen >= whole:
             self._end_pass(self.recent)
