@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -12,6 +13,7 @@ from literal import neighbor_vote
 from torch import Tensor
 
 from noisydml.functional import neighbor_label_score, neighbor_weights
+from noisydml.functional.neighbors import nearest_of_parts
 
 
 def check(neighbor_labels: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
@@ -139,3 +141,21 @@ def test_bad_arguments_of_the_weights() -> None:
         neighbor_weights(torch.zeros(2, 2).long(), 1.0)
     with pytest.raises(ValueError, match="sharpness"):
         neighbor_weights(torch.zeros(2, 2), 0.0)
+
+
+def test_the_nearest_of_parts_are_those_of_a_sorted_list() -> None:
+    """Of few different distances, so that many are equal, and parts of which some have fewer."""
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        distance = torch.randint(0, 3, (4, 6, 5), generator=generator) / 2
+        distance = torch.where(distance == 1, math.inf, distance)
+        row = torch.stack([torch.randperm(20, generator=generator) for _ in range(6)])
+        row = row.view(6, 4, 5).transpose(0, 1)
+        found, place = nearest_of_parts(distance, row, 7)
+        for query in range(6):
+            pairs = zip(
+                distance[:, query].flatten().tolist(), row[:, query].flatten().tolist(), strict=True
+            )
+            expected = sorted(pairs)[:7]
+            rows = row[:, query].flatten()[place[query]].tolist()
+            assert list(zip(found[query].tolist(), rows, strict=True)) == expected
