@@ -259,6 +259,19 @@ def test_the_published_numbers_stand_beside_ours() -> None:
     assert found.endswith("| KNNDenoiser (counts) | 96.0 ± 1.0, published 95.3 |")
 
 
+def test_what_robust_gains_and_loses() -> None:
+    judged = [record("robust", s, 28.0 + 2 * s, last={"noise_rate": 0.45}) for s in (0, 1)]
+    judged += [record("robust (judged start)", 0, 43.5, "none")]
+    judged += [record("PRISMFilter (rate given)", s, 29.0) for s in range(3)]
+    assert script("report").regret(records() + judged).splitlines()[2:] == [
+        "| omniglot | SupCon | none | robust (judged start) | -0.5 | - | - | - | 1 |",
+        "| omniglot | SupCon | uniform 50% | robust | +18.5 | +0.0 | -1.5 | 45.0 ± 0.0 (2) | 2 |",
+    ]
+    page = script("report").rewritten("<!-- regret -->\n\nOld.\n", records() + judged)
+    assert "| -0.5 |" in page
+    assert "Old" not in page
+
+
 def test_a_page_is_written_anew() -> None:
     page = "# A\n\n<!-- table columns=noise value=map_at_r loss=SupCon -->\n\n| old |\n\nB.\n"
     new = script("report").rewritten(page, records())

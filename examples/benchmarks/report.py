@@ -13,6 +13,10 @@ commas between them; ``value`` is a number that it ends with, or ``recovered``, 
 damage that is undone: (method - plain) / (GroundTruthFilter - plain) of MAP@R, in %. Several values
 stand side by side. All else selects runs, by one value or by several with | between them. Mean and
 standard deviation over the seeds, whose number stands in brackets where it is not 3.
+
+    <!-- regret -->
+
+is what ``robust`` gains and loses beside the other methods, over the seeds in common.
 """
 
 from __future__ import annotations
@@ -56,6 +60,8 @@ PUBLISHED = {
 for _loss in ("MS", "SCAF", "ST"):  # the same by an index that is quicker
     PUBLISHED[_loss, "KNNDenoiser (counts, IVF)"] = PUBLISHED[_loss, "KNNDenoiser (counts)"]
 RATES = (0.1, 0.2, 0.5)
+ROBUST = ("robust (judged start)", "robust (from scratch)", "robust")
+TOLD = ("PRISMFilter (rate given)", "SmallLossFilter (rate given)")
 FIGURE = ("plain", "PRISMFilter", "PRISMFilter (rate given)", "KNNDenoiser (0.25)",
           "GroundTruthFilter")  # fmt: skip
 
@@ -148,11 +154,42 @@ def table(records: list[Record], wanted: dict[str, str]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def regret(records: list[Record]) -> str:
+    """What ``robust`` gains over the plain loss, and loses to who knows more; the worst first."""
+    lines = []
+    for cell in dict.fromkeys((r["recipe"], r["loss"], r["noise"], r["rate"]) for r in records):
+        same = [r for r in records if (r["recipe"], r["loss"], r["noise"], r["rate"]) == cell]
+        runs = {m: {r["seed"]: r for r in same if r["method"] == m} for m in METHODS}
+        robust = next((runs[m] for m in ROBUST if runs[m].keys() & runs["plain"].keys()), {})
+
+        def behind(others: dict[int, Record], robust: dict[int, Record] = robust) -> float | None:
+            seeds = others.keys() & robust.keys()
+            differences = [robust[s]["map_at_r"] - others[s]["map_at_r"] for s in seeds]
+            return float(np.mean(differences)) if seeds else None
+
+        gain = behind(runs["plain"])
+        if gain is None:
+            continue
+        told = [d for m in TOLD if (d := behind(runs[m])) is not None]
+        one = next(iter(robust.values()))
+        figures = (gain, min(told, default=None), behind(runs["GroundTruthFilter"]))
+        rate = spread([x for r in robust.values() if (x := number(r, "noise_rate")) is not None])
+        words = [one["recipe"], one["loss"], field(one, "noise"), one["method"]]
+        words += ["-" if x is None else f"{x:+.1f}" for x in figures]
+        lines.append((gain, [*words, rate, str(len(robust.keys() & runs["plain"].keys()))]))
+    head = ["recipe", "loss", "noise", "as", "minus plain", "minus the best that was told",
+            "minus ground truth", "estimated rate", "seeds"]  # fmt: skip
+    table = [head, ["---"] * len(head), *(words for _, words in sorted(lines))]
+    return "\n".join("| " + " | ".join(line) + " |" for line in table)
+
+
 def rewritten(page: str, records: list[Record]) -> str:
     """The page with its tables made anew."""
     blocks = page.split("\n\n")
     for i, block in enumerate(blocks):
         comment = block.splitlines()[-1] if block else ""
+        if comment == "<!-- regret -->":
+            blocks[i + 1] = regret(records)
         if comment.startswith("<!-- table ") and comment.endswith(" -->"):
             words = shlex.split(comment.removeprefix("<!-- table ").removesuffix(" -->"))
             blocks[i + 1] = table(records, dict(word.split("=", 1) for word in words))
