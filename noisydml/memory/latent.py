@@ -317,7 +317,8 @@ class Fit:
                 mine, nothing = probable.gather(1, own), probable[:, -1:]
                 others = (1 - mine - nothing).clamp_min(0) / max(sample.num_classes - 1, 1)
                 likely = mine * (1 - rates) + others * rates + nothing / sample.num_classes
-            best, which = likely.clamp_min(1e-12).log().mean(dim=0).max(dim=0)
+            mean = likely.clamp_min(1e-12).log().mean(dim=0)
+            best, which = (mean + rates.log() / len(rows)).max(dim=0)  # as if one more was wrong
             return float(best), float(rates[which])
 
         _, temperature, part = max(
@@ -327,7 +328,9 @@ class Fit:
         )
         tried = [(value(temperature, part, none), none) for none in _NONES]
         # What one number more must bring to be significant (a likelihood ratio of 95 %).
-        (_, rate), none = max(tried, key=lambda t: t[0][0] - (2 / len(rows) if t[1] > 0 else 0))
+        (_, rate), none = max(
+            tried, key=lambda t: t[0][0] - (2 / len(self.known) if t[1] > 0 else 0)
+        )
         return temperature, part, none, rate
 
     @staticmethod

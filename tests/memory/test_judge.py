@@ -172,7 +172,7 @@ def test_progress_is_told_to_the_end(
     kind: object, rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[int, int]] = []
-    features, true = gaussians(6, 40, 0.3)
+    features, true = gaussians(6, 60, 1.0)
     given = torch.from_numpy(kind(true, rate, seed=0).labels)  # type: ignore[operator]
     monkeypatch.setattr(judge, "_CLOSE", math.inf)  # the transition changes at the end, if any
     judge_labels(features, given, progress=lambda done, of: told.append((done, of)))
