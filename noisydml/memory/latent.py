@@ -32,7 +32,7 @@ _WHITENED = (0, 1, 2, 4, 7)  # rounds that begin with another covariance
 _TEMPERATURES = [0.015 * 1.29**i for i in range(14)]
 _PARTS = (0.15, 0.3, 0.5, 0.75, 1.0, 1.5)  # of the neighbours
 _NONES = (0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3)  # shares that may be of none of the classes
-_RATES = (1e-4, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+_RATES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # to begin with; distrust, which may vanish
 _CORE, _CERTAIN = 0.1, 0.99  # of the samples, those whose class is most certain, or as good as
 
 
@@ -306,7 +306,8 @@ class Fit:
             return _TEMPERATURES[-1], 0.0, 0.0, self.rate
         own = sample.own[rows].unsqueeze(1)
         transition = self._transition(rows) if self.structured else None
-        rates = self.teaches.new_tensor([self.rate] if self.structured else _RATES)
+        begins = self.round == 1 and not self.structured
+        rates = self.teaches.new_tensor(_RATES if begins else [self.rate])
 
         def value(temperature: float, part: float, none: float) -> tuple[float, float]:
             outside = evidence.nearest(temperature, part, none)
@@ -317,8 +318,7 @@ class Fit:
                 mine, nothing = probable.gather(1, own), probable[:, -1:]
                 others = (1 - mine - nothing).clamp_min(0) / max(sample.num_classes - 1, 1)
                 likely = mine * (1 - rates) + others * rates + nothing / sample.num_classes
-            mean = likely.clamp_min(1e-12).log().mean(dim=0)
-            best, which = (mean + rates.log() / len(rows)).max(dim=0)  # as if one more was wrong
+            best, which = likely.clamp_min(1e-12).log().mean(dim=0).max(dim=0)
             return float(best), float(rates[which])
 
         _, temperature, part = max(

@@ -114,7 +114,8 @@ def test_names_that_a_spreadsheet_takes_for_formulas_come_back(tmp_path: Path) -
     names = ["=cmd|' /C calc'!A0", "+1", "-2+3", "@SUM(1)"]
     labels = np.array(names * 10)
     labels[5] = names[3]
-    issues = find_label_issues(torch.eye(4).repeat(10, 1), labels)
+    spread = 0.1 * torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    issues = find_label_issues(torch.eye(4).repeat(10, 1) + spread, labels)
     issues.to_csv(tmp_path / "issues.csv")
     with open(tmp_path / "issues.csv", newline="", encoding="utf-8") as file:
         (row,) = csv.DictReader(file)

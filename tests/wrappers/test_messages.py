@@ -121,7 +121,7 @@ NARROW: dict[str, Callable[[], Any]] = {
     ),
 }
 AROUND: dict[str, Callable[[Any], Any]] = {
-    "robust": lambda loss: robust(loss, dataset_size=SAMPLES, start="train"),
+    "JudgeFilter": lambda loss: JudgeFilter(loss, dataset_size=SAMPLES, start="train"),
     "GroundTruthFilter": lambda loss: GroundTruthFilter(loss, NOBODY),
     "a nest": lambda loss: GroundTruthFilter(GatheredLoss(loss), NOBODY),
 }

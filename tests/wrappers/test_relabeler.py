@@ -136,14 +136,26 @@ def test_robust_is_a_judge_with_no_rate_and_no_tuning() -> None:
     assert len(loss_fn.memory) == len(loss_fn.reference) == 200
     assert loss_fn.memory.embedding_size is None
     assert loss_fn.start == "judge"
-    loss_fn = noisydml.robust(losses.ContrastiveLoss(), 10, WIDTH, 200, start="train")
-    assert loss_fn.start == "train"
+    loss_fn = noisydml.robust(losses.ContrastiveLoss(), 10, WIDTH, 200)
     with pytest.raises(ValueError, match=f"embeddings must be as wide as embedding_size, {WIDTH}"):
         loss_fn(torch.ones(2, WIDTH + 1), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"labels must be in \[0, 10\)"):
         loss_fn(torch.ones(2, WIDTH), torch.tensor([0, 10]))
-    with pytest.raises(TypeError, match="dataset_size must be given"):
+    with pytest.raises(TypeError, match="dataset_size must be given, "):
         noisydml.robust(losses.ContrastiveLoss(), 10)
+
+
+def test_robust_is_prism_without_a_rate_for_a_network_from_scratch() -> None:
+    loss_fn = noisydml.robust(losses.ContrastiveLoss(), 10, WIDTH, 200, start="train")
+    assert isinstance(loss_fn, PRISMFilter)
+    assert loss_fn.noise_rate is None
+    assert (loss_fn.num_classes, len(loss_fn.memory)) == (10, 200)
+    with pytest.raises(TypeError, match='embedding_size must be given with start="train"'):
+        noisydml.robust(losses.ContrastiveLoss(), 10, dataset_size=200, start="train")
+    with pytest.raises(TypeError, match='num_classes must be given with start="train"'):
+        noisydml.robust(losses.ContrastiveLoss(), dataset_size=200, start="train")
+    with pytest.raises(ValueError, match="start must be"):
+        noisydml.robust(losses.ContrastiveLoss(), 10, WIDTH, 200, start="scratch")  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +193,7 @@ def test_who_was_in_no_pass_waits_where_the_untrained_features_told_the_labels(
     size = 300
     embeddings, labels, truth = data(size)
     start = "judge" if judged_start else "train"
-    loss_fn = noisydml.robust(losses.MultiSimilarityLoss(), dataset_size=size, start=start)
+    loss_fn = JudgeFilter(losses.MultiSimilarityLoss(), dataset_size=size, start=start)
     for ids in torch.arange(200).split(20):
         loss_fn(embeddings[ids], labels[ids], sample_ids=ids)
     loss_fn.end_epoch()
