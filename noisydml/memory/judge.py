@@ -129,7 +129,7 @@ def judge_labels(
 
     models = [(structured, blended) for structured in (False, True) for blended in (False, True)]
     tested = torch.zeros(len(labels), dtype=torch.bool, device=device)
-    heldout = torch.zeros(len(models), len(labels), device=device)
+    heldout = sample.weights.new_zeros(len(models), len(labels))
     wrong = torch.zeros_like(heldout)
     settings: list[list[list[Setting]]] = [[], []]
     for fold in range(folds):

@@ -291,7 +291,7 @@ class JudgeFilter(Filter):
         rows = batch.embeddings.detach().float()
         if self.reference.normalize:
             rows = torch.nn.functional.normalize(rows)
-        best = torch.full(batch.labels.shape, -math.inf, device=batch.device)
+        best = rows.new_full(batch.labels.shape, -math.inf)
         entry, start = torch.full_like(batch.labels, -1), 0
         features = self.reference.features
         if features.shape[1] != rows.shape[1]:
