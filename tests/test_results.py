@@ -260,12 +260,18 @@ def test_the_published_numbers_stand_beside_ours() -> None:
 
 
 def test_what_robust_gains_and_loses() -> None:
-    judged = [record("robust", s, 28.0 + 2 * s, last={"noise_rate": 0.45}) for s in (0, 1)]
-    judged += [record("robust (judged start)", 0, 43.5, "none")]
-    judged += [record("PRISMFilter (rate given)", s, 29.0) for s in range(3)]
+    frozen = {"recipe": "features_cars196"}
+    judged = [{**r, **frozen} for r in records() if r["method"] != "PRISMFilter"]
+    judged += [
+        record("robust", s, 28.0 + 2 * s, last={"noise_rate": 0.45}, **frozen) for s in (0, 1)
+    ]
+    judged += [record("robust (judged start)", 0, 43.5, "none", **frozen)]
+    judged += [record("PRISMFilter (rate given)", s, 29.0, **frozen) for s in range(3)]
+    frozen_rows = "| features_cars196 | SupCon |"
     assert script("report").regret(records() + judged).splitlines()[2:] == [
-        "| omniglot | SupCon | none | robust (judged start) | -0.5 | - | - | - | 1 |",
-        "| omniglot | SupCon | uniform 50% | robust | +18.5 | +0.0 | -1.5 | 45.0 ± 0.0 (2) | 2 |",
+        f"{frozen_rows} none | robust (judged start) | -0.5 | - | - | - | 1 |",
+        "| omniglot | SupCon | uniform 50% | PRISMFilter | +16.0 | - | -4.0 | 52.0 ± 0.0 | 3 |",
+        f"{frozen_rows} uniform 50% | robust | +18.5 | +0.0 | -1.5 | 45.0 ± 0.0 (2) | 2 |",
     ]
     page = script("report").rewritten("<!-- regret -->\n\nOld.\n", records() + judged)
     assert "| -0.5 |" in page

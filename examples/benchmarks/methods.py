@@ -205,6 +205,5 @@ METHODS: dict[str, Method] = {
     "TITAN (weights: density)": titan(weights="density"),
     "TITAN (normalize=False)": titan(normalize=False),
     "robust": Method(robust_loss),
-    "robust (from scratch)": Method(lambda s: robust_loss(s, start="train")),
     "robust (judged start)": Method(robust_loss, start="features"),
 }

@@ -60,7 +60,9 @@ PUBLISHED = {
 for _loss in ("MS", "SCAF", "ST"):  # the same by an index that is quicker
     PUBLISHED[_loss, "KNNDenoiser (counts, IVF)"] = PUBLISHED[_loss, "KNNDenoiser (counts)"]
 RATES = (0.1, 0.2, 0.5)
-ROBUST = ("robust (judged start)", "robust (from scratch)", "robust")
+# What ``robust`` is: around a pretrained network, and with start="train".
+PRETRAINED, SCRATCH = ("robust (judged start)", "robust"), ("PRISMFilter",)
+FROM_SCRATCH = ("omniglot", "mnist", "cifar100")
 TOLD = ("PRISMFilter (rate given)", "SmallLossFilter (rate given)")
 FIGURE = ("plain", "PRISMFilter", "PRISMFilter (rate given)", "KNNDenoiser (0.25)",
           "GroundTruthFilter")  # fmt: skip
@@ -160,12 +162,14 @@ def regret(records: list[Record]) -> str:
     for cell in dict.fromkeys((r["recipe"], r["loss"], r["noise"], r["rate"]) for r in records):
         same = [r for r in records if (r["recipe"], r["loss"], r["noise"], r["rate"]) == cell]
         runs = {m: {r["seed"]: r for r in same if r["method"] == m} for m in METHODS}
-        robust = next((runs[m] for m in ROBUST if runs[m].keys() & runs["plain"].keys()), {})
+        ours = SCRATCH if cell[0] in FROM_SCRATCH else PRETRAINED
+        robust = next((runs[m] for m in ours if runs[m].keys() & runs["plain"].keys()), {})
 
         def behind(others: dict[int, Record], robust: dict[int, Record] = robust) -> float | None:
             seeds = others.keys() & robust.keys()
-            differences = [robust[s]["map_at_r"] - others[s]["map_at_r"] for s in seeds]
-            return float(np.mean(differences)) if seeds else None
+            both = [(robust[s].get("map_at_r"), others[s].get("map_at_r")) for s in seeds]
+            differences = [ours - theirs for ours, theirs in both if None not in (ours, theirs)]
+            return float(np.mean(differences)) if differences else None
 
         gain = behind(runs["plain"])
         if gain is None:
