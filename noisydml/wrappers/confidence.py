@@ -210,6 +210,6 @@ class ConfidenceWeightedLoss(LossWrapper):
                     f"the proxies of the confidence loss have not changed in {_IDLE_STEPS} steps; "
                     "give them to an optimiser: "
                     'Adam([{"params": model.parameters()}, *loss_fn.parameter_groups(lr)])',
-                    stacklevel=7,  # the line that called the wrapper
+                    stacklevel=8,  # the line that called the wrapper
                 )
         self.watched.set(steps=steps + 1)
