@@ -103,7 +103,7 @@ class NoisyLabels:
         """(N,) the labels to train with, in the numbers of ``original``."""
         if self.kept_classes is None:
             return self.labels
-        given = self.labels.copy()
+        given: Integers = self.labels.copy()
         there = given >= 0  # a spared row may have none
         given[there] = self.kept_classes[given[there]]
         return given

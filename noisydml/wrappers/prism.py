@@ -82,14 +82,14 @@ class PRISMFilter(Filter):
             where it has the size of the training set.
         shard: whether each rank of ``torch.distributed`` holds a part of the memory: entry i is
             one of rank ``i % R``, of R. Every rank has all centers. It has to be initialised
-            before. Without ``memory_loss`` and ``score="pairs"``, which need all entries, and
-            without the judge.
+            before. Only with a ``noise_rate`` and without ``memory_loss`` and ``score="pairs"``,
+            as the judge and these need all entries.
         validate_args: whether values are checked; see :class:`LossWrapper`.
 
     Attributes:
         memory: the :class:`~noisydml.memory.FeatureMemory`.
         recent: another, of the latest samples whether kept or not; None with a
-            ``noise_rate`` or ``shard``.
+            ``noise_rate``.
 
     Forward:
         As every wrapper; ``sample_ids`` are stored in the memory if given. ``decision.score`` is
@@ -160,9 +160,14 @@ class PRISMFilter(Filter):
             require_count("warmup", warmup, least=0)
         if memory_loss:
             pml.refuse_without_reference("memory_loss", loss)
-        if shard and (memory_loss or score == "pairs"):
-            asked = "memory_loss=True" if memory_loss else "score='pairs'"
-            raise ValueError(f"shard must be False with {asked}, which needs all entries")
+        whole = {  # what needs all entries
+            "memory_loss=True": memory_loss,
+            "score='pairs'": score == "pairs",
+            "noise_rate=None": noise_rate is None,
+        }
+        for asked, there in whole.items():
+            if shard and there:
+                raise ValueError(f"shard must be False with {asked}, which needs all entries")
         self.memory = FeatureMemory(memory_size, embedding_size, num_classes, shard=shard)
         self.num_classes = num_classes
         self.noise_rate = noise_rate
@@ -178,8 +183,7 @@ class PRISMFilter(Filter):
         self.register_buffer("low_ranks", torch.zeros(window, 2, dtype=torch.float64))
         # The judge's rate if wrong labels fall on particular classes, otherwise 0.
         self.register_buffer("structured", torch.zeros((), dtype=torch.float64))
-        asks = noise_rate is None and not shard  # the judge needs all features
-        self.recent = FeatureMemory(memory_size, embedding_size) if asks else None
+        self.recent = FeatureMemory(memory_size, embedding_size) if noise_rate is None else None
         self.counters = Counters(seen=0)
 
     def judge(self, batch: Batch) -> Judgement:
