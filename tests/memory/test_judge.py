@@ -110,7 +110,7 @@ def test_junk_is_none_of_the_classes() -> None:
 
 
 @pytest.mark.parametrize("kind", [noise.uniform, noise.pair_flip])
-@pytest.mark.parametrize(("per_class", "spread"), [(8, 0.5), (25, 0.2), (25, 0.5), (25, 1.5)])
+@pytest.mark.parametrize(("per_class", "spread"), [(8, 0.5), (25, 0.5)])
 def test_many_classes_are_compared_with_the_nearest(
     kind: object, per_class: int, spread: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
