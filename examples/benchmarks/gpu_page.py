@@ -60,7 +60,6 @@ COLUMNS: dict[str, dict[str, Any]] = {
         "D": lambda r: r["width"],
         "B": lambda r: r["batch"],
         "part": lambda r: r["part"],
-        "limit": lambda r: r["limit"],
         "times the limit": lambda r: times(r["ratio"]),
     },
     "judge": {

@@ -59,7 +59,7 @@ def class_similarity(
     require_positive("temperature", temperature)
     _require_width("centers", centers, embeddings)
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
-    absent = counts.clamp_max(1).log().to(dtype)  # (C,) 0, or -inf
+    absent = counts.clamp_max(1).to(dtype).log_()  # (C,) 0, or -inf
     rows = scaled(embeddings.to(dtype))
     return affine(rows, centers.to(dtype), absent).div_(_length(rows, temperature))
 
@@ -155,8 +155,8 @@ def softmax_probability(similarities: Tensor, labels: Tensor) -> Tensor:
         >>> softmax_probability(similarities, torch.tensor([0, 2]))
         tensor([0.8808, 1.0000])
     """
-    held = own_similarity(similarities, labels) != -math.inf
-    return own_similarity(similarities.softmax(dim=1), labels).masked_fill(held.logical_not(), 1)
+    absent = own_similarity(similarities, labels) == -math.inf
+    return own_similarity(similarities.softmax(dim=1), labels).masked_fill(absent, 1)
 
 
 def clean_probability(

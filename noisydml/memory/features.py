@@ -16,7 +16,7 @@ from noisydml.functional.checks import (
     require_tensor,
     require_values,
 )
-from noisydml.functional.products import scaled
+from noisydml.functional.products import finite, scaled
 from noisydml.memory.state import overwrite, refuse_state, require_state_in_range
 
 EMPTY = -1  # the label of an entry that holds nothing, and the id of one that has none
@@ -281,7 +281,7 @@ class FeatureMemory(nn.Module):
     def _storable(self, embeddings: Tensor) -> Tensor:
         """(B,) bool, which rows are finite, as they would be stored."""
         rows = embeddings if self.normalize else embeddings.to(self.features.dtype)
-        return rows.detach().isfinite().all(dim=1)
+        return finite(rows.detach(), dim=1)
 
     def _widen(self, width: int | None) -> None:
         self.version += 1
@@ -311,8 +311,7 @@ class FeatureMemory(nn.Module):
             ids = sample_ids.index_select(0, rows).to(torch.int64)
         if self.num_classes is not None:
             old_features, old_labels = self._held(slots) if leaving is None else leaving
-            self._add(features, labels, counted, 1)
-            self._add(old_features, old_labels, counted, -1)
+            self._exchange(features, labels, old_features, old_labels, counted)
             if 4 * len(labels) >= self.num_classes:  # picking classes out would cost more
                 overwrite(self.centers, class_means(self.sums, self.counts))
             else:
@@ -324,7 +323,7 @@ class FeatureMemory(nn.Module):
             place = torch.where(own, torch.arange(len(own), device=own.device), own.long().argmax())
             slots, fresh = slots.take(place) // self.ranks, (fresh & own).take(place)
             features, labels, ids = features[place], labels.take(place), ids.take(place)
-        old = (each.index_select(0, slots) for each in self._entries())
+        old = [each.index_select(0, slots) for each in self._entries()]
         old_features, old_labels, old_ids = old
         features = torch.where(fresh.unsqueeze(1), features, old_features)
         self.features.index_copy_(0, slots, features)
@@ -347,12 +346,20 @@ class FeatureMemory(nn.Module):
         distributed.sum_over_ranks([features, labels])  # of which all but one are zeros
         return features, labels + EMPTY
 
-    def _add(self, features: Tensor, labels: Tensor, counted: Tensor, sign: int) -> None:
-        present = counted & (labels != EMPTY)
+    def _exchange(
+        self, new: Tensor, new_labels: Tensor, old: Tensor, old_labels: Tensor, counted: Tensor
+    ) -> None:
+        """Rows into the sums of their classes, and out of them those that were in their place."""
+        times = torch.cat([counted.long(), counted.long().neg_()])
+        self._add(torch.cat([new, old]), torch.cat([new_labels, old_labels]), times)
+
+    def _add(self, features: Tensor, labels: Tensor, times: Tensor) -> None:
+        """Each row so many times to the sums of its class."""
+        times = times.masked_fill(labels == EMPTY, 0)
         classes = labels.clamp_min(0)  # what is not there adds zeros to class 0
-        features = features.double().masked_fill(present.logical_not().unsqueeze(1), 0)
-        self.sums.index_add_(0, classes, features, alpha=sign)
-        self.counts.index_add_(0, classes, present.long(), alpha=sign)
+        rows = features.double().masked_fill((times == 0).unsqueeze(1), 0)
+        self.sums.index_add_(0, classes, rows.mul_(times.unsqueeze(1)))
+        self.counts.index_add_(0, classes, times)
 
     def agree(self) -> None:
         """Raise RuntimeError unless the parts are of one memory; class sums become those of all.
@@ -380,7 +387,7 @@ class FeatureMemory(nn.Module):
         """Centers and counts from the entries of this part alone."""
         self.sums = torch.zeros_like(self.sums, dtype=torch.float64)
         self.counts = torch.zeros_like(self.counts)
-        self._add(self.features, self.labels, self.filled, 1)
+        self._add(self.features, self.labels, self.filled.long())
         self.centers = class_means(self.sums, self.counts)
 
     def _apply(self, fn: Any, recurse: bool = True) -> FeatureMemory:
@@ -533,9 +540,5 @@ def last_of_equals(ids: Tensor) -> Tensor:
     """(B,) for each id the last position at which it occurs, in O(B log B)."""
     if len(ids) == 0:
         return torch.zeros_like(ids, dtype=torch.int64)
-    ordered, order = ids.sort(stable=True)
-    position = torch.arange(len(ids), device=ids.device)
-    ends = torch.nn.functional.pad(ordered.diff() != 0, (0, 1), value=True)
-    # From each place the next end of a run of equal ids: the last of them, as the sort is stable.
-    end = torch.where(ends, position, len(ids)).flip(0).cummin(dim=0).values.flip(0)
-    return torch.empty_like(order).scatter_(0, order, order.gather(0, end))
+    ordered, order = ids.sort(stable=True)  # of equal ids the last comes last
+    return order.gather(0, torch.searchsorted(ordered, ids, right=True) - 1)

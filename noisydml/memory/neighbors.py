@@ -112,9 +112,10 @@ class Neighborhood:
             ``entries`` there are k + 3 columns), and (B,) bool, for whom there are others of the
             same class who could vote.
         """
-        others = self._others(labels, entries)
-        if entries is not None:
-            return *self._index.search(queries, k, self._rows(entries)), others
+        row = None if entries is None else self._rows(entries)
+        others = self._others(labels, row)
+        if row is not None:
+            return *self._index.search(queries, k, row), others
         distance, position = self._index.search(queries, k + self.copies)
         excluded = self._may_be_own(self.labels_at(position), labels)
         distance = torch.where(excluded, math.inf, distance)
@@ -135,9 +136,9 @@ class Neighborhood:
         nearest = same.cumprod(dim=1)  # 1 up to the first of another label
         return (nearest > 0) & (nearest.cumsum(dim=1) <= self.copies)
 
-    def _others(self, labels: Tensor, entries: Tensor | None) -> Tensor:
-        """(B,) bool, whether others of the label's class are here."""
-        own = 1 if entries is None else self._has_label(labels, self._rows(entries))
+    def _others(self, labels: Tensor, row: Tensor | None) -> Tensor:
+        """(B,) bool, whether others of the label's class are here than the one of a row."""
+        own = 1 if row is None else self._has_label(labels, row)
         return self._count(labels) > own
 
     def _has_label(self, labels: Tensor, row: Tensor) -> Tensor:

@@ -106,4 +106,4 @@ def overwrite(buffer: Tensor, value: Tensor) -> None:
     In inference mode, too, the buffer then remains one that training can go on with. Fake tensors
     on a device that torch was built without have no ``copy_``.
     """
-    buffer.zero_().add_(value)
+    torch.add(value, 0, out=buffer)

@@ -57,6 +57,10 @@ class Batch:
             return torch.ones_like(self.labels, dtype=torch.bool)
         return self.synthetic.logical_not()
 
+    def real_of(self, chosen: Tensor) -> Tensor:
+        """(B,) bool, those of the ``chosen`` rows that are samples of the data set."""
+        return chosen if self.synthetic is None else chosen & self.real
+
     def to(self, dtype: torch.dtype) -> Batch:
         """The batch with embeddings and reference embeddings of that dtype."""
         embeddings, ref_emb = self.embeddings.to(dtype), self.ref_emb
@@ -90,6 +94,9 @@ class Batch:
         rows = keep.nonzero().squeeze(1)
         if len(rows) == len(self):
             return self
+        selected = self.map_rows(lambda values: values.index_select(0, rows))
+        if self.indices_tuple is None:
+            return selected
         position = keep.cumsum(dim=0) - 1  # (B,), of a kept row among the kept ones
         columns: list[Tensor] = []
         for in_batch, in_ref in self.index_columns():
@@ -97,7 +104,6 @@ class Batch:
             entries = alive.nonzero().squeeze(1)
             columns += [position[column[entries]] for column in in_batch]
             columns += [column[entries] for column in in_ref]
-        selected = self.map_rows(lambda values: values[rows])
         return replace(selected, indices_tuple=tuple(columns) or None)
 
     def without_synthetic(self) -> Batch:

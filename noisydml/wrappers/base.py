@@ -25,6 +25,7 @@ from noisydml.wrappers.checks import (
     require_finite_losses,
     require_width,
     value_checks,
+    within_limits,
 )
 from noisydml.wrappers.decision import Decision, Judgement
 
@@ -51,6 +52,11 @@ class LossWrapper(nn.Module, ABC):
         decision: the :class:`Decision` on the last batch; None before the first.
     """
 
+    # Whether ``judge`` calls no loss and takes any numbers, so that a GPU may judge a batch before
+    # the host knows whether its values are good: it then waits once, when all of that is under way.
+    judges_anything: ClassVar[bool] = False
+    _read_at_once = ("cpu",)
+
     # Whether every rank calls the wrapped loss with all ranks' rows, so that its state is shared.
     same_on_all_ranks: bool = False
 
@@ -63,6 +69,7 @@ class LossWrapper(nn.Module, ABC):
         self.validate_args = validate_args
         self.decision: Decision | None = None
         self._ranks_agree = False
+        self._unread: list[ValueCheck] = []  # of a batch that is being judged
         # Training calls that have returned, other changes of state, and calls in eval mode with a
         # graph since the last training call: what the ranks have to have in common.
         self._changes = self._eval_calls = 0
@@ -132,6 +139,8 @@ class LossWrapper(nn.Module, ABC):
             return call_loss(self.loss, batch)
         with torch.autocast(batch.embeddings.device.type, enabled=False):
             judgement = self.judge(batch)
+        unread, self._unread = self._unread, []
+        raise_first(unread)
         value, own_loss = self.value(batch, judgement), judgement.own_loss
         if own_loss is not None and own_loss.requires_grad:
             own_loss = own_loss.to(value.dtype)
@@ -210,8 +219,12 @@ class LossWrapper(nn.Module, ABC):
         try:
             batch = make_batch(embeddings, *arguments)
             checks = self._checks(batch)
-            if self.validate_args:
-                raise_first([*value_checks(batch), *checks])
+            checks = [*value_checks(batch), *checks] if self.validate_args else []
+            if self._reads_late(batch):
+                self._unread, batch = checks, within_limits(batch, checks)
+            else:
+                self._unread = []
+                raise_first(checks)
         except Exception as refusal:  # of any kind: the other ranks wait to hear of it
             error = refusal
         if distributed.world_size() > 1 and self._trains():
@@ -220,6 +233,12 @@ class LossWrapper(nn.Module, ABC):
             raise error
         assert batch is not None
         return replace(batch, check_values=self.validate_args)
+
+    def _reads_late(self, batch: Batch) -> bool:
+        """Whether it is read after ``judge`` what the checks say; never in the first call."""
+        if not (self.judges_anything and self.training) or distributed.world_size() > 1:
+            return False
+        return self.decision is not None and batch.device.type not in self._read_at_once
 
     def _trains(self) -> bool:
         """Whether any wrapper of the nest changes its state."""
@@ -348,7 +367,7 @@ class Filter(LossWrapper):
                 samples by default, and never rows that a wrapper has made up.
         """
         own = {"keep": keep, "score": score, **evidence}
-        own["judged"] = everyone.real & own.get("judged", everyone.real)
+        own["judged"] = everyone.real_of(own["judged"]) if "judged" in own else everyone.real
         for name, value in own.items():
             if value.ndim > 0:
                 own[name] = batch.own_rows(everyone, value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from noisydml.functional.checks import (
     require_values,
     require_vector,
 )
+from noisydml.functional.products import finite
 from noisydml.memory.features import FeatureMemory
 from noisydml.pml.batch import Batch, index_groups
 
@@ -27,6 +28,8 @@ class ValueCheck:
 
     bad: Tensor
     message: str
+    name: str = ""  # of what has to lie in [0, stop)
+    stop: int | None = None
 
 
 def make_batch(
@@ -80,7 +83,7 @@ def value_checks(batch: Batch) -> list[ValueCheck]:
     checks = []
     for name, values in (("embeddings", batch.embeddings), ("ref_emb", batch.ref_emb)):
         if values is not None:
-            bad = values.isfinite().all().logical_not()
+            bad = finite(values.detach()).logical_not()
             checks.append(ValueCheck(bad, f"{name} must be finite, got NaN or infinity"))
     if batch.sample_weight is not None:
         weight = batch.sample_weight
@@ -96,8 +99,20 @@ def value_checks(batch: Batch) -> list[ValueCheck]:
 
 def in_range(name: str, values: Tensor, stop: int, what: str) -> ValueCheck:
     """Every value lies in ``[0, stop)``."""
-    bad = ((values < 0) | (values >= stop)).any()
-    return ValueCheck(bad, f"{name} must be in [0, {stop}), {what}")
+    bad = (values.clamp(0, stop - 1) != values).any()
+    return ValueCheck(bad, f"{name} must be in [0, {stop}), {what}", name, stop)
+
+
+def within_limits(batch: Batch, checks: list[ValueCheck]) -> Batch:
+    """The batch with the labels and ids that checks refuse moved into their range.
+
+    To look something up by one out of range is an error on CUDA from which no process recovers.
+    """
+    for name in ("labels", "sample_ids"):
+        stops = [c.stop for c in checks if c.name == name and c.stop is not None]
+        if stops:
+            batch = replace(batch, **{name: getattr(batch, name).clamp(0, min(stops) - 1)})
+    return batch
 
 
 def proxy_checks(judge: Callable[..., Any], batch: Batch, what: str) -> list[ValueCheck]:
@@ -173,7 +188,7 @@ def checked_samples(
     device = memory.labels.device
     sample_ids = sample_ids.to(device, torch.int64)
     features, labels = features.detach().to(device), labels.to(device, torch.int64)
-    not_finite = features.isfinite().all().logical_not()
+    not_finite = finite(features).logical_not()
     raise_first(
         [
             in_range("sample_ids", sample_ids, len(memory), what),
@@ -190,7 +205,7 @@ def require_finite_losses(batch: Batch, losses: Tensor, name: str) -> None:
     One more host synchronisation: they are known only after the loss ``name`` was called.
     """
     if batch.check_values:
-        bad = losses.isfinite().all().logical_not()
+        bad = finite(losses.detach()).logical_not()
         raise_first([ValueCheck(bad, f"{name} must return finite losses, got NaN or infinity")])
 
 

@@ -46,6 +46,7 @@ class GroundTruthFilter(Filter):
         tensor([ True,  True, False,  True])
     """
 
+    judges_anything = True
     is_noisy: Tensor
 
     def __init__(

@@ -107,6 +107,7 @@ class JudgeFilter(Filter):
         [[8]]
     """
 
+    judges_anything = True
     probability: Tensor
     first_probability: Tensor
     judged_labels: Tensor
@@ -146,7 +147,7 @@ class JudgeFilter(Filter):
         self.register_buffer("suggested", torch.full((dataset_size,), -1))
         self.register_buffer("support", torch.zeros(dataset_size, dtype=torch.float64))
         self.register_buffer("noise_rate", torch.full((), _UNKNOWN, dtype=torch.float64))
-        self.counters = Counters(seen=0, ids=0, looked=0, phase=self._first_phase)
+        self.counters = Counters(seen=0, ids=0, looked=0, told=0, phase=self._first_phase)
 
     @property
     def _first_phase(self) -> int:
@@ -248,7 +249,7 @@ class JudgeFilter(Filter):
         self.judged_labels.fill_(-1)
         self.suggested.fill_(-1)
         self.support.zero_()
-        self.counters.set(seen=0, ids=0, looked=0, phase=self._first_phase)
+        self.counters.set(seen=0, ids=0, looked=0, told=0, phase=self._first_phase)
         self.decision = None
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
@@ -277,10 +278,9 @@ class JudgeFilter(Filter):
         is trained on before a pass has judged it, neither after the first one.
         """
         trusted = torch.ones_like(batch.labels, dtype=torch.float64)
-        if batch.sample_ids is None:
+        if batch.sample_ids is None or self.counters["told"] == 0:
             return trusted
-        told = (self.first_probability >= 0).any()
-        return trusted.masked_fill(told & (entry < 0) & (batch.sample_ids >= 0), 0)
+        return trusted.masked_fill((entry < 0) & (batch.sample_ids >= 0), 0)
 
     def _entries(self, batch: Batch) -> Tensor:
         """(B,) where in the reference each sample is; -1 for one that is not there."""
@@ -338,13 +338,14 @@ class JudgeFilter(Filter):
         )
         judged = (labels >= 0) & found.known & found.probability.isfinite()
         rate, probability = found.noise_rate, found.probability
-        if not first and bool((self.first_probability < 0).all()):  # trained on from the start
+        if not first and self.counters["told"] == 0:  # trained on from the start
             rate = self._trained_rate(found, features or self.reference)
             if rate > found.noise_rate:
                 probability = shift_to_mean(found.score, 1 - rate, judged)
         probability = torch.where(judged, probability, _UNKNOWN)
         if first:
             overwrite(self.first_probability, probability)
+            self.counters.set(told=int((probability >= 0).any()))
         else:
             # The mean of the log-odds of what both say; what only one says is taken as it is.
             earlier = torch.where(labels == self.judged_labels, self.first_probability, _UNKNOWN)

@@ -111,7 +111,7 @@ class KNNDenoiser(Filter):
         (tensor([ True,  True,  True,  True, False]), tensor(1))
     """
 
-    suggests = True
+    suggests = judges_anything = True
 
     def __init__(
         self,

@@ -126,6 +126,7 @@ class PRISMFilter(Filter):
         tensor([ True, False,  True,  True])
     """
 
+    judges_anything = True
     step: Tensor
     quantiles: Tensor
     num_quantiles: Tensor
@@ -193,10 +194,9 @@ class PRISMFilter(Filter):
         similarity = self._similarity(everyone.embeddings)  # (N, C), Eq. 5
         own = own_similarity(similarity, everyone.labels)  # (N,)
         score, known = self._score(everyone, similarity, own)
-        real = everyone.real  # (N,), no row that a wrapper made up
-        rate, to_drop, low_ranks = self._noise_rate(similarity, own, real)
+        rate, to_drop, low_ranks = self._noise_rate(similarity, own, everyone)
         threshold, *window = smooth_top_r(  # Eq. 4
-            score, to_drop, known & real, self.quantiles, self.num_quantiles
+            score, to_drop, everyone.real_of(known), self.quantiles, self.num_quantiles
         )
         filling = self._filling()
         threshold = threshold.masked_fill(filling, -math.inf)
@@ -204,7 +204,7 @@ class PRISMFilter(Filter):
         # An estimate so low that nobody is dropped is a judgement, too.
         able = threshold > -math.inf if self.noise_rate is not None else rate < _NOTHING_LEARNED
         judged = known & able & filling.logical_not()
-        kept = keep & real
+        kept = everyone.real_of(keep)
         leaving = self.memory.leaving(everyone.embeddings, kept)  # asks the ranks that hold it
         memo = (everyone, kept, leaving, *window, low_ranks)
         return self.filtered(
@@ -283,13 +283,13 @@ class PRISMFilter(Filter):
         return torch.where(known, evidence, 1.0).double(), known
 
     def _noise_rate(
-        self, similarity: Tensor, own: Tensor, real: Tensor
+        self, similarity: Tensor, own: Tensor, rows: Batch
     ) -> tuple[Tensor, Tensor, Tensor]:
         """R, the share to drop, both 0-dim float64, and the window of low ranks after the batch."""
         if self.noise_rate is not None:
             rate = torch.full_like(self.quantiles.select(0, 0), self.noise_rate)
             return rate, rate, self.low_ranks
-        rate, low_ranks = smooth_noise_rate(similarity, own, real, self.low_ranks)
+        rate, low_ranks = smooth_noise_rate(similarity, own, rows.real, self.low_ranks)
         rate = torch.maximum(rate, self.structured)
         return rate, rate.masked_fill(rate >= _NOTHING_LEARNED, 0), low_ranks
 

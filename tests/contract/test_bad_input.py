@@ -30,6 +30,7 @@ from pytorch_metric_learning import losses
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 
 from noisydml import ConfidenceWeightedLoss, GroundTruthFilter
+from noisydml.wrappers.base import LossWrapper
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -123,6 +124,38 @@ def test_refused_and_nothing_lost(case: str, device: str) -> None:
                 assert_refused(wrapper, arguments, error, name)
         arguments = make_batch(seed=call, device=device)
         assert_equal(wrapper(**arguments), twin(**arguments))
+
+
+JUDGES_ANYTHING = [name for name in CASES if build(name).judges_anything]
+
+
+@pytest.mark.parametrize("case", JUDGES_ANYTHING)
+def test_a_gpu_judges_before_it_refuses_and_nothing_is_lost(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where the host asks once all is under way; a CPU shows an index out of range."""
+    monkeypatch.setattr(LossWrapper, "_read_at_once", ())
+    judged = []
+    judge = type(build(case)).judge
+    monkeypatch.setattr(
+        type(build(case)), "judge", lambda self, batch: (judged.append(1), judge(self, batch))[1]
+    )
+    beyond = {"an id beyond": (put("sample_ids", 5, 10**6), ValueError, "sample_ids")}
+    if CASES[case].has_classes:
+        beyond["a label beyond"] = (put("labels", 5, 10**6), ValueError, "labels")
+    if "prism" in case.split("(")[0] or "top_r" in case:
+        del beyond["an id beyond"]  # a ring takes any
+    wrapper, twin = build(case), build(case)
+    for call in range(3):
+        arguments = make_batch(seed=call)
+        assert_equal(wrapper(**arguments), twin(**arguments))
+        for bad, (change, error, name) in {**BAD, **beyond}.items():
+            with naming(f"{bad}, after {call + 1} good calls"):
+                assert_refused(wrapper, change(make_batch()), error, name)
+    before = len(judged)
+    with pytest.raises(ValueError, match="embeddings"):
+        wrapper(**BAD["a NaN"][0](make_batch()))
+    assert len(judged) > before  # it was judged, and then refused
 
 
 @pytest.mark.parametrize("case", [name for name, case in CASES.items() if case.has_classes])
