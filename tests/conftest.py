@@ -4,13 +4,6 @@ import pytest
 import torch
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_configure(config: pytest.Config) -> None:
-    """With ``-n`` a group stays with one worker: it starts ranks or a browser, once."""
-    if getattr(config.option, "dist", "no") == "load":
-        config.option.dist = "loadgroup"
-
-
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """The suite runs in as many processes as there are cores; threads would only get in the way."""

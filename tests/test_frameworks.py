@@ -50,7 +50,6 @@ def train_ddp(rank: int, world: int, epochs: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ranks")
 def test_ddp_trains_the_model_of_one_process(tmp_path: Path) -> None:
     one: dict[str, Any] = train_ddp(0, 1, EPOCHS)
     for result in run_ranks(train_ddp, 2, tmp_path, EPOCHS):

@@ -34,12 +34,15 @@ def run(path: Path, *arguments: str, before: str = "") -> subprocess.CompletedPr
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
+QUICK = ["synchronisations", "limits", "judge"]  # all of them run with the examples
+
+
 @pytest.mark.slow
-def test_every_part_runs_and_has_a_table(tmp_path: Path) -> None:
-    done = run(tmp_path / "gpu.json")
+def test_a_part_runs_and_has_a_table(tmp_path: Path) -> None:
+    done = run(tmp_path / "gpu.json", "--parts", *QUICK)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
-    assert list(found["parts"]) == list(script("gpu").PARTS)
+    assert list(found["parts"]) == QUICK
     for name, part in found["parts"].items():
         assert part["status"] == "finished"
         assert not any(script("gpu_page").told(record) for record in part["records"])

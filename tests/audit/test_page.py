@@ -21,8 +21,6 @@ import noisydml
 from noisydml import LabelIssues
 from noisydml.audit.pictures import data_uri
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 SIZE, CLASSES = 12, 3
 HOSTILE = [
     "</script><script>document.title = 'run'</script><!--<script>",

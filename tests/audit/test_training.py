@@ -187,7 +187,6 @@ def test_large_labels_stay_apart() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ranks")
 def test_two_ranks_collect_what_one_process_does(tmp_path: Path) -> None:
     expected = train(0, 1)
     for state in run_ranks(train, 2, tmp_path):

@@ -23,7 +23,7 @@ FAILURES: dict[str, Callable[[], Exception]] = {
     "any error": lambda: RuntimeError("on purpose"),
 }
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+pytestmark = pytest.mark.slow
 
 
 def message(call: Callable[[], object]) -> str:

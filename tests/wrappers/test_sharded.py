@@ -267,12 +267,9 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     return run_ranks(messages, 2, tmp_path_factory.mktemp("told"))
 
 
-ranks = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
-
-
 @pytest.mark.parametrize("name", MAKE)
 class TestRanks:
-    pytestmark = ranks
+    pytestmark = pytest.mark.slow
 
     def test_two_ranks_decide_like_a_whole(self, name: str, two: list[Any]) -> None:
         decisions, state, _ = one_process(name)
@@ -299,7 +296,7 @@ class TestRanks:
 
 
 class TestRefusals:
-    pytestmark = ranks
+    pytestmark = pytest.mark.slow
 
     def test_refresh_takes_all_samples_or_the_own_part(self, told: list[Any]) -> None:
         whole = knn(pairs(), k=5)

@@ -54,7 +54,6 @@ def train(rank: int, world: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ranks")
 def test_two_ranks_train_like_one_process(tmp_path: Path) -> None:
     two = run_ranks(train, 2, tmp_path)
     one = train(0, 1)
