@@ -643,5 +643,5 @@ def test_a_narrow_window(browser: Browser, tmp_path: Path) -> None:
     opened(browser, tmp_path / "page.html", example(), images=PICTURES, class_names=NAMES)
     with sized(browser, 420):
         tops = "return [...document.querySelectorAll('#list > li')].map(x => x.offsetTop)"
-        wait_for(lambda: browser.js(tops)[:3] == [0, 300, 600])
+        wait_for(lambda: browser.js(tops)[:3] == [0, 332, 664])
         assert browser.js("return document.documentElement.scrollWidth") <= 420
