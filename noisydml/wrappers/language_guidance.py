@@ -10,6 +10,7 @@ from torch import Tensor
 from noisydml.functional import language_guidance
 from noisydml.functional.checks import require_floating
 from noisydml.functional.language_guidance import Direction, SameClass, check_settings
+from noisydml.functional.products import finite
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.checks import ValueCheck, in_range
 from noisydml.wrappers.regularized import Regularizer
@@ -114,7 +115,7 @@ class LanguageGuidance(Regularizer):
         rows = len(self.table)
         # Before the first step the table is not where the batch is.
         looked_up = self.table.to(row.device).index_select(0, row.clamp(0, rows - 1))
-        bad = looked_up.isfinite().all().logical_not()
+        bad = finite(looked_up).logical_not()
         return [
             in_range(self.by, row, rows, "the rows of language"),
             ValueCheck(bad, "language must be finite, got NaN or infinity"),

@@ -22,25 +22,23 @@ JOBS = [(case, "multi_similarity") for case in CASES] + [
     ("ground_truth(super_loss_of_pairs)", "contrastive"),
     ("super_loss", "soft_triple"),
 ]
-FOUR = JOBS[::3]  # four processes take two cores long
-RUNS = [("two", job) for job in JOBS] + [("four", job) for job in FOUR]
-IDS = [f"{world}-{case}-{leaf}" for world, (case, leaf) in RUNS]
+IDS = [f"{case}-{leaf}" for case, leaf in JOBS]
 
 pytestmark = pytest.mark.slow
 
 
-def run(world: int, folder: Path, jobs: list[tuple[str, str]]) -> list[dict[Any, Any]]:
-    return run_ranks(ranks.run_jobs, world, folder, jobs)
+def run(world: int, folder: Path) -> list[dict[Any, Any]]:
+    return run_ranks(ranks.run_jobs, world, folder, JOBS)
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    return run(2, tmp_path_factory.mktemp("two"), JOBS)
+    return run(2, tmp_path_factory.mktemp("two"))
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    return run(4, tmp_path_factory.mktemp("four"), FOUR)
+    return run(4, tmp_path_factory.mktemp("four"))
 
 
 def assert_same_decisions(expected: list[Any], by_rank: list[list[Any]]) -> None:
@@ -75,7 +73,7 @@ def close(actual: Tensor | None, expected: Tensor | None) -> None:
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
-@pytest.fixture
+@pytest.fixture(params=["two", "four"])
 def results(request: pytest.FixtureRequest) -> list[dict[Any, Any]]:
     """Of each rank."""
     found: list[dict[Any, Any]] = request.getfixturevalue(request.param)
@@ -87,7 +85,7 @@ def one_process(case: str, leaf: str) -> dict[str, Any]:
     return ranks.train(case, leaf, 0, 1)
 
 
-@pytest.mark.parametrize(("results", "job"), RUNS, indirect=["results"], ids=IDS)
+@pytest.mark.parametrize("job", JOBS, ids=IDS)
 def test_ranks_decide_like_one_process(job: tuple[str, str], results: list[Any]) -> None:
     """And have its values and gradients where the loss is of all ranks' rows."""
     one = one_process(*job)
@@ -101,7 +99,7 @@ def test_ranks_decide_like_one_process(job: tuple[str, str], results: list[Any])
                 torch.testing.assert_close(result[job][name], one[name])
 
 
-@pytest.mark.parametrize(("results", "job"), RUNS, indirect=["results"], ids=IDS)
+@pytest.mark.parametrize("job", JOBS, ids=IDS)
 def test_ranks_keep_the_state_of_one_process(job: tuple[str, str], results: list[Any]) -> None:
     """Proxies, running means, memories and counters; equal to the bit on all ranks.
 
