@@ -154,7 +154,8 @@ def test_a_pretrained_recipe_runs(
     recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
-    methods = ["untrained", "plain", "KNNDenoiser (judged start)", "TITAN", "robust"]
+    judged = ["KNNDenoiser (judged start)", "robust", "robust (judged start)"]
+    methods = ["untrained", "plain", "PRISMFilter", "TITAN", *judged]
     run(monkeypatch, recipe, "--short", "--methods", *methods)
     assert [line.split(" | ")[3] for line in capsys.readouterr().out.splitlines()] == methods
 

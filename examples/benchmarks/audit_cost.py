@@ -53,7 +53,7 @@ def measure(size: int, classes: int, exact: int) -> None:
     flagged[found.issues] = True
     cells_of = [
         f"{size:,}", f"{classes:,}", "exact" if index is None else index.factory,
-        f"{seconds:.0f}", f"{cpu:.0f}", f"{peak():.2f}", f"{(peak() - before) * 1e6 / size:.2f}",
+        f"{seconds:.1f}", f"{cpu:.1f}", f"{peak():.2f}", f"{(peak() - before) * 1e6 / size:.2f}",
         f"{found.noise_rate:.3f} ({wrong.mean():.3f})", f"{f1_score(wrong, flagged):.3f}",
     ]  # fmt: skip
     print("| " + " | ".join(cells_of) + " |", flush=True)
@@ -70,14 +70,14 @@ def run(size: int, classes: int, exact: bool) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="a hundredth of the size")
+    parser.add_argument("--short", action="store_true", help="a 300th of the size")
     parser.add_argument("--curve", action="store_true", help="three sizes, not only the first")
     parser.add_argument("--one", type=int, nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         measure(*options.one)
         return
-    part = 100 if options.short else 1
+    part = 300 if options.short else 1
     sizes = [(size // part, classes // part) for size, classes in SIZES]
     print(f"{WIDTH} wide, {torch.get_num_threads()} threads")
     print("| samples | classes | neighbours | s | CPU s | GB | kB a sample | rate (true) | F1 |")

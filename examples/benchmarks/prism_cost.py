@@ -94,7 +94,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=31)
     parser.add_argument("--short", action="store_true", help="two shapes, 3 repeats: seconds")
     options = parser.parse_args()
-    shapes, repeats = (SHORT, 3) if options.short else (SHAPES, options.repeats)
+    shapes, repeats, least = SHAPES, options.repeats, LEAST_SECONDS
+    if options.short:
+        shapes, repeats, least = SHORT, 3, LEAST_SECONDS / 10
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(f"{where}, torch {torch.__version__}, float32, {repeats} repeats, milliseconds\n")
@@ -104,7 +106,7 @@ def main() -> None:
     for shape, threads in tqdm(runs, unit="shape", leave=False, disable=None):
         torch.set_num_threads(threads)
         todo = tasks(shape, device)
-        times = {n: math.ceil(LEAST_SECONDS / seconds(t, 5, device)) for n, t in todo.items()}
+        times = {n: math.ceil(least / seconds(t, 5, device)) for n, t in todo.items()}
         spent = [
             {name: 1000 * seconds(task, times[name], device) for name, task in todo.items()}
             for _ in range(repeats)

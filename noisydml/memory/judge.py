@@ -21,6 +21,7 @@ from noisydml.memory.latent import (
     Setting,
     means,
 )
+from noisydml.memory.trained import trained_rate
 
 # docs/judge.md lists these, and those of latent.py.
 _WHERE = ("all classes alike", "particular classes")
@@ -29,6 +30,7 @@ _WIDTH = 256  # columns that are kept of wide features
 _SHOWN = 8  # neighbours of each sample that are told
 _CROWD = 15  # labels a class, on average, from which on a core says something
 _CLOSE = 0.03  # of what a model predicts better than the classes' sizes do
+_CERTAIN = 0.5  # mean probability of a sample's class, with which nothing hides from the judge
 _AT_ODDS = 0.05  # the least by which the rate of the core must be above that of all
 
 
@@ -57,6 +59,7 @@ def judge_labels(
     k: int = 50,
     index: str | NeighborIndex | None = None,
     folds: int | None = None,
+    trained: bool = False,
     progress: Callable[[int, int], Any] | None = None,
 ) -> LabelJudgement:
     r"""Judge the labels of a set of features, of which nobody knows how many are wrong.
@@ -79,6 +82,10 @@ def judge_labels(
             as bring 10,000 labels.
         index: what finds them; see :class:`~noisydml.memory.neighbors.Neighborhood`. None for an
             exact one, on the CPU up to 131,072 samples, and an inverted file beyond.
+        trained: whether the features are of a network that was trained on all of these labels.
+            Such features agree with wrong ones, of which the judge takes a part for right ones,
+            most of all where they fall on similar classes. The rate is then that of
+            :func:`noisydml.memory.trained.trained_rate`.
         progress: called with the number of rounds done and of all, which are as many at the end.
 
     Returns:
@@ -95,6 +102,20 @@ def judge_labels(
         >>> (found.probability < 0.5).nonzero().tolist(), round(found.noise_rate, 2)
         ([[3]], 0.02)
     """
+    with torch.autocast(labels.device.type, enabled=False):
+        return _judge(features, labels, trust, k, index, folds, trained, progress)
+
+
+def _judge(
+    features: Rows,
+    labels: Tensor,
+    trust: Tensor | None,
+    k: int,
+    index: str | NeighborIndex | None,
+    folds: int | None,
+    trained: bool,
+    progress: Callable[[int, int], Any] | None,
+) -> LabelJudgement:
     device = labels.device
     classes, codes = torch.unique(labels, return_inverse=True)
     if len(classes) > 0 and int(classes[0]) < 0:  # -1, the first of them
@@ -197,6 +218,8 @@ def judge_labels(
         else:  # classes of a few samples have cores that are wrong more often than the rest
             rate += min(max(core - width - rate, 0.0), _AT_ODDS)
         rate = min(max(rate, 0.0), 0.99)
+        if trained and structured and float(final.most.mean()) < _CERTAIN:
+            rate = trained_rate(sample, rate)
         low, high = min(rate, core) - width, max(rate, core) + width
         found_by = f"if wrong labels fall on {_WHERE[structured]}"
         for m in range(len(models)):  # who predicts about as well may be right about the rate

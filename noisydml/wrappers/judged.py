@@ -15,13 +15,11 @@ from noisydml.functional.checks import (
     require_choice,
     require_count,
 )
-from noisydml.functional.judge import shift_to_mean
 from noisydml.memory.features import FeatureMemory
 from noisydml.memory.index import NeighborIndex
-from noisydml.memory.judge import LabelJudgement, judge_labels
+from noisydml.memory.judge import judge_labels
 from noisydml.memory.neighbors import Neighborhood
 from noisydml.memory.state import Counters, overwrite
-from noisydml.memory.united import trained_rate
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import Filter
 from noisydml.wrappers.checks import (
@@ -310,7 +308,9 @@ class JudgeFilter(Filter):
         """Train on all labels, for now, if the features do not tell the classes."""
         if seen < _LOOK * len(self.memory):
             return
-        found = self._judged(self.memory, folds=None)
+        found = judge_labels(
+            self.memory.features.float(), self.memory.labels, k=self.k, index=self.index
+        )
         tells = math.isfinite(found.noise_rate) and found.certainty >= _TELLING
         self.counters.set(looked=1, phase=_COLLECTING if tells else _TRAINING)
 
@@ -320,29 +320,19 @@ class JudgeFilter(Filter):
             return False
         return bool((self.memory.labels.take(rows.sample_ids) >= 0).all())
 
-    def _judged(self, memory: FeatureMemory, folds: int | None) -> LabelJudgement:
-        device_type = memory.features.device.type
-        with torch.autocast(device_type, enabled=False):
-            return judge_labels(
-                memory.features.float(), memory.labels, k=self.k, index=self.index, folds=folds
-            )
-
-    def _trained_rate(self, found: LabelJudgement, memory: FeatureMemory) -> float:
-        with torch.autocast(memory.features.device.type, enabled=False):
-            return trained_rate(found, memory.features, memory.labels, k=self.k, index=self.index)
-
     def _judge_reference(self, first: bool, features: FeatureMemory | None = None) -> None:
-        labels = (features or self.reference).labels
-        found = self._judged(
-            features or self.reference, folds=None if first or len(labels) < _FEW else 1
+        memory = self.reference if features is None else features
+        labels = memory.labels
+        found = judge_labels(
+            memory.features.float(),
+            labels,
+            k=self.k,
+            index=self.index,
+            folds=None if first or len(labels) < _FEW else 1,
+            trained=not first and self.counters["told"] == 0,  # on all of them from the start
         )
         judged = (labels >= 0) & found.known & found.probability.isfinite()
-        rate, probability = found.noise_rate, found.probability
-        if not first and self.counters["told"] == 0:  # trained on from the start
-            rate = self._trained_rate(found, features or self.reference)
-            if rate > found.noise_rate:
-                probability = shift_to_mean(found.score, 1 - rate, judged)
-        probability = torch.where(judged, probability, _UNKNOWN)
+        rate, probability = found.noise_rate, torch.where(judged, found.probability, _UNKNOWN)
         if first:
             overwrite(self.first_probability, probability)
             self.counters.set(told=int((probability >= 0).any()))

@@ -29,7 +29,6 @@ from noisydml.functional.prism import (
 from noisydml.memory.features import FeatureMemory
 from noisydml.memory.judge import judge_labels
 from noisydml.memory.state import Counters, overwrite
-from noisydml.memory.united import trained_rate
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import Filter, call_loss, loss_against_memory
 from noisydml.wrappers.checks import ValueCheck, in_range, require_width
@@ -241,11 +240,9 @@ class PRISMFilter(Filter):
 
     def _end_pass(self, recent: FeatureMemory) -> None:
         """Ask the judge about noise among similar classes, which the ranks do not show."""
-        with torch.autocast(recent.features.device.type, enabled=False):
-            found = judge_labels(recent.features.float(), recent.labels, folds=1)
-            rate = trained_rate(found, recent.features, recent.labels)
-        says = found.structured and not math.isnan(rate)
-        self.structured.fill_(rate if says else 0.0)
+        found = judge_labels(recent.features.float(), recent.labels, folds=1, trained=True)
+        says = found.structured and math.isfinite(found.noise_rate)
+        self.structured.fill_(found.noise_rate if says else 0.0)
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
         self.memory.require_ranks()

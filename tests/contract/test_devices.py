@@ -117,9 +117,13 @@ class Homeless(TorchFunctionMode):
         kwargs = kwargs or {}
         copies = func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], torch.Tensor)
         if copies or (func in FACTORIES and "device" not in kwargs):
-            caller = next(f for f in inspect.stack()[1:] if f.filename != __file__)
-            if PACKAGE in Path(caller.filename).parents and caller.function != "__init__":
-                self.found.add(f"{Path(caller.filename).name}:{caller.lineno}")
+            caller = inspect.currentframe()
+            while caller is not None and caller.f_code.co_filename == __file__:
+                caller = caller.f_back
+            assert caller is not None
+            path, function = Path(caller.f_code.co_filename), caller.f_code.co_name
+            if PACKAGE in path.parents and function != "__init__":
+                self.found.add(f"{path.name}:{caller.f_lineno}")
         return func(*args, **kwargs)
 
 

@@ -10,9 +10,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from noisydml import noise
-from noisydml.functional.judge import core_rate, within_class_whitening
+from noisydml.functional.judge import (
+    core_rate,
+    principal_components,
+    within_class_whitening,
+)
 from noisydml.memory.judge import judge_labels
-from noisydml.memory.united import _core_and_low_ranks, trained_rate
+from noisydml.memory.latent import Sample
+from noisydml.memory.trained import core_and_low_ranks, trained_rate
 
 
 def classes(number: int, per_class: int, spread: float) -> tuple[Tensor, Tensor]:
@@ -49,13 +54,27 @@ def literal(features: Tensor, labels: Tensor, k: int) -> tuple[float, float]:
     return float(core_rate(torch.tensor(agreement), torch.tensor(wrong))), low / expected
 
 
+def sampled(features: Tensor, labels: Tensor, k: int) -> Sample:
+    order = labels.argsort(stable=True)
+    codes = torch.unique(labels, return_inverse=True)[1][order]
+    ones, folds = torch.ones(len(labels)), torch.arange(len(labels)) % 5
+    return Sample(
+        principal_components(features, 256)[order],
+        codes,
+        int(codes.max()) + 1,
+        ones,
+        folds,
+        k,
+        None,
+    )
+
+
 @pytest.mark.parametrize("kind", [noise.uniform, noise.pair_flip])
 def test_it_is_what_a_loop_over_samples_finds(kind: object) -> None:
     features, true = classes(7, 20, 0.8)
     given = torch.from_numpy(kind(true, 0.3, seed=0).labels)  # type: ignore[operator]
-    core, low = _core_and_low_ranks(features, given, 15, None)
-    assert (core, low) == pytest.approx(literal(features, given, 15), abs=1e-4)
-    assert _core_and_low_ranks(features, given * 10**12 + 3, 15, None) == (core, low)
+    found = core_and_low_ranks(sampled(features, given, 15))
+    assert found == pytest.approx(literal(features, given, 15), abs=1e-4)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.4])
@@ -63,21 +82,22 @@ def test_it_is_what_a_loop_over_samples_finds(kind: object) -> None:
 def test_it_is_the_judges_or_more_and_never_twice_as_much(rate: float, spread: float) -> None:
     features, true = classes(40, 25, spread)
     given = torch.from_numpy(noise.pair_flip(true, rate, seed=0).labels)
-    found = judge_labels(features, given, folds=1)
-    trained = trained_rate(found, features, given)
-    assert found.noise_rate <= trained <= 2 * found.noise_rate
+    found = judge_labels(features, given, folds=1).noise_rate
+    trained = judge_labels(features, given, folds=1, trained=True)
+    assert found <= trained.noise_rate <= 2 * found
     if rate == 0 or spread < 1:  # certain of the classes, or nothing to see
-        assert trained == pytest.approx(found.noise_rate)
+        assert trained.noise_rate == pytest.approx(found)
     if (rate, spread) == (0.4, 2.0):  # of which the judge sees the half
-        assert found.noise_rate < 0.3 < trained < 0.5
+        assert found < 0.3 < trained.noise_rate < 0.5
+    assert float(trained.probability.mean()) == pytest.approx(1 - trained.noise_rate, abs=1e-6)
+    low, high = trained.noise_rate_bounds
+    assert low <= trained.noise_rate <= high
 
 
 def test_uniform_noise_is_left_to_the_judge() -> None:
     features, true = classes(40, 25, 2.0)
     given = torch.from_numpy(noise.uniform(true, 0.4, seed=0).labels)
-    found = judge_labels(features, given, folds=1)._replace(structured=True, certainty=0.0)
-    assert trained_rate(found, features, given) == found.noise_rate
-    assert math.isnan(trained_rate(found._replace(noise_rate=math.nan), features, given))
+    assert trained_rate(sampled(features, given, 50), 0.2) == 0.2
 
 
 def test_core_rate_against_its_definition() -> None:

@@ -1,0 +1,62 @@
+"""How many labels are wrong, from features of a network that was trained on them."""
+
+from __future__ import annotations
+
+import torch
+
+from noisydml.functional.judge import core_rate, leave_one_out_similarity
+from noisydml.functional.neighbors import neighbor_label_score
+from noisydml.functional.prism import low_rank_counts
+from noisydml.memory.latent import Sample
+
+_BLOCK = 2**22  # similarities at once
+# Noise that falls on all classes alike ranks as low as it is frequent; of noise that falls on
+# similar classes less than this part does.
+_LOW = 0.4
+_MOST = 2.0  # times what the judge sees
+
+
+def trained_rate(sample: Sample, rate: float) -> float:
+    r"""What the rate of wrong labels is where the features have been trained on all of them.
+
+    A neighbourhood that is of one mind lies deep inside one true class even then, so the share
+    that has another label there counts, the rate of the core
+    (:func:`~noisydml.functional.judge.core_rate`), up to twice the judge's. It does not where wrong
+    labels rank as low as those that are wrong at random
+    (:func:`~noisydml.functional.low_rank_counts`): with features that tell little the core has
+    wrong labels by chance. No sample has a part in its own judgement.
+
+    Args:
+        sample: the labelled features.
+        rate: of the judge.
+
+    Returns:
+        At least that. Asks the host.
+    """
+    core, low = core_and_low_ranks(sample)
+    return max(rate, min(core, _MOST * rate)) if low < _LOW * core else rate
+
+
+def core_and_low_ranks(sample: Sample) -> tuple[float, float]:
+    """The shares of wrong labels where neighbours agree most, and by low ranks."""
+    labelled = (sample.codes >= 0).nonzero().squeeze(1)
+    matrix = sample.whitening(sample.weights)
+    sums = matrix.new_zeros(sample.num_classes, len(matrix))
+    for rows in sample.blocks():
+        weighted = sample.directions(matrix, rows) * sample.weights[rows].unsqueeze(1)
+        sums.index_add_(0, sample.classes[rows], weighted)
+    support, wrong = [], []
+    low = torch.zeros(2, dtype=torch.float64, device=labelled.device)
+    for some in torch.split(labelled, max(1, _BLOCK // sample.num_classes)):
+        mine = sample.codes[some]
+        voters = sample.classes[sample.near[some].clamp_min(0)]
+        vote = neighbor_label_score(voters, mine, sample.votes[some])
+        support.append(vote.support)
+        wrong.append(vote.majority != mine)
+        similarity, own = leave_one_out_similarity(
+            sample.directions(matrix, some), sums, mine, sample.own_weights[some]
+        )
+        similarity.scatter_(1, mine.unsqueeze(1), own.unsqueeze(1))
+        low += torch.stack(low_rank_counts(similarity, own))
+    core = float(core_rate(torch.cat(support), torch.cat(wrong)))
+    return core, float(low[0] / low[1].clamp_min(1e-12))
