@@ -30,6 +30,7 @@ from noisydml.wrappers.checks import (
 from noisydml.wrappers.decision import Decision, Judgement
 
 _is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # older torch has none
+_backward_pass = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # -1 outside of any
 
 
 class LossWrapper(nn.Module, ABC):
@@ -69,6 +70,7 @@ class LossWrapper(nn.Module, ABC):
         self.validate_args = validate_args
         self.decision: Decision | None = None
         self._ranks_agree = False
+        self._passes_without_graph = 0  # since the last training step
         self._unread: list[ValueCheck] = []  # of a batch that is being judged
         # Training calls that have returned, other changes of state, and calls in eval mode with a
         # graph since the last training call: what the ranks have to have in common.
@@ -123,6 +125,7 @@ class LossWrapper(nn.Module, ABC):
         )
 
     def _eager(self, embeddings: Tensor, *arguments: Any) -> Tensor:
+        self._refuse_second_call()
         batch = self._checked(embeddings, *arguments)
         self._prepare(batch.embeddings.device)
         value = self.run(batch)
@@ -131,6 +134,26 @@ class LossWrapper(nn.Module, ABC):
         elif torch.is_grad_enabled() and batch.embeddings.requires_grad:
             self._eval_calls += 1
         return value
+
+    def _refuse_second_call(self) -> None:
+        """In ``torch.utils.checkpoint`` a batch comes again in the backward pass.
+
+        Its first call must not have written any state, or it is judged by another one now. With
+        ``use_reentrant=True`` the first call has no graph and writes none.
+        """
+        if not self._trains() or all(type(w).commit is LossWrapper.commit for w in self._chain()):
+            return
+        if not is_training_step():
+            self._passes_without_graph += 1
+        elif _backward_pass() < 0:
+            self._passes_without_graph = 0
+        elif self._passes_without_graph > 0:
+            self._passes_without_graph -= 1
+        else:
+            raise RuntimeError(
+                f"{type(self).__name__} was called a second time, in the backward pass: a wrapper "
+                "with state cannot be inside torch.utils.checkpoint, but for use_reentrant=True"
+            )
 
     def run(self, batch: Batch) -> Tensor:
         """Loss of a batch that has been checked; wrappers call this on one another."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from contract.cases import (
@@ -20,8 +22,9 @@ from contract.cases import (
 )
 from pytorch_metric_learning import losses
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from noisydml import ConfidenceWeightedLoss, per_sample_loss
+from noisydml import ConfidenceWeightedLoss, LossWrapper, per_sample_loss
 
 WEIGHING_ONLY = [n for n, case in CASES.items() if case.weighs and not case.drops]
 
@@ -140,3 +143,30 @@ def test_a_pass_without_gradients_leaves_no_trace(case: str) -> None:
                 value = wrapper(**make_batch(seed=step))
                 value.backward()
                 assert_equal(value, twin(**make_batch(seed=step)))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_a_call_that_comes_again_in_the_backward_pass(case: str, reentrant: bool) -> None:
+    """``torch.utils.checkpoint``: the gradient and the state are those of one call, or it raises.
+
+    The first call of a reentrant one has no graph, and writes nothing.
+    """
+    once, again = build(case), build(case)
+    stateful = any(type(each).commit is not LossWrapper.commit for each in chain(once))
+    for seed in range(4):
+        arguments = make_batch(seed=seed)
+        torch.manual_seed(seed)
+        once(**arguments).backward()
+        gradient, embeddings = arguments["embeddings"].grad, make_batch(seed=seed)["embeddings"]
+        rest = {name: value for name, value in arguments.items() if name != "embeddings"}
+        torch.manual_seed(seed)
+        value = checkpoint(partial(again, **rest), embeddings, use_reentrant=reentrant)
+        if stateful and not reentrant:
+            with pytest.raises(RuntimeError, match="called a second time, in the backward pass"):
+                value.backward()
+            return
+        value.backward()
+        with naming(f"step {seed}"):
+            assert_equal(embeddings.grad, gradient)
+            assert_same_state(state_of(once), again)
