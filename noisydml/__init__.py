@@ -6,9 +6,10 @@ from noisydml.audit.corrections import apply_corrections
 from noisydml.audit.find import find_label_issues
 from noisydml.audit.issues import LabelIssues
 from noisydml.audit.training import LabelAudit
-from noisydml.wrappers.base import Filter, LossWrapper
+from noisydml.wrappers.base import LossWrapper
 from noisydml.wrappers.confidence import ConfidenceWeightedLoss
 from noisydml.wrappers.decision import Decision
+from noisydml.wrappers.filter import Filter
 from noisydml.wrappers.gathered import GatheredLoss
 from noisydml.wrappers.ground_truth import GroundTruthFilter
 from noisydml.wrappers.ids import with_ids

@@ -18,16 +18,15 @@ from noisydml.memory.state import refuse_state, require_state_in_range
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.checks import (
     ValueCheck,
-    agree_across_ranks,
     in_range,
     make_batch,
     raise_first,
-    require_finite_losses,
     require_width,
     value_checks,
     within_limits,
 )
 from noisydml.wrappers.decision import Decision, Judgement
+from noisydml.wrappers.ranks import agree_across_ranks
 
 _is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # older torch has none
 _backward_pass = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # -1 outside of any
@@ -352,87 +351,6 @@ class LossWrapper(nn.Module, ABC):
                 wrapper._ranks_agree, wrapper._changes = True, 0
 
 
-class Filter(LossWrapper):
-    """A wrapper that drops what it distrusts and does nothing else to a batch.
-
-    ``judge`` ends in :meth:`filtered`.
-    """
-
-    suggests: ClassVar[bool] = False  # whether decisions say which label a sample should have
-
-    def __init__(self, loss: Callable[..., Any], *, validate_args: bool = True) -> None:
-        super().__init__(loss, validate_args=validate_args)
-        pml.refuse_undroppable(list(self._chain())[-1].loss)
-
-    def filtered(
-        self,
-        batch: Batch,
-        everyone: Batch,
-        keep: Tensor,
-        score: Tensor,
-        threshold: Tensor,
-        *,
-        own_loss: Tensor | None = None,
-        memo: Any = None,
-        **evidence: Tensor,
-    ) -> Judgement:
-        """The judgement that keeps some rows.
-
-        Args:
-            batch: of this rank.
-            everyone: the rows that were judged, those of all ranks or the batch itself.
-            keep: (N,) bool, one a row of ``everyone``, as ``score`` is.
-            score: (N,) floating point.
-            threshold: 0-dim.
-            own_loss: see :class:`Judgement`.
-            memo: see :class:`Judgement`.
-            **evidence: the other fields of the :class:`Decision`, (N,) or 0-dim; ``judged`` are all
-                samples by default, and never rows that a wrapper has made up.
-        """
-        own = {"keep": keep, "score": score, **evidence}
-        own["judged"] = everyone.real_of(own["judged"]) if "judged" in own else everyone.real
-        for name, value in own.items():
-            if value.ndim > 0:
-                own[name] = batch.own_rows(everyone, value)
-        decision = Decision(weight=own["keep"].float(), threshold=threshold, **own)
-        return Judgement(decision, own_loss, memo)
-
-    def value(self, batch: Batch, judgement: Judgement) -> Tensor:
-        return self.kept_value(batch.select(judgement.decision.keep))
-
-    def kept_value(self, batch: Batch) -> Tensor:
-        """The loss of the rows that are kept."""
-        return call_loss(self.loss, batch)
-
-
-class AroundFilter(LossWrapper):
-    """A wrapper that says what becomes of the samples which the filter inside it distrusts.
-
-    It takes the filter's judgement for its own, and has the filter commit it.
-    """
-
-    @property
-    def filter(self) -> Filter:
-        """The wrapper that judges."""
-        assert isinstance(self.loss, Filter)
-        return self.loss
-
-    def judge(self, batch: Batch) -> Judgement:
-        if not self.filter.training:  # it trusts everyone and changes nothing
-            return Judgement(Decision.trusting(batch))
-        judged = self.filter.judge(batch)
-        return self.rejudged(batch, judged)
-
-    @abstractmethod
-    def rejudged(self, batch: Batch, judged: Judgement) -> Judgement:
-        """The judgement to go by; its ``memo`` begins with the filter's."""
-
-    def commit(self, batch: Batch, judgement: Judgement) -> None:
-        if judgement.memo is not None:
-            self.filter.commit(batch, judgement.memo[0])
-        self.filter.decision = judgement.decision
-
-
 def is_training_step() -> bool:
     """Whether a call in train mode is a step, whose batch is remembered: whether it has a graph.
 
@@ -456,40 +374,6 @@ def call_loss(loss: Callable[..., Any], batch: Batch) -> Tensor:
     return pml.call(loss, batch)
 
 
-def loss_against_memory(
-    loss: Callable[..., Any], batch: Batch, memory: FeatureMemory
-) -> Tensor | None:
-    """The loss of a batch compared with a memory (PRISM, Eq. 8); None if either has no row.
-
-    The regularisers of the loss are those of the call without a memory.
-    One host synchronisation on CUDA. Copies are compared with: what autograd keeps for the
-    backward pass must not be overwritten by ``commit``.
-    """
-    remembered = memory.first_filled(batch.embeddings.dtype) if len(batch) else None
-    if remembered is None:
-        return None
-    features, labels = remembered
-    batch = replace(batch, indices_tuple=None, ref_emb=features, ref_labels=labels)
-    return pml.unregularized(loss, batch)
-
-
-def losses_by(
-    name: str, judge: Callable[..., Any], batch: Batch, own: list[nn.Parameter]
-) -> tuple[Batch, Tensor]:
-    """The rows of all ranks, and their (N,) losses by another loss, which train its ``own``.
-
-    Without a row on any rank there is no loss; the empty tensor has a graph all the same.
-    ValueError if one is not finite and values are checked.
-    """
-    everyone = distributed.gather_batch(replace(batch.judged(), sample_ids=None))
-    with torch.set_grad_enabled(bool(own) and torch.is_grad_enabled()):
-        if len(everyone) == 0:
-            return everyone, zero_with_graph(everyone.embeddings, own).expand(0)
-        losses = pml.sample_losses(judge, everyone)
-    require_finite_losses(batch, losses, name)
-    return everyone, losses
-
-
 def zero_with_graph(embeddings: Tensor, parameters: Iterable[Tensor]) -> Tensor:
     """0, of which all get a gradient of zeros: DistributedDataParallel waits for each parameter.
 
@@ -499,11 +383,3 @@ def zero_with_graph(embeddings: Tensor, parameters: Iterable[Tensor]) -> Tensor:
     for parameter in parameters:
         zero = zero + parameter.reshape(-1).narrow(0, 0, 0).sum().to(zero.dtype)
     return zero
-
-
-def parameters_besides(judge: Any, loss: Any) -> list[nn.Parameter]:
-    """The parameters of a judging loss that the wrapped loss does not train already."""
-    if not isinstance(judge, nn.Module):
-        return []
-    trained = {id(p) for p in loss.parameters()} if isinstance(loss, nn.Module) else set()
-    return [p for p in judge.parameters() if id(p) not in trained]

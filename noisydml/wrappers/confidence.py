@@ -16,9 +16,10 @@ from noisydml.functional import confidence, gaussian_mixture_threshold, otsu_thr
 from noisydml.functional.checks import require_count, require_decay, require_loss, require_positive
 from noisydml.memory.state import Counters, overwrite
 from noisydml.pml.batch import Batch
-from noisydml.wrappers.base import LossWrapper, call_loss, losses_by, parameters_besides
+from noisydml.wrappers.base import LossWrapper, call_loss
 from noisydml.wrappers.checks import ValueCheck, proxy_checks, raise_first
 from noisydml.wrappers.decision import Decision, Judgement
+from noisydml.wrappers.losses import losses_by, parameters_besides
 
 Named = Literal["otsu", "running_mean", "gaussian_mixture"]
 Threshold = Named | float | Callable[[Tensor], Tensor | float]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from noisydml.pml.batch import Batch
-from noisydml.wrappers.base import Filter
 from noisydml.wrappers.checks import ValueCheck, in_range
 from noisydml.wrappers.decision import Judgement
+from noisydml.wrappers.filter import Filter
 
 
 class GroundTruthFilter(Filter):

@@ -10,8 +10,8 @@ from torch import Tensor
 from noisydml import pml
 from noisydml.functional.checks import require_loss
 from noisydml.pml.batch import Batch
-from noisydml.wrappers.base import AroundFilter, Filter
 from noisydml.wrappers.decision import Judgement
+from noisydml.wrappers.filter import AroundFilter, Filter
 
 
 class SelectedInteractions(AroundFilter):

@@ -21,7 +21,6 @@ from noisydml.memory.judge import judge_labels
 from noisydml.memory.neighbors import Neighborhood
 from noisydml.memory.state import Counters, overwrite
 from noisydml.pml.batch import Batch
-from noisydml.wrappers.base import Filter
 from noisydml.wrappers.checks import (
     WITH_IDS,
     WITHOUT_IDS,
@@ -32,6 +31,7 @@ from noisydml.wrappers.checks import (
     remembered_checks,
 )
 from noisydml.wrappers.decision import Decision, Judgement
+from noisydml.wrappers.filter import Filter
 
 Start = Literal["judge", "train"]
 

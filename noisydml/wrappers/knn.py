@@ -21,7 +21,6 @@ from noisydml.memory.neighbors import Neighborhood
 from noisydml.memory.sharded import ShardedNeighborhood
 from noisydml.memory.state import Counters
 from noisydml.pml.batch import Batch
-from noisydml.wrappers.base import Filter
 from noisydml.wrappers.checks import (
     WITH_IDS,
     WITHOUT_IDS,
@@ -31,6 +30,7 @@ from noisydml.wrappers.checks import (
     width_given_by,
 )
 from noisydml.wrappers.decision import Decision, Judgement
+from noisydml.wrappers.filter import Filter
 
 _LEAST_K, _MOST_K = 5, 200  # of k="auto"; 200 is the paper's k
 _SHARE = 20  # one in so many of the reference are neighbours, with weighted votes

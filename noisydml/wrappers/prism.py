@@ -30,9 +30,11 @@ from noisydml.memory.features import FeatureMemory
 from noisydml.memory.judge import judge_labels
 from noisydml.memory.state import Counters, overwrite
 from noisydml.pml.batch import Batch
-from noisydml.wrappers.base import Filter, call_loss, loss_against_memory
+from noisydml.wrappers.base import call_loss
 from noisydml.wrappers.checks import ValueCheck, in_range, require_width
 from noisydml.wrappers.decision import Decision, Judgement
+from noisydml.wrappers.filter import Filter
+from noisydml.wrappers.losses import loss_against_memory
 
 Score = Literal["centers", "pairs", "batch_positive", "memory_positive"]
 

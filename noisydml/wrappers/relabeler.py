@@ -12,9 +12,10 @@ from noisydml.distributed import gather_batch
 from noisydml.functional.checks import require_loss, require_number, require_positive
 from noisydml.memory.features import FeatureMemory
 from noisydml.pml.batch import Batch
-from noisydml.wrappers.base import AroundFilter, Filter, loss_against_memory
 from noisydml.wrappers.checks import ValueCheck, require_width
 from noisydml.wrappers.decision import Judgement
+from noisydml.wrappers.filter import AroundFilter, Filter
+from noisydml.wrappers.losses import loss_against_memory
 
 
 class MemoryRelabeler(AroundFilter):

@@ -13,9 +13,11 @@ from noisydml import pml
 from noisydml.functional import forget_rate, small_loss_threshold
 from noisydml.functional.checks import require_count, require_loss, require_noise_rate
 from noisydml.pml.batch import Batch
-from noisydml.wrappers.base import Filter, LossWrapper, losses_by, parameters_besides
+from noisydml.wrappers.base import LossWrapper
 from noisydml.wrappers.checks import ValueCheck, proxy_checks
 from noisydml.wrappers.decision import Decision, Judgement
+from noisydml.wrappers.filter import Filter
+from noisydml.wrappers.losses import losses_by, parameters_besides
 
 
 class SmallLossFilter(Filter):
