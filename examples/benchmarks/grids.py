@@ -9,6 +9,7 @@ HALF = ("uniform", 0.5)
 NOISES = [HALF, ("none", 0.0), ("semantic", 0.5), ("small_cluster", 0.25), ("pair_flip", 0.5),
           ("uniform", 0.2)]  # fmt: skip
 FILTERS = ["PRISMFilter", "KNNDenoiser (0.25)"]
+TRAINED = "robust (trained start)"
 PARTS = ("similarity loss", "clustering", "mixing", "refinement", "weights")
 
 
@@ -54,16 +55,21 @@ def mnist() -> list[Cell]:
         for method in methods
     ]
     cells += [(loss, "KNNDenoiser (IVF)", *HALF) for loss in ("MS", "SCAF", "ST")]
+    cells += [
+        (loss, TRAINED, "uniform", rate)
+        for rate in (0.5, 0.2, 0.1)
+        for loss in ("MS", "SCAF", "ST")
+    ]
     return cells + [("MS", method, *HALF) for method in ("KNNDenoiser (counts)", "KNNDenoiser")]
 
 
 def cifar100() -> list[Cell]:
-    noises = [("semantic", 0.5), ("uniform", 0.5)]
-    clean = [("SupCon", "plain", "none", 0.0)]
-    return clean + [
+    noises = [("semantic", 0.5), ("uniform", 0.5), ("none", 0.0)]
+    return [
         ("SupCon", method, *noise)
         for noise in noises
-        for method in ["plain", "GroundTruthFilter", *FILTERS]
+        for method in ["plain", "GroundTruthFilter", TRAINED, *FILTERS]
+        if noise[1] or method != "GroundTruthFilter"
     ]
 
 

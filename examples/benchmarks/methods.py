@@ -206,4 +206,5 @@ METHODS: dict[str, Method] = {
     "TITAN (normalize=False)": titan(normalize=False),
     "robust": Method(robust_loss),
     "robust (judged start)": Method(robust_loss, start="features"),
+    "robust (trained start)": Method(lambda s: robust_loss(s, start="train")),
 }
