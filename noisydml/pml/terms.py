@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -64,9 +65,13 @@ def dissected(loss: BaseMetricLossFunction, call: Callable[[], Any]) -> tuple[An
     if isinstance(loss.reducer, DoNothingReducer):
         raise TypeError(f"{name_of(loss)} has a DoNothingReducer, so there is no loss to wrap")
     seen: list[tuple[Any, ...]] = []  # args, kwargs and output of the reducer's calls
-    handle = loss.reducer.register_forward_hook(
-        lambda _, *given: seen.append(given), with_kwargs=True
-    )
+    thread = get_ident()  # another one may call the same loss
+
+    def note(_: nn.Module, *given: Any) -> None:
+        if get_ident() == thread:
+            seen.append(given)
+
+    handle = loss.reducer.register_forward_hook(note, with_kwargs=True)
     try:
         value = call()
     finally:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +13,7 @@ from pytorch_metric_learning import losses, reducers
 from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
 from torch import nn
 
-from noisydml import pml
+from noisydml import GroundTruthFilter, pml
 from noisydml.pml.batch import Batch
 
 CLASSES, WIDTH = 4, 8
@@ -170,3 +174,28 @@ def test_refusals_look_inside_containers() -> None:
         pml.refuse_unweightable(anchors)
     with pytest.raises(TypeError, match="VICRegLoss takes no labels"):
         pml.refuse_unlabelled(losses.MultipleLosses({"a": losses.VICRegLoss()}))
+
+
+class Waiting(losses.ContrastiveLoss):
+    """Two threads have both begun a call before either of them computes anything."""
+
+    both = threading.Barrier(2)
+
+    def compute_loss(self, *arguments: Any) -> Any:
+        self.both.wait(timeout=60)
+        return super().compute_loss(*arguments)
+
+
+def test_two_threads_may_share_a_loss() -> None:
+    loss, batches = Waiting(), [batch(), batch(16)]
+    expected = [pml.split(losses.ContrastiveLoss(), each).per_sample for each in batches]
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda each: pml.split(loss, each).per_sample, batches))
+    for got, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_pml_refuses_its_memory_around_a_wrapper() -> None:
+    wrapper = GroundTruthFilter(losses.ContrastiveLoss(), torch.zeros(4, dtype=torch.bool))
+    with pytest.raises(Exception, match="not supported for GroundTruthFilter"):
+        losses.CrossBatchMemory(wrapper, WIDTH)
