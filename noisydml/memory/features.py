@@ -1,4 +1,4 @@
-"""The memory of past features, with exact class centers."""
+"""The memory of past features."""
 
 from __future__ import annotations
 
@@ -16,16 +16,9 @@ from noisydml.functional.checks import (
     require_tensor,
     require_values,
 )
-from noisydml.functional.products import finite, scaled
+from noisydml.functional.products import finite
+from noisydml.memory.centers import EMPTY, ClassCenters, unit_features
 from noisydml.memory.state import overwrite, refuse_state, require_state_in_range
-
-EMPTY = -1  # the label of an entry that holds nothing, and the id of one that has none
-
-# Features are rounded to multiples of 2^-26, the last place of a float32 between 1/8 and 1/4: what
-# is larger is one already. Sums of up to 2^26 of them are exact in float64, in any order, so that
-# subtracting what leaves undoes exactly what adding it did.
-_GRAIN = 2.0**26
-_TINY = 1e-12  # as in torch.nn.functional.normalize
 
 
 class FeatureMemory(nn.Module):
@@ -34,8 +27,7 @@ class FeatureMemory(nn.Module):
     New entries overwrite the oldest, strictly first in, first out; entries may also be written
     in place by sample id. With ``num_classes`` the memory keeps the plain mean of every class,
     :math:`w_k = \frac{1}{M_k}\sum_{y_j = k} v_j / \lVert v_j \rVert` (PRISM, Eq. 6), for **all**
-    classes at every step, in O(B D): what enters is added, what leaves is subtracted, without
-    any rounding error, so that a class that has left the memory leaves no trace.
+    classes at every step, exactly: :class:`~noisydml.memory.centers.ClassCenters`.
 
     Args:
         memory_size: number of entries, M, at least 1.
@@ -92,9 +84,6 @@ class FeatureMemory(nn.Module):
     labels: Tensor
     sample_ids: Tensor
     total: Tensor
-    sums: Tensor
-    counts: Tensor
-    centers: Tensor
     version = 0
 
     def __init__(
@@ -138,21 +127,28 @@ class FeatureMemory(nn.Module):
         self.register_buffer("labels", empty)
         self.register_buffer("sample_ids", empty.clone())
         self.register_buffer("total", torch.zeros((), dtype=torch.int64))
-        if num_classes is not None:
-            shape = (num_classes, embedding_size or 0)
-            follows = {
-                "sums": torch.zeros(shape, dtype=torch.float64),
-                "counts": torch.zeros(num_classes, dtype=torch.int64),
-                "centers": torch.zeros(shape, dtype=torch.float32),
-            }
-            for name, buffer in follows.items():
-                self.register_buffer(name, buffer, persistent=False)
+        self.classes: ClassCenters | None = None
+        if num_classes is not None and embedding_size is not None:
+            self.classes = ClassCenters(num_classes, embedding_size)
             self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
                 FeatureMemory._recount
             )
 
     def __len__(self) -> int:
         return self.memory_size
+
+    @property
+    def centers(self) -> Tensor:
+        return self._with_classes().centers
+
+    @property
+    def counts(self) -> Tensor:
+        return self._with_classes().counts
+
+    def _with_classes(self) -> ClassCenters:
+        if self.classes is None:
+            raise AttributeError("there are centers and counts only with num_classes")
+        return self.classes
 
     def enqueue(
         self,
@@ -309,15 +305,9 @@ class FeatureMemory(nn.Module):
         ids = torch.full_like(labels, EMPTY)
         if sample_ids is not None:
             ids = sample_ids.index_select(0, rows).to(torch.int64)
-        if self.num_classes is not None:
+        if self.classes is not None:
             old_features, old_labels = self._held(slots) if leaving is None else leaving
-            self._exchange(features, labels, old_features, old_labels, counted)
-            if 4 * len(labels) >= self.num_classes:  # picking classes out would cost more
-                overwrite(self.centers, class_means(self.sums, self.counts))
-            else:
-                classes = torch.cat([labels, old_labels]).clamp_min_(0)
-                sums, counts = self.sums.index_select(0, classes), self.counts.take(classes)
-                self.centers.index_copy_(0, classes, class_means(sums, counts))
+            self.classes.exchange(features, labels, old_features, old_labels, counted)
         if self.ranks > 1:  # own rows; in the place of the others the first of those once more
             own = slots.remainder(self.ranks) == self.rank
             place = torch.where(own, torch.arange(len(own), device=own.device), own.long().argmax())
@@ -346,21 +336,6 @@ class FeatureMemory(nn.Module):
         distributed.sum_over_ranks([features, labels])  # of which all but one are zeros
         return features, labels + EMPTY
 
-    def _exchange(
-        self, new: Tensor, new_labels: Tensor, old: Tensor, old_labels: Tensor, counted: Tensor
-    ) -> None:
-        """Rows into the sums of their classes, and out of them those that were in their place."""
-        times = torch.cat([counted.long(), counted.long().neg_()])
-        self._add(torch.cat([new, old]), torch.cat([new_labels, old_labels]), times)
-
-    def _add(self, features: Tensor, labels: Tensor, times: Tensor) -> None:
-        """Each row so many times to the sums of its class."""
-        times = times.masked_fill(labels == EMPTY, 0)
-        classes = labels.clamp_min(0)  # what is not there adds zeros to class 0
-        rows = features.double().masked_fill((times == 0).unsqueeze(1), 0)
-        self.sums.index_add_(0, classes, rows.mul_(times.unsqueeze(1)))
-        self.counts.index_add_(0, classes, times)
-
     def agree(self) -> None:
         """Raise RuntimeError unless the parts are of one memory; class sums become those of all.
 
@@ -374,21 +349,14 @@ class FeatureMemory(nn.Module):
                     f"{report[1]}, that on rank 0 {reports[0][0]} of width {reports[0][1]}: load "
                     "one state on all ranks"
                 )
-        if self.num_classes is not None:
-            self._recount()
-            self._sum_parts()
+        self._recount(parts=True)
 
-    def _sum_parts(self) -> None:
-        if self.ranks > 1:
-            distributed.sum_over_ranks([self.sums, self.counts])
-            self.centers = class_means(self.sums, self.counts)
-
-    def _recount(self, *_: Any) -> None:
-        """Centers and counts from the entries of this part alone."""
-        self.sums = torch.zeros_like(self.sums, dtype=torch.float64)
-        self.counts = torch.zeros_like(self.counts)
-        self._add(self.features, self.labels, self.filled.long())
-        self.centers = class_means(self.sums, self.counts)
+    def _recount(self, *_: Any, parts: bool = False) -> None:
+        """Centers and counts from the entries of this part, or of the parts of all ranks."""
+        if self.classes is not None:
+            self.classes.recount(self.features, self.labels)
+            if parts and self.ranks > 1:
+                self.classes.sum_over_ranks()
 
     def _apply(self, fn: Any, recurse: bool = True) -> FeatureMemory:
         """``.half()`` and the like change the stored features, not the precision of the centers."""
@@ -396,10 +364,8 @@ class FeatureMemory(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.widens:
             self.features = fn(self.features)
-        exact = (torch.float64, torch.float32)
-        if self.num_classes is not None and (self.sums.dtype, self.centers.dtype) != exact:
-            self._recount()
-            self._sum_parts()
+        if self.classes is not None and not self.classes.is_exact:
+            self._recount(parts=True)
         return self
 
     def get_extra_state(self) -> Tensor:
@@ -521,19 +487,6 @@ class FeatureMemory(nn.Module):
 def _place(shard: bool) -> tuple[int, int]:
     """This rank and the number of ranks of a memory in parts; 0 and 1 of a whole one."""
     return (distributed.rank(), distributed.world_size()) if shard else (0, 1)
-
-
-def unit_features(features: Tensor) -> Tensor:
-    """(B, D) of length 1, of numbers whose sums are exact; zeros stay zeros."""
-    features = scaled(features.to(torch.promote_types(features.dtype, torch.float32)))
-    length: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-    grains = length.clamp_min_(_TINY).reciprocal_().mul_(_GRAIN)
-    return features.mul(grains).round_().mul_(1 / _GRAIN)
-
-
-def class_means(sums: Tensor, counts: Tensor) -> Tensor:
-    """(C, D) float32; zeros for a class of no entries."""
-    return sums.float().mul_(counts.clamp_min(1).float().reciprocal_().unsqueeze(1))
 
 
 def last_of_equals(ids: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from torch.nn.functional import normalize
 
 from noisydml.functional import titan
 from noisydml.functional.checks import require_count, require_positive
-from noisydml.memory.features import EMPTY, FeatureMemory
+from noisydml.memory.centers import EMPTY
+from noisydml.memory.features import FeatureMemory
 from noisydml.memory.state import refuse_state, require_state_in_range
 
 

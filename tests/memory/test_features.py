@@ -14,7 +14,8 @@ from fake_cuda import fake_cuda
 from torch import Tensor
 
 from noisydml.memory import FeatureMemory
-from noisydml.memory.features import EMPTY, last_of_equals
+from noisydml.memory.centers import EMPTY
+from noisydml.memory.features import last_of_equals
 
 CLASSES, WIDTH = 7, 5
 
@@ -50,7 +51,7 @@ def assert_exact(memory: FeatureMemory) -> None:
         len(memory), memory.embedding_size, memory.num_classes, dtype=memory.features.dtype
     )
     fresh.load_state_dict(memory.state_dict())
-    assert torch.equal(memory.sums, fresh.sums)
+    assert torch.equal(memory.classes.sums, fresh.classes.sums)
     assert torch.equal(memory.counts, fresh.counts)
     assert torch.equal(memory.centers, fresh.centers)
     filled = memory.labels >= 0
@@ -105,8 +106,9 @@ def test_the_wrap_overwrites_the_oldest() -> None:
 def test_no_method_asks_the_host() -> None:
     with fake_cuda() as device:
         memory = FeatureMemory(12, WIDTH, CLASSES)
-        for name, buffer in memory.named_buffers():
-            memory.register_buffer(name, buffer.to(device))
+        for module in memory.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module.register_buffer(name, buffer.to(device))
         for size in (5, 30):
             embeddings = torch.randn(size, WIDTH, device=device)
             labels = torch.zeros(size, dtype=torch.int64, device=device)
@@ -207,7 +209,7 @@ def test_the_precision_of_centers_stays(dtype: torch.dtype) -> None:
     memory.enqueue(*rows(8, 2)[:3])
     memory.to(dtype)
     assert memory.features.dtype == dtype
-    assert (memory.sums.dtype, memory.centers.dtype) == (torch.float64, torch.float32)
+    assert (memory.classes.sums.dtype, memory.centers.dtype) == (torch.float64, torch.float32)
     assert_exact(memory)
     memory.enqueue(*rows(9, 3)[:3])
     assert_exact(memory)
