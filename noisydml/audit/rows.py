@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from noisydml.audit.labels import read_embeddings
 from noisydml.functional.checks import require_dense
+from noisydml.functional.products import scaled
 from noisydml.memory.index import Metric
 
 
@@ -54,7 +55,7 @@ class EmbeddingRows:
         embeddings = found[0] if len(found) == 1 else torch.cat(found)
         if not embeddings.isfinite().all():
             raise ValueError("embeddings must be finite, got NaN or infinity")
-        return normalize(embeddings) if self._normalized else embeddings
+        return normalize(scaled(embeddings)) if self._normalized else embeddings
 
 
 def _is_sharded(value: Any) -> bool:

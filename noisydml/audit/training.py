@@ -14,8 +14,10 @@ from noisydml.audit.find import find_label_issues
 from noisydml.audit.issues import LabelIssues
 from noisydml.functional.checks import require_count, require_decay, require_number
 from noisydml.memory.features import FeatureMemory, last_of_equals
-from noisydml.wrappers.base import LossWrapper
+from noisydml.memory.state import refuse_state
+from noisydml.wrappers.base import LossWrapper, is_training_step
 from noisydml.wrappers.checks import in_range, raise_first
+from noisydml.wrappers.decision import Decision
 
 _TRUSTED = 0.5  # labels that are trusted less than this are issues
 
@@ -158,13 +160,21 @@ class LabelAudit(nn.Module):
     def extra_repr(self) -> str:
         return f"dataset_size={self.dataset_size}, decay={self.decay}"
 
-    @torch.no_grad()
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: Any
+    ) -> None:
+        """Refuses a state that does not fit before any of it is loaded."""
+        refuse_state(self, state_dict, prefix, strict)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+
     def _collect(
         self, wrapper: LossWrapper, args: tuple[Any, ...], kwargs: dict[str, Any], _: Tensor
     ) -> None:
-        decision = wrapper.decision
-        if not wrapper.training or decision is None:
-            return
+        if wrapper.training and wrapper.decision is not None and is_training_step():
+            with torch.no_grad():
+                self._take(wrapper.decision, args, kwargs)
+
+    def _take(self, decision: Decision, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("sample_ids")
         if ids is None:
             raise ValueError("LabelAudit needs sample_ids in every call of the wrapper it audits")

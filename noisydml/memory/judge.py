@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from noisydml.functional.judge import Rows, principal_components, shift_to_mean
+from noisydml.functional.products import scaled
 from noisydml.memory.index import NeighborIndex
 from noisydml.memory.latent import (
     ASKED,
@@ -128,8 +129,10 @@ def _judge(
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randperm(len(codes), generator=generator, device="cpu")
     parts = drawn.to(device) % FOLDS
+    components = principal_components(features, _WIDTH)
+    components = scaled(components.reshape(1, -1)).reshape(components.shape)  # all of them alike
     sample = Sample(
-        principal_components(features, _WIDTH)[order],
+        components[order],
         codes[order],
         len(classes),
         trust[order],

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from noisydml.functional import titan
 from noisydml.functional.checks import require_count, require_positive
+from noisydml.functional.products import scaled
 from noisydml.memory.centers import EMPTY
 from noisydml.memory.features import FeatureMemory
 from noisydml.memory.state import refuse_state, require_state_in_range
@@ -165,7 +166,7 @@ class Prototypes(nn.Module):
 
     def directions(self, features: Tensor) -> Tensor:
         """(B, D) unit vectors from :attr:`center` to each of the features."""
-        return normalize(features.float() - self.center)
+        return normalize(scaled(features.float() - self.center))
 
     def _compared(self, rows: Tensor) -> Tensor:
         """Features or means as they are compared."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from noisydml.functional.checks import require_dense
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.checks import ValueCheck, in_range
 from noisydml.wrappers.decision import Judgement
@@ -58,6 +59,7 @@ class GroundTruthFilter(Filter):
             raise TypeError(f"is_noisy must be a bool tensor, got {got}")
         if is_noisy.ndim != 1:
             raise ValueError(f"is_noisy must have 1 dimension, got shape {tuple(is_noisy.shape)}")
+        require_dense("is_noisy", is_noisy)
         self.register_buffer("is_noisy", is_noisy.detach().clone())
 
     def judge(self, batch: Batch) -> Judgement:

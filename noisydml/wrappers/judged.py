@@ -15,11 +15,12 @@ from noisydml.functional.checks import (
     require_choice,
     require_count,
 )
+from noisydml.functional.products import scaled
 from noisydml.memory.features import FeatureMemory
 from noisydml.memory.index import NeighborIndex
 from noisydml.memory.judge import judge_labels
 from noisydml.memory.neighbors import Neighborhood
-from noisydml.memory.state import Counters, overwrite
+from noisydml.memory.state import Counters, overwrite, require_state_in_range
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.checks import (
     WITH_IDS,
@@ -44,6 +45,7 @@ _THRESHOLD = 0.5  # of a probability
 # Share of the right labels that is kept, by the judge's own account, from which on dropping pays
 # after training on all of them: docs/results.md, CIFAR-100, where it is 0.7 to 0.84.
 _WORTH = 0.85
+_TINY = 1e-30
 _BLOCK = 65_536  # features that a batch is compared with at once
 
 
@@ -243,6 +245,7 @@ class JudgeFilter(Filter):
 
     def reset(self) -> None:
         """Forget everything, as before the first step."""
+        self._changes += 1
         for memory in (self.memory, self.reference):
             memory.reset()
         for buffer in (self.probability, self.first_probability, self.noise_rate):
@@ -252,6 +255,19 @@ class JudgeFilter(Filter):
         self.support.zero_()
         self.counters.set(seen=0, ids=0, looked=0, told=0, phase=self._first_phase)
         self.decision = None
+
+    def refuse_values(self, state: dict[str, Any], prefix: str) -> None:
+        """Raise ValueError for a state that this wrapper cannot have had."""
+        super().refuse_values(state, prefix)
+        stop = math.inf if self.num_classes is None else self.num_classes
+        limits = {
+            **dict.fromkeys(("memory.labels", "reference.labels", "judged_labels"), (-1, stop)),
+            "suggested": (-1, stop),
+            "counters.phase": (_COLLECTING, _JUDGING + 1),
+            "counters.told": (0, 2),
+        }
+        for name, (least, end) in limits.items():
+            require_state_in_range(f"{prefix}{name}", state.get(f"{prefix}{name}"), least, end)
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
         mode = self.counters["ids"]
@@ -290,14 +306,20 @@ class JudgeFilter(Filter):
             same = self.judged_labels.take(entry) == batch.labels
             return torch.where(same & (batch.sample_ids >= 0), entry, -1)
         rows = batch.embeddings.detach().float()
-        if self.reference.normalize:
-            rows = torch.nn.functional.normalize(rows)
         best = rows.new_full(batch.labels.shape, -math.inf)
         entry, start = torch.full_like(batch.labels, -1), 0
         features = self.reference.features
         if features.shape[1] != rows.shape[1]:
             return entry
+        center, size = features.new_zeros(()), features.new_ones(())
+        if self.reference.normalize:
+            rows = torch.nn.functional.normalize(scaled(rows))
+        else:  # of squares of what all have in common little would be left
+            center = features.sum(dim=0) / self.reference.filled.sum().clamp_min(1)
+            size = (features - center).abs().amax().clamp_min(_TINY)
+            rows = (rows - center) / size
         for block in torch.split(features, _BLOCK):
+            block = (block - center) / size
             near = rows @ block.T - 0.5 * block.square().sum(dim=1)
             labels = self.reference.labels.narrow(0, start, len(block))
             other = batch.labels.unsqueeze(1) != labels

@@ -282,3 +282,22 @@ def test_the_judge_has_the_last_word_where_there_are_features() -> None:
         assert result.suggested_labels is not None
         assert torch.equal(result.suggested_labels, true)
         assert result.probability is not None
+
+
+def test_a_pass_without_gradients_is_not_collected() -> None:
+    wrapper = KNNDenoiser(losses.ContrastiveLoss(), memory_size=60)
+    audit = LabelAudit(wrapper, dataset_size=60)
+    ids = torch.arange(60)
+    with torch.no_grad():  # a validation before which nobody called eval
+        wrapper(torch.randn(60, 4), ids % 3, sample_ids=ids)
+    assert not audit.judged.any()
+    assert (audit.given == -1).all()
+
+
+def test_a_refused_state_leaves_the_audit_as_it_was() -> None:
+    wrapper = KNNDenoiser(losses.ContrastiveLoss(), memory_size=60)
+    audit = LabelAudit(wrapper, dataset_size=60)
+    bad = {**audit.state_dict(), "trust": torch.ones(60), "support": torch.ones(61)}
+    with pytest.raises(ValueError, match="support must have the shape"):
+        audit.load_state_dict(bad)
+    assert not audit.trust.any()

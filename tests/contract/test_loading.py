@@ -74,6 +74,13 @@ IMPOSSIBLE = {
     "prism": {"memory.labels": 99, "memory.features": math.nan, "quantiles": math.inf},
     "knn": {"reference.features": math.nan, "memory.labels": -2, "reference.sample_ids": -7},
     "unsized_knn": {"reference.features": math.inf},
+    "judged": {
+        "reference.labels": -2,
+        "suggested": -2,
+        "judged_labels": -2,
+        "noise_rate": math.inf,
+        "counters.phase": 7,
+    },
     "running_mean": {"mean": math.inf},
     "super_loss": {"mean": math.nan},
     "mixer": {

@@ -16,7 +16,7 @@ from noisydml import LossWrapper
 SHARDED = ("sharded_knn", "sharded_prism")
 STATEFUL = (
     "running_mean", "prism", "knn", "unsized_knn", "small_loss", "super_loss", "mixer",
-    "relabeler(knn)", "ground_truth(prism)", "selected(knn)", "confidence(regularized)",
+    "relabeler(knn)", "ground_truth(prism)", "selected(knn)", "confidence(regularized)", "judged",
 )  # fmt: skip
 FAILURES: dict[str, Callable[[], Exception]] = {
     "out of memory": lambda: torch.OutOfMemoryError("CUDA out of memory"),
@@ -44,7 +44,8 @@ def drift(rank: int, world: int) -> dict[Any, Any]:
         results[case, "loaded"] = after_loading_on_rank_0(case, rank)
     for case in SHARDED:  # whose state must be loaded on all ranks: tests/wrappers/test_sharded.py
         results[case, "eval"] = after_a_step_in_eval(case, rank)
-    for case in ("sharded_knn", "knn", "mixer", "prism(knn)"):
+    results["judged", "reset"] = after_an_epoch_of_one("judged", rank, "reset")
+    for case in ("sharded_knn", "knn", "mixer", "prism(knn)", "judged"):
         results[case, "end_epoch"] = after_an_epoch_of_one(case, rank)
     for case in ("confidence(prism)", "ground_truth(confidence(regularized))"):
         results[case, "inner eval"] = after_inner_eval(case, rank)
@@ -98,11 +99,11 @@ def after_loading_on_rank_0(case: str, rank: int) -> list[Any]:
     return [message(lambda: wrapper(**make_batch(seed=5))), whole_state(wrapper)]
 
 
-def after_an_epoch_of_one(case: str, rank: int) -> list[Any]:
+def after_an_epoch_of_one(case: str, rank: int, method: str = "end_epoch") -> list[Any]:
     wrapper: Any = build(case)
     wrapper(**make_batch(seed=0))
     if rank == 1:
-        (wrapper.loss if case.startswith("prism") else wrapper).end_epoch()
+        getattr(wrapper.loss if case.startswith("prism") else wrapper, method)()
     return [message(lambda: wrapper(**make_batch(seed=1)))]
 
 
@@ -186,7 +187,7 @@ def test_an_inner_wrapper_in_another_mode_is_named(ranks: list[Any]) -> None:
 
 
 def test_an_epoch_that_one_rank_has_ended_is_named(ranks: list[Any]) -> None:
-    for case, both in of(ranks, "end_epoch").items():
+    for case, both in (of(ranks, "end_epoch") | of(ranks, "reset")).items():
         with naming(case):
             for (told,) in both:
                 assert told.startswith("RuntimeError: rank 1 is 1 steps ahead of rank 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from pytorch_metric_learning import losses
 
@@ -32,3 +33,8 @@ def test_small_integer_ids_are_taken() -> None:
     ids = torch.arange(5, dtype=torch.uint8)
     loss_fn(torch.randn(5, 8), torch.arange(5) % 2, sample_ids=ids)
     assert torch.equal(loss_fn.decision.keep, ~IS_NOISY)
+
+
+def test_a_sparse_truth_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="is_noisy must be"):
+        GroundTruthFilter(losses.ContrastiveLoss(), torch.ones(4, dtype=torch.bool).to_sparse())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from pytorch_metric_learning import losses
+from pytorch_metric_learning.distances import LpDistance
 from torch import Tensor
 
 import noisydml
@@ -148,3 +149,18 @@ def test_nobody_is_dropped_where_that_would_cost_too_many_right_labels(spread: f
         right = labels[ids] == truth[ids]
         assert (decision.keep == right).double().mean() > 0.9
         assert decision.judged.all()
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e5])
+def test_the_nearest_is_found_without_ids_wherever_embeddings_lie(offset: float) -> None:
+    """Around a loss that compares raw embeddings."""
+    embeddings, labels, _ = data(300)
+    distance = LpDistance(normalize_embeddings=False)
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(distance=distance), dataset_size=300)
+    loss_fn.refresh(embeddings + offset, labels)
+    loss_fn(embeddings[:60] + offset, labels[:60])
+    without = loss_fn.decision.score
+    loss_fn.reset()
+    loss_fn.refresh(embeddings + offset, labels)
+    loss_fn(embeddings[:60] + offset, labels[:60], sample_ids=torch.arange(60))
+    assert torch.equal(without, loss_fn.decision.score)

@@ -609,3 +609,14 @@ def test_a_regulariser_of_the_loss_is_added_once_with_a_memory_loss(weighted: bo
         plain, _ = value(None, relabels)
         regularised, term = value(regularizers.LpRegularizer(), relabels)
         torch.testing.assert_close(regularised - plain, term, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("score", ["centers", "pairs", "batch_positive", "memory_positive"])
+def test_a_score_of_the_largest_numbers_is_a_number(score: Any) -> None:
+    loss_fn = PRISMFilter(losses.ContrastiveLoss(), 2, 4, memory_size=8, score=score, warmup=0)
+    embeddings, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
+    loss_fn(embeddings, labels)
+    loss_fn(embeddings * 3e38, labels)
+    assert loss_fn.decision.score.isfinite().all()
+    loss_fn(embeddings, labels)  # against a memory of them
+    assert loss_fn.decision.score.isfinite().all()
