@@ -55,22 +55,16 @@ def mnist() -> list[Cell]:
         for method in methods
     ]
     cells += [(loss, "KNNDenoiser (IVF)", *HALF) for loss in ("MS", "SCAF", "ST")]
-    cells += [
-        (loss, TRAINED, "uniform", rate)
-        for rate in (0.5, 0.2, 0.1)
-        for loss in ("MS", "SCAF", "ST")
-    ]
+    cells += [(loss, TRAINED, *HALF) for loss in ("MS", "ST")]
     return cells + [("MS", method, *HALF) for method in ("KNNDenoiser (counts)", "KNNDenoiser")]
 
 
 def cifar100() -> list[Cell]:
-    noises = [("semantic", 0.5), ("uniform", 0.5), ("none", 0.0)]
-    return [
-        ("SupCon", method, *noise)
-        for noise in noises
-        for method in ["plain", "GroundTruthFilter", TRAINED, *FILTERS]
-        if noise[1] or method != "GroundTruthFilter"
+    methods = ["plain", "GroundTruthFilter", TRAINED, *FILTERS]
+    cells = [
+        ("SupCon", method, kind, 0.5) for kind in ("semantic", "uniform") for method in methods
     ]
+    return cells + [("SupCon", method, "none", 0.0) for method in ("plain", TRAINED)]
 
 
 PRETRAINED = ["plain", "GroundTruthFilter", "PRISMFilter", "PRISMFilter (rate given)",

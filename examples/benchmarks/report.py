@@ -22,6 +22,7 @@ is what ``robust`` gains and loses beside the other methods, over the seeds in c
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,8 @@ for _loss in ("MS", "SCAF", "ST"):  # the same by an index that is quicker
 RATES = (0.1, 0.2, 0.5)
 # What ``robust`` is: around a pretrained network, and with start="train".
 PRETRAINED = ("robust (judged start)", "robust")
-SCRATCH = ("robust (trained start)", "PRISMFilter")  # the second is the first of small classes
-FROM_SCRATCH = ("omniglot", "mnist", "cifar100")
+TRAINED = "robust (trained start)"
+FROM_SCRATCH = {"omniglot": ("PRISMFilter",), "mnist": (TRAINED,), "cifar100": (TRAINED,)}
 TOLD = ("PRISMFilter (rate given)", "SmallLossFilter (rate given)")
 FIGURE = ("plain", "PRISMFilter", "PRISMFilter (rate given)", "KNNDenoiser (0.25)",
           "GroundTruthFilter")  # fmt: skip
@@ -78,9 +79,11 @@ def field(record: Record, name: str) -> str:
 
 
 def number(record: Record, name: str) -> float | None:
-    """What a run ended with, a rate in %; of what is logged the last epoch's."""
+    """What a run ended with, a rate in %; of what is logged the last epoch's. None for NaN."""
     value = record.get(name, record["last"].get(name))
-    return None if value is None else float(value) * (100 if name == "noise_rate" else 1)
+    if value is None or math.isnan(value):
+        return None
+    return float(value) * (100 if name == "noise_rate" else 1)
 
 
 def spread(values: list[float]) -> str:
@@ -168,7 +171,7 @@ def regret(records: list[Record]) -> str:
     for cell in dict.fromkeys((r["recipe"], r["loss"], r["noise"], r["rate"]) for r in records):
         same = [r for r in records if (r["recipe"], r["loss"], r["noise"], r["rate"]) == cell]
         runs = {m: {r["seed"]: r for r in same if r["method"] == m} for m in METHODS}
-        ours = SCRATCH if cell[0] in FROM_SCRATCH else PRETRAINED
+        ours = FROM_SCRATCH.get(cell[0], PRETRAINED)
         robust = next((runs[m] for m in ours if runs[m].keys() & runs["plain"].keys()), {})
 
         def behind(others: dict[int, Record], robust: dict[int, Record] = robust) -> float | None:
