@@ -37,8 +37,7 @@ def same(one: LabelIssues, other: LabelIssues) -> bool:
     )
 
 
-@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-@pytest.mark.parametrize("width", [16, 300])
+@pytest.mark.parametrize(("metric", "width"), [("cosine", 300), ("euclidean", 16)])
 def test_the_answer_is_that_of_an_array(metric: Any, width: int, tmp_path: Path) -> None:
     embeddings, labels = example(width)
     weights = np.linspace(0.5, 1, 500)
