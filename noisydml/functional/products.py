@@ -14,9 +14,14 @@ def scaled(rows: Tensor) -> Tensor:
     Exact, so that their directions are as before, and their squares neither vanish nor overflow.
     """
     largest = rows.detach().abs().amax(dim=-1, keepdim=True) if rows.shape[-1] else rows
+    return rows * inverse_scale(largest)
+
+
+def inverse_scale(largest: Tensor) -> Tensor:
+    """The power of two that brings a positive number between 1/2 and 1."""
     largest = largest.clamp(2.0**-125, 2.0**125)  # beyond it the quotient would be subnormal
-    # A power of two. Not ldexp: its gradient is 0 where the exponent is a negative integer.
-    return rows * (torch.frexp(largest).mantissa / largest)
+    # Not ldexp: its gradient is 0 where the exponent is a negative integer.
+    return torch.frexp(largest).mantissa / largest
 
 
 def finite(values: Tensor, dim: int | None = None) -> Tensor:

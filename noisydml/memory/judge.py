@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from noisydml.functional.judge import Rows, principal_components, shift_to_mean
-from noisydml.functional.products import scaled
+from noisydml.functional.products import inverse_scale
 from noisydml.memory.index import NeighborIndex
 from noisydml.memory.latent import (
     ASKED,
@@ -130,7 +130,8 @@ def _judge(
     drawn = torch.randperm(len(codes), generator=generator, device="cpu")
     parts = drawn.to(device) % FOLDS
     components = principal_components(features, _WIDTH)
-    components = scaled(components.reshape(1, -1)).reshape(components.shape)  # all of them alike
+    least, most = components.aminmax()
+    components *= inverse_scale(torch.maximum(-least, most))  # of squares none is too large
     sample = Sample(
         components[order],
         codes[order],
