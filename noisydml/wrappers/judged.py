@@ -64,7 +64,9 @@ class JudgeFilter(Filter):
     zero with a graph. If a fifth of that pass shows that the features do not tell the classes, as
     those of a network from scratch, it trains on all labels until the pass is over. What the
     untrained features said is remembered: from then on both judgements count, as the mean of their
-    log-odds, since features agree in time with the wrong labels that they were trained on.
+    log-odds, since features agree in time with the wrong labels that they were trained on. Where
+    all labels were trained on and the features tell the classes of few samples, nobody is dropped
+    if more than 15 % of the right labels would go, by the judge's own account.
 
     Args:
         loss: any loss that a wrapper takes.
@@ -261,9 +263,9 @@ class JudgeFilter(Filter):
         """Raise ValueError for a state that this wrapper cannot have had."""
         super().refuse_values(state, prefix)
         stop = math.inf if self.num_classes is None else self.num_classes
+        labels = ("memory.labels", "reference.labels", "judged_labels", "suggested")
         limits = {
-            **dict.fromkeys(("memory.labels", "reference.labels", "judged_labels"), (-1, stop)),
-            "suggested": (-1, stop),
+            **dict.fromkeys(labels, (-1, stop)),
             "counters.phase": (_COLLECTING, _JUDGING + 1),
             "counters.told": (0, 2),
         }
@@ -312,15 +314,14 @@ class JudgeFilter(Filter):
         features = self.reference.features
         if features.shape[1] != rows.shape[1]:
             return entry
-        center, size = features.new_zeros(()), features.new_ones(())
         if self.reference.normalize:
             rows = torch.nn.functional.normalize(scaled(rows))
-        else:  # of squares of what all have in common little would be left
+        else:  # beside the squares of what all have in common little would be left of the rest
             center = features.sum(dim=0) / self.reference.filled.sum().clamp_min(1)
-            size = (features - center).abs().amax().clamp_min(_TINY)
-            rows = (rows - center) / size
+            features = features - center
+            size = features.abs().amax().clamp_min(_TINY)
+            features, rows = features / size, (rows - center) / size
         for block in torch.split(features, _BLOCK):
-            block = (block - center) / size
             near = rows @ block.T - 0.5 * block.square().sum(dim=1)
             labels = self.reference.labels.narrow(0, start, len(block))
             other = batch.labels.unsqueeze(1) != labels
@@ -349,17 +350,18 @@ class JudgeFilter(Filter):
     def _judge_reference(self, first: bool, features: FeatureMemory | None = None) -> None:
         memory = self.reference if features is None else features
         labels = memory.labels
+        trained = not first and self.counters["told"] == 0  # on all of them from the start
         found = judge_labels(
             memory.features.float(),
             labels,
             k=self.k,
             index=self.index,
             folds=None if first or len(labels) < _FEW else 1,
-            trained=not first and self.counters["told"] == 0,  # on all of them from the start
+            trained=trained,
         )
         judged = (labels >= 0) & found.known & found.probability.isfinite()
         rate = found.noise_rate
-        if not first and self.counters["told"] == 0 and found.certainty < _TOLD:
+        if trained and found.certainty < _TOLD:
             right = torch.where(judged, found.probability, 0.0)
             if float(right[right >= _THRESHOLD].sum()) < _WORTH * float(right.sum()):
                 judged, rate = torch.zeros_like(judged), math.nan

@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from clear_classes import CLASSES, WIDTH, data
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import LpDistance
-from torch import Tensor
 
 import noisydml
 from noisydml import JudgeFilter, PRISMFilter
-
-CLASSES, WIDTH = 6, 8
-
-
-def data(size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings of clear classes; labels of which every fourth is wrong; the true ones."""
-    generator = torch.Generator().manual_seed(0)
-    truth = torch.arange(size) % CLASSES
-    centers = 3 * torch.randn(CLASSES, WIDTH, generator=generator)
-    embeddings = centers[truth] + torch.randn(size, WIDTH, generator=generator)
-    wrong = torch.randperm(size, generator=generator)[: size // 4]
-    shift = torch.randint(1, CLASSES, (len(wrong),), generator=generator)
-    labels = truth.index_copy(0, wrong, (truth[wrong] + shift) % CLASSES)
-    return embeddings, labels, truth
 
 
 def test_robust_is_a_judge_with_no_rate_and_no_tuning() -> None:

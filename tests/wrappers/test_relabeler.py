@@ -7,24 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from clear_classes import CLASSES, WIDTH, data
 from pytorch_metric_learning import losses
 from torch import Tensor
 
 from noisydml import GatheredLoss, KNNDenoiser, MemoryRelabeler, PRISMFilter
 
-CLASSES, WIDTH, SIZE = 6, 8, 60
-
-
-def data(size: int = SIZE) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings of clear classes; labels of which every fourth is wrong; the true ones."""
-    generator = torch.Generator().manual_seed(0)
-    truth = torch.arange(size) % CLASSES
-    centers = 3 * torch.randn(CLASSES, WIDTH, generator=generator)
-    embeddings = centers[truth] + torch.randn(size, WIDTH, generator=generator)
-    wrong = torch.randperm(size, generator=generator)[: size // 4]
-    shift = torch.randint(1, CLASSES, (len(wrong),), generator=generator)
-    labels = truth.index_copy(0, wrong, (truth[wrong] + shift) % CLASSES)
-    return embeddings, labels, truth
+SIZE = 60
 
 
 def make(loss: Any = None, **settings: Any) -> MemoryRelabeler:
@@ -39,7 +28,7 @@ def unit(rows: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("lead", [1.0, 2.0, math.inf])
 def test_equals_a_literal_loop(lead: float) -> None:
-    embeddings, labels, _ = data()
+    embeddings, labels, _ = data(SIZE)
     wrapper, bare = make(lead=lead, weight=0.5), losses.MultiSimilarityLoss()
     alone = KNNDenoiser(losses.MultiSimilarityLoss(), memory_size=SIZE, k=8)
     memory: list[tuple[Tensor, int]] = []
@@ -77,7 +66,7 @@ def test_equals_a_literal_loop(lead: float) -> None:
 
 
 def test_most_new_labels_are_right_and_kept_ones_stay() -> None:
-    embeddings, labels, truth = data()
+    embeddings, labels, truth = data(SIZE)
     wrapper = make(memory_size=SIZE)
     wrapper.filter.refresh(embeddings, labels)
     ids = torch.arange(SIZE)
@@ -91,7 +80,7 @@ def test_most_new_labels_are_right_and_kept_ones_stay() -> None:
 
 
 def test_without_a_reference_it_is_the_loss_and_remembers_nobody() -> None:
-    embeddings, labels, _ = data()
+    embeddings, labels, _ = data(SIZE)
     wrapper = make()
     value = wrapper(embeddings[:16], labels[:16])
     assert torch.equal(value, losses.MultiSimilarityLoss()(embeddings[:16], labels[:16]))
@@ -120,7 +109,7 @@ def test_bad_arguments() -> None:
         TypeError, match=r"loss must be a filter that suggests labels, .* got PRISM"
     ):
         MemoryRelabeler(prism, WIDTH, memory_size=SIZE)
-    embeddings, labels, _ = data()
+    embeddings, labels, _ = data(SIZE)
     wrapper = make()
     with pytest.raises(ValueError, match="as wide as embedding_size, 8, got 7"):
         wrapper(embeddings[:, :7], labels)
