@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from noisydml import distributed
 from noisydml.audit.find import find_label_issues
 from noisydml.audit.issues import LabelIssues
 from noisydml.functional.checks import require_count, require_decay, require_number
 from noisydml.memory.features import FeatureMemory, last_of_equals
-from noisydml.memory.state import refuse_state
+from noisydml.memory.state import AllOrNothing
 from noisydml.wrappers.base import LossWrapper, is_training_step
 from noisydml.wrappers.checks import in_range, raise_first
 from noisydml.wrappers.decision import Decision
@@ -22,7 +22,7 @@ from noisydml.wrappers.decision import Decision
 _TRUSTED = 0.5  # labels that are trusted less than this are issues
 
 
-class LabelAudit(nn.Module):
+class LabelAudit(AllOrNothing):
     r"""Collects the decisions of a wrapper during training, sample by sample, over epochs.
 
     It hooks itself onto the wrapper: the training loop stays as it is, but must pass
@@ -159,13 +159,6 @@ class LabelAudit(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dataset_size={self.dataset_size}, decay={self.decay}"
-
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: Any
-    ) -> None:
-        """Refuses a state that does not fit before any of it is loaded."""
-        refuse_state(self, state_dict, prefix, strict)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
     def _collect(
         self, wrapper: LossWrapper, args: tuple[Any, ...], kwargs: dict[str, Any], _: Tensor

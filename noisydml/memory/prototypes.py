@@ -6,7 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from noisydml.functional import titan
@@ -14,7 +14,7 @@ from noisydml.functional.checks import require_count, require_positive
 from noisydml.functional.products import scaled
 from noisydml.memory.centers import EMPTY
 from noisydml.memory.features import FeatureMemory
-from noisydml.memory.state import refuse_state, require_state_in_range
+from noisydml.memory.state import AllOrNothing, require_state_in_range
 
 
 class RefinedLabels(NamedTuple):
@@ -26,7 +26,7 @@ class RefinedLabels(NamedTuple):
     cycle: Tensor  # since which the new one has been in use
 
 
-class Prototypes(nn.Module):
+class Prototypes(AllOrNothing):
     """A Gaussian for every class, estimated from the latest features of a data set.
 
     Args:
@@ -95,12 +95,6 @@ class Prototypes(nn.Module):
         for name in ("refined", "memory.labels"):
             labels = state.get(f"{prefix}{name}")
             require_state_in_range(f"{prefix}{name}", labels, EMPTY, self.num_classes)
-
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: Any
-    ) -> None:
-        refuse_state(self, state_dict, prefix, strict)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
     @property
     def center(self) -> Tensor:

@@ -92,6 +92,16 @@ def refuse_state(module: nn.Module, state: dict[str, Any], prefix: str, strict: 
             part.refuse_values(given, at)
 
 
+class AllOrNothing(nn.Module):
+    """A module that refuses a state which does not fit before any of it is loaded."""
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: Any
+    ) -> None:
+        refuse_state(self, state_dict, prefix, strict)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+
+
 def require_state_in_range(
     name: str, value: Tensor | None, least: float = -math.inf, stop: float = math.inf
 ) -> None:

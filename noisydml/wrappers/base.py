@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from noisydml import distributed, pml
 from noisydml.functional.checks import require_loss
 from noisydml.memory.features import FeatureMemory
-from noisydml.memory.state import refuse_state, require_state_in_range
+from noisydml.memory.state import AllOrNothing, require_state_in_range
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.checks import (
     ValueCheck,
@@ -32,7 +32,7 @@ _is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # older 
 _backward_pass = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # -1 outside of any
 
 
-class LossWrapper(nn.Module, ABC):
+class LossWrapper(AllOrNothing, ABC):
     """Base of all wrappers: a loss around a loss, called like one of pytorch-metric-learning.
 
     A subclass overrides up to six methods. ``judge`` decides about a batch and changes nothing,
@@ -302,13 +302,6 @@ class LossWrapper(nn.Module, ABC):
         for name, buffer in self.named_buffers(recurse=False):
             if buffer.is_floating_point():
                 require_state_in_range(f"{prefix}{name}", state.get(f"{prefix}{name}"))
-
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: Any
-    ) -> None:
-        """Refuses a state that does not fit before any of it is loaded."""
-        refuse_state(self, state_dict, prefix, strict)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
     def _loaded(self, _: Any) -> None:
         """After a state was loaded, be it on one rank alone, all take over that of rank 0."""
