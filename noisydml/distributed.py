@@ -14,6 +14,14 @@ from torch import Tensor, nn
 from noisydml.pml.batch import Batch
 
 _BLOCK = 65_536  # rows that cross at once
+_NUMBERS = 7  # integers that cross at once
+
+# Where the ranks meet. Each says at which it is, so that nobody takes for his own the numbers of
+# one whom an exception has led elsewhere.
+_POINTS = (
+    "the start of a call", "the gathering of rows", "a part of a memory", "a label audit",
+    "the taking over of a state",
+)  # fmt: skip
 
 
 def world_size() -> int:
@@ -26,13 +34,35 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def exchange(numbers: list[int], dtype: torch.dtype = torch.int64) -> list[list[int]]:
-    """The integers of every rank, in rank order. One host synchronisation."""
+def exchange(numbers: list[int], at: str) -> list[list[int]]:
+    """The integers of every rank, in rank order. One host synchronisation for each seven.
+
+    Args:
+        numbers: as many on all ranks.
+        at: where this rank is, one of ``_POINTS``.
+
+    Raises:
+        RuntimeError: on all ranks, if one of them is at another point.
+    """
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    mine = torch.tensor(numbers, dtype=dtype, device=device)
-    everyone = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(everyone, mine)
-    return [[int(number) for number in numbers] for numbers in torch.stack(everyone).tolist()]
+    found: list[list[int]] = [[] for _ in range(world_size())]
+    for start in range(0, len(numbers), _NUMBERS):
+        some = numbers[start : start + _NUMBERS]
+        padding = [0] * (_NUMBERS - len(some))
+        mine = torch.tensor([_POINTS.index(at), *some, *padding], device=device)
+        everyone = [torch.empty_like(mine) for _ in found]
+        dist.all_gather(everyone, mine)
+        reports = torch.stack(everyone).tolist()
+        places = [_POINTS[report[0]] for report in reports]
+        for number, place in enumerate(places):
+            if place != places[0]:
+                raise RuntimeError(
+                    f"the ranks have parted: rank 0 is at {places[0]} and rank {number} at "
+                    f"{place}, as after an exception that ended a call on one of them"
+                )
+        for numbers_of, report in zip(found, reports, strict=True):
+            numbers_of += report[1 : 1 + len(some)]
+    return found
 
 
 def gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
@@ -89,7 +119,7 @@ def together() -> Iterator[None]:
         yield
     except Exception as raised:
         error = raised
-    reports = exchange([int(error is not None)])
+    reports = exchange([int(error is not None)], "a part of a memory")
     if error is not None:
         raise error
     if [1] in reports:
@@ -155,7 +185,7 @@ def take_over_from_first(module: nn.Module) -> None:
     names = [name for name, value in state.items() if isinstance(value, Tensor)]
     if not names:
         return
-    sizes = exchange([state[name].numel() for name in names])[0]
+    sizes = exchange([state[name].numel() for name in names], "the taking over of a state")[0]
     for name, size in zip(names, sizes, strict=True):
         mine = state[name]
         if mine.numel() != size:  # features of a width that only rank 0 knows yet
@@ -185,7 +215,9 @@ def gather_batch(batch: Batch) -> Batch:
     if batch.first_own is not None or world_size() == 1:
         return batch
     counts = [len(batch), batch.num_refs, *map(len, batch.indices_tuple or ())]
-    sizes, ref_sizes, *column_sizes = map(list, zip(*exchange(counts), strict=True))
+    sizes, ref_sizes, *column_sizes = map(
+        list, zip(*exchange(counts, "the gathering of rows"), strict=True)
+    )
     start, ref_start = sum(sizes[: rank()]), sum(ref_sizes[: rank()])
     columns: list[Tensor] = []  # of pairs or triplets, pointing into the gathered rows
     for in_batch, in_ref in batch.index_columns():

@@ -32,6 +32,7 @@ import noisydml
 from noisydml import distributed
 
 CLASSES, WIDTH, SAMPLES, BATCH, SEED = 5, 32, 180, 60, 5
+EXCHANGE = 64  # bytes: where a rank is, and seven integers
 
 
 class Rows(NamedTuple):
@@ -44,7 +45,7 @@ class Rows(NamedTuple):
 class Wrapper(NamedTuple):
     name: str
     make: Callable[[], noisydml.LossWrapper]
-    payload: Callable[[Rows], int]  # bytes beside the 16 of every training step
+    payload: Callable[[Rows], int]  # bytes beside the exchange of every training step
     gathers: bool = False
 
 
@@ -90,8 +91,8 @@ def regularized(loss: nn.Module) -> noisydml.LossWrapper:
 
 
 def sent(rows: int, *, ids: bool, extra: int = 0) -> int:
-    """A gathering: two counts; features, label, id and what else a row has."""
-    return 16 + rows * (4 * WIDTH + 8 + 8 * ids + extra)
+    """A gathering: counts; features, label, id and what else a row has."""
+    return EXCHANGE + rows * (4 * WIDTH + 8 + 8 * ids + extra)
 
 
 def judged(ids: bool) -> Callable[[Rows], int]:
@@ -267,7 +268,7 @@ def row(wrapper: Wrapper, world: int, one: Any, ranks: list[Any]) -> str:
     for step in steps[1:]:
         rows = Rows(*(max(r["rows"][step][i] for r in ranks) for i in range(2)))
         measured += ranks[0]["sent"][step]
-        formula += (16 + wrapper.payload(rows)) if world > 1 else 0
+        formula += (EXCHANGE + wrapper.payload(rows)) if world > 1 else 0
     dropped = 100 - 100 * torch.cat(one["keep"]).double().mean()
     numbers = [f"{dropped:.0f}", short(scores), str(other), short(state), *trained]
     sizes = [f"{total / (len(steps) - 1):.0f}" for total in (measured, formula)]

@@ -37,6 +37,7 @@ from noisydml.memory import TorchIndex
 
 CLASSES, WIDTH, ROWS, K = 100, 128, 64, 200
 MANY = 100_000_000
+EXCHANGE = 64  # bytes: where a rank is, and seven integers
 
 
 class Wrapper(NamedTuple):
@@ -73,7 +74,8 @@ def mixer(samples: int) -> noisydml.LossWrapper:
 
 
 def sent_by_knn(rows: int) -> int:
-    return 16 + rows * (20 * K + 4)  # rows and staleness; row, label and distance of each neighbour
+    # Rows and staleness, whether a search failed; row, label and distance of each neighbour.
+    return 2 * EXCHANGE + rows * (20 * K + 4)
 
 
 def sent_by_prism(rows: int) -> int:
@@ -170,7 +172,7 @@ def run_rank(rank: int, world: int, folder: str, threads: int, samples: int, ste
 
 def row(wrapper: Wrapper, world: int, by_rank: list[Any]) -> tuple[str, bool]:
     first = by_rank[0]
-    whole = 16 + 16 + ROWS * (4 * WIDTH + 8 + 8) if world > 1 else 0
+    whole = 2 * EXCHANGE + ROWS * (4 * WIDTH + 8 + 8) if world > 1 else 0
     numbers = [f"`{wrapper.name}`", str(world), f"{first['held']['whole'] / 2**20:.2f}"]
     different = sum(result["different"] for result in by_rank)
     if wrapper.extra is None:

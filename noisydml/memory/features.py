@@ -341,7 +341,9 @@ class FeatureMemory(nn.Module):
 
         All ranks call it, before the first step and whenever a state was loaded.
         """
-        reports = distributed.exchange([int(self.total), self.embedding_size or 0])
+        reports = distributed.exchange(
+            [int(self.total), self.embedding_size or 0], "a part of a memory"
+        )
         for rank, report in enumerate(reports):
             if report != reports[0]:
                 raise RuntimeError(

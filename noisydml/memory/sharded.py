@@ -32,7 +32,8 @@ class ShardedNeighborhood(Neighborhood):
             super().build(features, labels, frame)
         entries = (labels >= 0).nonzero().squeeze(1)
         self._entry = entries * distributed.world_size() + distributed.rank()
-        sizes = [size for (size,) in distributed.exchange([len(self._classes)])]
+        reports = distributed.exchange([len(self._classes)], "a part of a memory")
+        sizes = [size for (size,) in reports]
         table = torch.stack([self._classes, self._counts], dim=1)  # of this part
         classes, counts = distributed.gather_rows(table, sizes).unbind(dim=1)
         self._classes, place = torch.unique(classes, return_inverse=True)
@@ -64,7 +65,8 @@ class ShardedNeighborhood(Neighborhood):
             here = (entries >= 0) & (entries % ranks == distributed.rank())
             own_row = self._rows(torch.where(here, entries // ranks, -1))
             own = self._has_label(labels, own_row)
-        distance, position = self._index.search(queries, columns, own_row)
+        with distributed.together():
+            distance, position = self._index.search(queries, columns, own_row)
         missing = (0, columns - distance.shape[1])
         distance = torch.nn.functional.pad(distance, missing, value=math.inf)
         position = torch.nn.functional.pad(position, missing, value=-1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -279,19 +278,6 @@ class LossWrapper(AllOrNothing, ABC):
             agreed=all(wrapper._ranks_agree for wrapper in chain),
             alone=not self._parts(),
         )
-
-    @contextmanager
-    def _refusing_together(self) -> Iterator[None]:
-        """Where ranks hold parts of a memory, what one of them refuses is refused by all."""
-        error = None
-        try:
-            yield
-        except Exception as refusal:
-            error = refusal
-        if self._parts():
-            self._agree(error, None)
-        if error is not None:
-            raise error
 
     def _parts(self) -> list[FeatureMemory]:
         """The memories of which this rank holds a part."""

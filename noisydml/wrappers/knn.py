@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from noisydml.distributed import exchange, gather_batch, sum_over_ranks
+from noisydml.distributed import exchange, gather_batch, sum_over_ranks, together
 from noisydml.functional.checks import (
     require_count,
     require_number,
@@ -226,7 +227,7 @@ class KNNDenoiser(Filter):
                 negative label, or ids out of range; the reference is as before.
         """
         given = None
-        with self._refusing_together():
+        with together() if self.memory.ranks > 1 else nullcontext():
             given = checked_samples(
                 features, labels, sample_ids, self.reference, "memory_size of KNNDenoiser"
             )
@@ -267,7 +268,7 @@ class KNNDenoiser(Filter):
         reference, sizes = self.reference, [len(batch)]
         stale = self._indexed != reference.version
         if reference.ranks > 1:
-            reports = exchange([len(batch), int(stale)])
+            reports = exchange([len(batch), int(stale)], "a part of a memory")
             sizes, stale = [size for size, _ in reports], any(flag for _, flag in reports)
         if stale:
             self._judges = int(reference.total) > 0

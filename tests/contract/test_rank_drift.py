@@ -8,10 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from contract.cases import CASES, build, make_batch, naming, spy, whole_state
+from contract.cases import (
+    CASES,
+    SAMPLES,
+    build,
+    chain,
+    make_batch,
+    naming,
+    spy,
+    whole_state,
+)
 from processes import run_ranks
 
-from noisydml import LossWrapper
+from noisydml import LabelAudit, LossWrapper
 
 SHARDED = ("sharded_knn", "sharded_prism")
 STATEFUL = (
@@ -52,6 +61,10 @@ def drift(rank: int, world: int) -> dict[Any, Any]:
     for case in CASES:
         for kind in ("sparse", "meta", "failing check"):
             results[case, kind] = refused(case, rank, kind)
+        for kind, depth in (("outermost", 0), ("innermost", -1)):
+            results[case, kind] = after_a_failure_within(case, rank, depth)
+    for case in ("prism", "gathered", "ground_truth(prism)"):
+        results[case, "audit"] = after_a_failure_beside_an_audit(case, rank)
     return results
 
 
@@ -72,6 +85,46 @@ def after_a_failure(case: str, rank: int, make: Callable[[], Exception]) -> list
     wrapper.load_state_dict(copy.deepcopy(wrapper.state_dict()))
     wrapper(**make_batch(seed=2))
     return [skipped, *told, whole_state(wrapper)]
+
+
+def after_a_failure_within(case: str, rank: int, depth: int) -> list[Any]:
+    """One rank stops where the others go on to the next collective, if there is one."""
+    wrapper = build(case)
+    wrapper(**make_batch(seed=0))
+    place = chain(wrapper)[depth]
+
+    def failing(_: Any) -> None:
+        raise MemoryError("on purpose")
+
+    if rank == 1:
+        place.judge = failing
+    skipped = message(lambda: wrapper(**make_batch(seed=1)))
+    vars(place).pop("judge", None)
+    waited = "parted" in skipped
+    told = skipped if waited else message(lambda: wrapper(**make_batch(seed=2)))
+    wrapper.load_state_dict(copy.deepcopy(wrapper.state_dict()))
+    wrapper(**make_batch(seed=3))
+    return [skipped, told, whole_state(wrapper)]
+
+
+def after_a_failure_beside_an_audit(case: str, rank: int) -> list[Any]:
+    fails = False
+
+    def sometimes(_: torch.Tensor) -> None:
+        if fails:
+            raise MemoryError("on purpose")
+
+    torch.manual_seed(0)
+    wrapper = CASES[case].make(spy(case, sometimes))
+    audit = LabelAudit(wrapper, SAMPLES)
+    wrapper(**make_batch(seed=0))
+    fails = rank == 1
+    skipped = message(lambda: wrapper(**make_batch(seed=1)))
+    fails = False
+    told = skipped if rank == 0 else message(lambda: wrapper(**make_batch(seed=2)))
+    wrapper.load_state_dict(copy.deepcopy(wrapper.state_dict()))
+    wrapper(**make_batch(seed=3))
+    return [skipped, told, whole_state(wrapper), dict(audit.state_dict())]
 
 
 def after_a_step_in_eval(case: str, rank: int) -> list[Any]:
@@ -162,6 +215,36 @@ def test_a_step_that_failed_on_one_rank_is_named_in_the_next(kind: str, ranks: l
             assert "on purpose" in second[0] or "out of memory" in second[0]
             for told in (*first[1:3], *second[1:3]):
                 assert told.startswith("RuntimeError: rank 0 is 1 steps ahead of rank 1")
+            assert_same(first[3], second[3])
+
+
+@pytest.mark.parametrize("kind", ["outermost", "innermost"])
+def test_a_rank_that_stopped_within_a_step_is_named(kind: str, ranks: list[Any]) -> None:
+    """Where another waits for it inside of that step, the two meet at different points."""
+    parted = "RuntimeError: the ranks have parted: rank 0 is at the gathering of rows and rank 1 at"
+    waited = set()
+    for case, (first, second) in of(ranks, kind).items():
+        with naming(case):
+            assert second[0] == "MemoryError: on purpose"
+            if first[0] == "no error":
+                ahead = ("RuntimeError: rank 0 is 1 steps ahead of rank 1", "no error")
+                assert first[1] == second[1]
+                assert first[1].startswith(ahead)
+            else:
+                waited.add(case)
+                assert first[0].startswith(parted)
+                assert first[1] == second[1]
+            assert_same(first[2], second[2])
+    assert {"prism", "knn", "gathered", "confidence(prism)"} & CASES.keys() <= waited
+
+
+def test_a_step_that_failed_beside_an_audit_is_named(ranks: list[Any]) -> None:
+    for case, (first, second) in of(ranks, "audit").items():
+        with naming(case):
+            assert second[0] == "MemoryError: on purpose"
+            assert first[0].startswith("RuntimeError: the ranks have parted: rank 0 is at a label")
+            assert first[1] == second[1]
+            assert_same(first[2], second[2])
             assert_same(first[3], second[3])
 
 

@@ -309,7 +309,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("name", "first", "second"),
         [
-            ("refresh", "ValueError: rank 1 refused", "ValueError: features must be finite"),
+            ("refresh", "RuntimeError: rank 1 failed", "ValueError: features must be finite"),
             *[(name, message, message) for name, message in (
                 ("part of another rank", "ValueError: reference._extra_state must be that of"),
                 ("part in a whole", "ValueError: memory._extra_state must be that of the whole"),
