@@ -1,5 +1,8 @@
 """Settings of the whole suite."""
 
+from collections import Counter
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,3 +16,13 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many bad inputs were tried, all of which were refused by name and left no trace."""
+    tried: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("", []):  # setups and teardowns
+        for name, number in report.user_properties if report.when == "teardown" else ():
+            tried[name] += number
+    for name, number in sorted(tried.items()):
+        terminalreporter.write_line(f"{name}: {number:,}")

@@ -5,6 +5,7 @@ A new wrapper joins by one entry in ``CASES``.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from noisydml.functional import language_guidance
 
 CLASSES, WIDTH, SAMPLES = 5, 16, 60
 OMEGA = 0.5
+
+REFUSED: Counter[str] = Counter()  # bad inputs that were tried and refused, for the last line
 
 Make = Callable[..., LossWrapper]
 

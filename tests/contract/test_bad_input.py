@@ -13,6 +13,7 @@ import torch
 from contract.cases import (
     CASES,
     CLASSES,
+    REFUSED,
     SAMPLES,
     WIDTH,
     assert_equal,
@@ -104,6 +105,7 @@ def assert_refused(wrapper: Any, arguments: dict[str, Any], error: type, name: s
     assert_same_state(before, wrapper)
     for each, decision in zip(chain(wrapper), decisions, strict=True):
         assert each.decision is decision
+    REFUSED["calls"] += 1
 
 
 def moved(value: Any, device: str) -> Any:

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from contract.cases import CASES, WIDTH, assert_same_state, build, chain, make_batch, state_of
+from contract.cases import (
+    CASES,
+    REFUSED,
+    WIDTH,
+    assert_same_state,
+    build,
+    chain,
+    make_batch,
+    state_of,
+)
 from contract.test_bad_input import KINDS_OF_TENSORS, junk
 from contract.test_loading import spoilt
 from torch import Tensor
@@ -16,6 +25,10 @@ from torch import Tensor
 from noisydml import LossWrapper
 
 STEPS = 60
+
+
+class NothingTried(ValueError):
+    """Not a refusal; but there must be no trace, either."""
 
 
 def bad_call(wrapper: LossWrapper, rng: random.Random, seed: int) -> None:
@@ -30,7 +43,7 @@ def bad_call(wrapper: LossWrapper, rng: random.Random, seed: int) -> None:
 def bad_state(wrapper: LossWrapper, rng: random.Random, seed: int) -> None:
     state = copy.deepcopy(wrapper.state_dict())
     if not state:
-        raise ValueError("nothing to load")
+        raise NothingTried
     name = rng.choice(list(state))
     kind, value = rng.choice(list(spoilt(state, name).items()))
     if kind == "missing":
@@ -47,13 +60,13 @@ def bad_refresh(wrapper: LossWrapper, rng: random.Random, seed: int) -> None:
             features[rng.randrange(8), 0] = rng.choice([0.0, float("nan"), float("inf")])
             each.refresh(features, torch.arange(8) - rng.choice([0, 1]))
             return
-    raise ValueError("nothing to refresh")
+    raise NothingTried
 
 
 def without_gradients(wrapper: LossWrapper, rng: random.Random, seed: int) -> None:
     with rng.choice([torch.no_grad, torch.inference_mode])():
         wrapper(**make_batch(seed=seed))
-    raise ValueError("no trace, as if it had been refused")
+    raise NothingTried
 
 
 def end_epoch(wrapper: LossWrapper, rng: random.Random, seed: int) -> None:
@@ -88,9 +101,12 @@ def test_anything_in_any_order(case: str) -> None:
         before = state_of(wrapper)
         try:
             action(wrapper, rng, step)
+        except NothingTried:
+            assert_same_state(before, wrapper)
         except (TypeError, ValueError, RuntimeError):
             refused += 1
             assert_same_state(before, wrapper)
+            REFUSED["in any order"] += 1
         for name, value in state_of(wrapper).items():
             assert not value.is_floating_point() or value.isfinite().all(), name
-    assert refused > STEPS // 3
+    assert refused > STEPS // 10
