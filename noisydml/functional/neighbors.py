@@ -7,7 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from noisydml.functional.checks import require_floating, require_integer, require_positive
+from noisydml.functional.checks import (
+    require_floating,
+    require_integer,
+    require_positive,
+    require_tensor,
+)
 
 _FAR = 80.0  # exp(-80) is no vote beside any other, and much less would be slow: subnormal
 _LARGEST = torch.iinfo(torch.int64).max
@@ -147,9 +152,9 @@ def nearest_of_parts(distance: Tensor, row: Tensor, k: int) -> tuple[Tensor, Ten
 
 def _check(neighbor_labels: Tensor, labels: Tensor, weights: Tensor | None) -> None:
     require_integer("labels", labels)
-    is_tensor = isinstance(neighbor_labels, Tensor)
-    if not is_tensor or neighbor_labels.ndim != 2:
-        got = tuple(neighbor_labels.shape) if is_tensor else type(neighbor_labels).__name__
+    require_tensor("neighbor_labels", neighbor_labels, "a (B, k) integer torch.Tensor")
+    if neighbor_labels.ndim != 2:
+        got = tuple(neighbor_labels.shape)
         raise ValueError(f"neighbor_labels must be a (B, k) tensor, got {got}")
     require_integer("neighbor_labels", neighbor_labels.reshape(-1))
     size = len(neighbor_labels)

@@ -152,7 +152,8 @@ class KNNDenoiser(Filter):
         self.warmup = warmup
         # Training steps, samples since the last refresh, whether batches have ids.
         self.counters = Counters(step=0, seen=0, ids=0)
-        self._indexed: int | None = None  # the version of the reference that is indexed
+        # The version of the reference that is indexed, and where.
+        self._indexed: tuple[int, torch.device] | None = None
         self._judges = False
 
     def judge(self, batch: Batch) -> Judgement:
@@ -240,12 +241,18 @@ class KNNDenoiser(Filter):
         if self.memory.ranks > 1:
             own = given[2] % self.memory.ranks == self.memory.rank
             given = given[0][own], given[1][own], given[2][own]
+        memory, width = self.memory, given[0].shape[1]
+        shard, stored = memory.ranks > 1, memory.features
+        settings: Any = {"normalize": memory.normalize, "dtype": stored.dtype, "shard": shard}
+        refreshed = FeatureMemory(len(memory), width, **settings).to(stored.device)
+        refreshed.write(*given)
+        if shard:
+            sum_over_ranks([refreshed.total])
+        self._index(refreshed)  # which may raise
         self._changes += 1
         for memory in (self.memory, self.reference):
-            memory.reset()
-            memory.write(*given)
-            if memory.ranks > 1:
-                sum_over_ranks([memory.total])
+            memory.copy_from(refreshed)
+        self._indexed = self._of_reference()
         self.counters.set(seen=0)
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
@@ -266,16 +273,23 @@ class KNNDenoiser(Filter):
         Returns how many rows each rank judges.
         """
         reference, sizes = self.reference, [len(batch)]
-        stale = self._indexed != reference.version
+        stale = self._indexed != self._of_reference()
         if reference.ranks > 1:
             reports = exchange([len(batch), int(stale)], "a part of a memory")
             sizes, stale = [size for size, _ in reports], any(flag for _, flag in reports)
         if stale:
-            self._judges = int(reference.total) > 0
-            if self._judges:
-                self.neighborhood.build(reference.features, reference.labels)
-            self._indexed = reference.version
+            self._index(reference)
+            self._indexed = self._of_reference()
         return sizes
+
+    def _of_reference(self) -> tuple[int, torch.device]:
+        return self.reference.version, self.reference.features.device
+
+    def _index(self, samples: FeatureMemory) -> None:
+        self._indexed = None  # until it is known which
+        self._judges = int(samples.total) > 0
+        if self._judges:
+            self.neighborhood.build(samples.features, samples.labels)
 
     def _voters(
         self, batch: Batch, everyone: Batch, sizes: list[int]

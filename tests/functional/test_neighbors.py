@@ -122,7 +122,7 @@ def test_weights_at_the_ends() -> None:
     ("arguments", "error", "name"),
     [
         ((torch.zeros(3).long(), torch.zeros(3).long()), ValueError, "neighbor_labels"),
-        (([[1]], torch.zeros(1).long()), ValueError, "neighbor_labels"),
+        (([[1]], torch.zeros(1).long()), TypeError, "neighbor_labels"),
         ((torch.zeros(3, 2), torch.zeros(3).long()), TypeError, "neighbor_labels"),
         ((torch.zeros(3, 2).long(), torch.zeros(2).long()), ValueError, "neighbor_labels"),
         ((torch.zeros(3, 2).long(), torch.zeros(3)), TypeError, "labels"),
@@ -159,3 +159,10 @@ def test_the_nearest_of_parts_are_those_of_a_sorted_list() -> None:
             expected = sorted(pairs)[:7]
             rows = row[:, query].flatten()[place[query]].tolist()
             assert list(zip(found[query].tolist(), rows, strict=True)) == expected
+
+
+def test_sparse_neighbor_labels_are_refused_by_name() -> None:
+    labels = torch.zeros(3, 2, dtype=torch.int64)
+    for bad in (labels.to_sparse(), labels.tolist()):
+        with pytest.raises(TypeError, match="neighbor_labels"):
+            neighbor_label_score(bad, torch.zeros(3, dtype=torch.int64))

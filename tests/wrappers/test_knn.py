@@ -358,17 +358,27 @@ def test_without_a_width_weights_can_be_averaged_and_states_loaded() -> None:
         ({"labels": torch.tensor([0, 1, -1, 1])}, "labels"),
         ({"sample_ids": torch.tensor([0, 1, 2, 9])}, "sample_ids"),
         ({"features": torch.ones(4, 3).to_sparse()}, "features"),
+        ({"features": torch.ones(2, 3), "labels": torch.arange(2)}, "IVF3,Flat"),
     ],
 )
 @pytest.mark.parametrize("embedding_size", [3, None])
 def test_a_refused_refresh_leaves_the_reference(
     changes: dict[str, Any], name: str, embedding_size: int | None
 ) -> None:
-    wrapper = KNNDenoiser(losses.ContrastiveLoss(), memory_size=6, embedding_size=embedding_size)
+    """One whose index cannot be made, here of two samples for three cells, is refused, too."""
+    settings: dict[str, Any] = {"embedding_size": embedding_size, "index": "IVF3,Flat"}
+    wrapper = KNNDenoiser(losses.ContrastiveLoss(), memory_size=6, k=2, **settings)
     good = {"features": torch.randn(4, 3), "labels": torch.tensor([0, 1, 0, 1])}
     wrapper.refresh(**good)
+    batch = torch.randn(5, 3), torch.tensor([0, 1, 0, 1, 0])
+    with torch.no_grad():
+        wrapper(*batch)
+    score = wrapper.decision.score
     before = {key: value.clone() for key, value in wrapper.state_dict().items()}
     with pytest.raises((TypeError, ValueError), match=name):
         wrapper.refresh(**{**good, **changes})
     for key, value in wrapper.state_dict().items():
         assert torch.equal(value, before[key]), key
+    with torch.no_grad():
+        wrapper(*batch)
+    assert torch.equal(wrapper.decision.score, score)
