@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from contract.cases import CASES, assert_same_state, build, leaf_for, make_batch, naming, state_of
+from pytorch_metric_learning import losses
 from torch import Tensor, nn
 
 from noisydml import ConfidenceWeightedLoss, LossWrapper, SmallLossFilter, SuperLoss
@@ -47,21 +48,33 @@ class Overflowing(nn.Module):
         return torch.where(torch.arange(len(losses)) == 3, self.bad, losses)
 
 
-def judged_by(loss: Overflowing, case: str, **settings: Any) -> LossWrapper:
-    if case == "super_loss":
-        return SuperLoss(loss, lam=1.0, **settings)
+class OverflowingPairs(losses.ContrastiveLoss):
+    """The first positive pair's loss is what it is told to be."""
+
+    bad = 1.0
+
+    def pos_calc(self, pos_pair_dist: Tensor, margin: float) -> Tensor:
+        each = super().pos_calc(pos_pair_dist, margin)
+        return torch.where(torch.arange(len(each)) == 0, self.bad, each)
+
+
+def judged_by(loss: Any, case: str, **settings: Any) -> LossWrapper:
+    if case.startswith("super_loss"):
+        level = "pair" if isinstance(loss, OverflowingPairs) else "sample"
+        return SuperLoss(loss, lam=1.0, level=level, **settings)
     if case == "small_loss":
         return SmallLossFilter(loss, noise_rate=0.3, ramp=0, **settings)
     return ConfidenceWeightedLoss(loss, loss, lam=1.0, threshold=case, **settings)
 
 
 @pytest.mark.parametrize(
-    "case", ["super_loss", "small_loss", "running_mean", "otsu", "gaussian_mixture"]
+    "case",
+    ["super_loss", "super_loss of pairs", "small_loss", "running_mean", "otsu", "gaussian_mixture"],
 )
 @pytest.mark.parametrize("bad", BAD)
 def test_losses_to_judge_by_are_checked_like_embeddings(case: str, bad: float) -> None:
     for first in (True, False):
-        loss = Overflowing()
+        loss: Any = OverflowingPairs() if case.endswith("pairs") else Overflowing()
         wrapper, twin = judged_by(loss, case), judged_by(loss, case, validate_args=False)
         for each in () if first else (wrapper, twin):
             each(**make_batch())

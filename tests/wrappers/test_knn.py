@@ -13,7 +13,7 @@ from pytorch_metric_learning import losses
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from noisydml import KNNDenoiser
+from noisydml import KNNDenoiser, LossWrapper, SelectedInteractions
 from noisydml.memory.index import FaissIndex, TorchIndex
 
 SAMPLES, WIDTH, CLASSES = 90, 6, 6
@@ -326,11 +326,13 @@ def test_negative_labels_and_other_widths_are_refused() -> None:
         loss_fn(torch.randn(3, 7), torch.arange(3))
 
 
-def test_without_a_width_weights_can_be_averaged_and_states_loaded() -> None:
+@pytest.mark.parametrize("nested", [False, True])
+def test_without_a_width_weights_can_be_averaged_and_states_loaded(nested: bool) -> None:
     """The average is made before the first batch says how wide the features are."""
 
-    def make() -> KNNDenoiser:
-        return KNNDenoiser(losses.ContrastiveLoss(), memory_size=12, k=3)
+    def make() -> LossWrapper:
+        inner = KNNDenoiser(losses.ContrastiveLoss(), memory_size=12, k=3)
+        return SelectedInteractions(inner) if nested else inner
 
     loss_fn, ids = make(), torch.arange(12)
     model = nn.ModuleList([nn.Linear(WIDTH, WIDTH), loss_fn])
@@ -339,14 +341,15 @@ def test_without_a_width_weights_can_be_averaged_and_states_loaded() -> None:
         loss_fn(model[0](torch.randn(12, WIDTH)), ids % 3, sample_ids=ids)
         for averaged in averages:
             averaged.update_parameters(model)
-    assert loss_fn.decision.suggested_labels is not None
+    knn = loss_fn.loss if nested else loss_fn
+    assert knn.decision.suggested_labels is not None
     resumed = make()
     resumed.load_state_dict(loss_fn.state_dict())
     x = torch.randn(12, WIDTH)
     assert torch.equal(resumed(x, ids % 3, sample_ids=ids), loss_fn(x, ids % 3, sample_ids=ids))
     assert torch.equal(resumed.decision.score, loss_fn.decision.score)
     resumed.load_state_dict(make().state_dict())  # of a run that had not begun
-    assert resumed.memory.embedding_size is None
+    assert (resumed.loss if nested else resumed).memory.embedding_size is None
 
 
 @pytest.mark.parametrize(
