@@ -21,6 +21,8 @@ from noisydml.memory.neighbors import Neighborhood, default_index
 
 _ALL, _SOME = 128, 64  # classes that a sample is compared with: all, or the nearest of more
 _BLOCK = 4096  # rows at once
+_NEVER = -1e4  # the logit of what is out of the question
+_NUMBERS = 2**22  # probabilities at once, where settings are compared
 _SHARPNESS = 8.0  # of the neighbours' votes
 _FLOOR = 0.02  # of a vote, shared by all classes
 _LEAST_TRUST = 0.02  # with which a label counts in the covariance
@@ -31,7 +33,7 @@ CENTER_ROUNDS, NEIGHBOR_ROUNDS = 5, 4  # rounds with centers alone, and with nei
 _WHITENED = (0, 1, 2, 4, 7)  # rounds that begin with another covariance
 _TEMPERATURES = [0.015 * 1.29**i for i in range(14)]
 _PARTS = (0.15, 0.3, 0.5, 0.75, 1.0, 1.5)  # of the neighbours
-_NONES = (0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3)  # shares that may be of none of the classes
+_NONES = [0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3]  # shares that may be of none of the classes
 _RATES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # to begin with; distrust, which may vanish
 _CORE, _CERTAIN = 0.1, 0.99  # of the samples, those whose class is most certain, or as good as
 
@@ -253,12 +255,12 @@ class Fit:
         else:
             temperature, part, none, _ = self.given[self.round - 1]
             evidence = self._evidence(self.asked[: None if none > 0 else 0], blended)
-        outside = evidence.nearest(temperature, part, none)
+        outside = evidence.nearest([temperature], part, [none])
         counts = None
         if self.structured:
             counts = (self.sums.new_zeros(sample.pairs), self.sums.new_zeros(sample.num_classes))
         for rows in sample.blocks():
-            probable = self._evidence(rows, blended).softmax(temperature, part, outside)
+            probable = self._evidence(rows, blended).softmax([temperature], part, outside)[0]
             true = probable * self._transition(rows)
             self.likelihood[rows] = true.sum(dim=1)
             true /= self.likelihood[rows].clamp_min(1e-30).unsqueeze(1)
@@ -309,29 +311,40 @@ class Fit:
         begins = self.round == 1 and not self.structured
         rates = self.teaches.new_tensor(_RATES if begins else [self.rate])
 
-        def value(temperature: float, part: float, none: float) -> tuple[float, float]:
-            outside = evidence.nearest(temperature, part, none)
-            probable = evidence.softmax(temperature, part, outside)
+        def values(temperatures: list[float], part: float, nones: list[float]) -> Tensor:
+            """(G, R) mean logarithm of how likely the labels are, at each rate."""
+            outside = evidence.nearest(temperatures, part, nones)
+            probable = evidence.softmax(temperatures, part, outside)
             if transition is not None:
-                likely = (probable * transition).sum(dim=1, keepdim=True)
+                likely = (probable * transition).sum(dim=2, keepdim=True)
             else:
-                mine, nothing = probable.gather(1, own), probable[:, -1:]
+                mine, nothing = (
+                    probable.gather(2, own.expand(len(nones), -1, 1)),
+                    probable[..., -1:],
+                )
                 others = (1 - mine - nothing).clamp_min(0) / max(sample.num_classes - 1, 1)
                 likely = mine * (1 - rates) + others * rates + nothing / sample.num_classes
-            best, which = likely.clamp_min(1e-12).log().mean(dim=0).max(dim=0)
-            return float(best), float(rates[which])
+            return likely.clamp_min(1e-12).log().mean(dim=1)
 
-        _, temperature, part = max(
-            (value(temperature, part, self.setting.none)[0], temperature, part)
-            for temperature in self._near(_TEMPERATURES, self.setting.temperature)
-            for part in (self._near(_PARTS, self.setting.part) if blended else (0.0,))
-        )
-        tried = [(value(temperature, part, none), none) for none in _NONES]
+        def in_blocks(temperatures: list[float], part: float, nones: list[float]) -> Tensor:
+            many = max(1, _NUMBERS // max(evidence.similarity.numel(), 1))
+            starts = range(0, len(nones), many)
+            blocks = [slice(start, start + many) for start in starts]
+            return torch.cat([values(temperatures[g], part, nones[g]) for g in blocks])
+
+        temperatures = self._near(_TEMPERATURES, self.setting.temperature)[
+            ::-1
+        ]  # of ties the first
+        parts = self._near(_PARTS, self.setting.part)[::-1] if blended else [0.0]
+        nones = [self.setting.none] * len(temperatures)
+        grid = [in_blocks(temperatures, part, nones).amax(dim=1) for part in parts]
+        place = int(torch.stack(grid, dim=1).argmax())
+        temperature, part = temperatures[place // len(parts)], parts[place % len(parts)]
+        best, which = in_blocks([temperature] * len(_NONES), part, _NONES).max(dim=1)
         # What one number more must bring to be significant (a likelihood ratio of 95 %).
-        (_, rate), none = max(
-            tried, key=lambda t: t[0][0] - (2 / len(self.known) if t[1] > 0 else 0)
-        )
-        return temperature, part, none, rate
+        best[1:] -= 2 / len(self.known)
+        place = int(best.argmax())
+        return temperature, part, _NONES[place], float(rates[which[place]])
 
     @staticmethod
     def _near(values: Any, value: float) -> list[float]:
@@ -401,25 +414,38 @@ class _Evidence(NamedTuple):
     rest: Tensor | None  # (B, 3) of the similarities to the other classes: mean, variance, most
     num_classes: int
 
-    def _logits(self, temperature: float, part: float) -> Tensor:
-        logits = self.similarity / temperature
-        return logits if self.votes is None else logits + part * self.votes[:, :-1]
+    def _logits(self, temperatures: list[float], part: float) -> Tensor:
+        """(G, N, K), of G temperatures."""
+        logits = self.similarity / self.similarity.new_tensor(temperatures).reshape(-1, 1, 1)
+        return logits if self.votes is None else logits.add_(part * self.votes[:, :-1])
 
-    def nearest(self, temperature: float, part: float, none: float) -> float:
-        """The logit that the nearest class of such a share of the samples falls below."""
-        if none == 0 or len(self.similarity) == 0:
-            return -1e4
-        nearest = self._logits(temperature, part).amax(dim=1).sort().values
-        return float(nearest[int(none * len(nearest))])
+    def nearest(self, temperatures: list[float], part: float, nones: list[float]) -> Tensor:
+        """(G, 1) the logit that the nearest class of such shares of the samples falls below."""
+        size = len(self.similarity)
+        below = self.similarity.new_full((len(nones), 1), _NEVER)
+        if size == 0 or not any(nones):
+            return below
+        nearest = self._logits(temperatures, part).amax(dim=2).sort(dim=1).values
+        for found, ordered, none in zip(below, nearest, nones, strict=True):
+            if none > 0:
+                found[0] = ordered[int(none * size)]
+        return below
 
-    def softmax(self, temperature: float, part: float, outside: float) -> Tensor:
-        """(B, K + 2) probability of each candidate, of all other classes, and of none of them."""
-        logits = pad(self._logits(temperature, part), (0, 2), value=-1e4)
-        logits[:, -1] = outside
+    def softmax(self, temperatures: list[float], part: float, outside: Tensor) -> Tensor:
+        """(G, N, K + 2) probability of each candidate, of all other classes, and of none of them.
+
+        Args:
+            temperatures: G of them.
+            part: of the neighbours.
+            outside: (G, 1) logit of none of the classes.
+        """
+        logits = pad(self._logits(temperatures, part), (0, 2), value=_NEVER)
+        logits[..., -1] = outside
         if self.rest is not None:
             # The mean of exp(s / T) over similarities that are normally distributed.
-            mean, variance, most = (self.rest / temperature).unbind(dim=1)
+            temperature = logits.new_tensor(temperatures).unsqueeze(1)
+            mean, variance, most = (self.rest / temperature.unsqueeze(2)).unbind(dim=2)
             others = torch.minimum(mean + variance / (2 * temperature), most)
             voted = 0 if self.votes is None else part * self.votes[:, -1]
-            logits[:, -2] = others + voted + math.log(self.num_classes - self.similarity.shape[1])
-        return logits.softmax(dim=1)
+            logits[..., -2] = others + voted + math.log(self.num_classes - self.similarity.shape[1])
+        return logits.softmax(dim=2)
