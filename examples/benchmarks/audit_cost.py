@@ -32,8 +32,8 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def measure(size: int, classes: int, exact: int) -> None:
-    """Print a row of the table."""
+def measure(size: int, classes: int, exact: int) -> str:
+    """A row of the table."""
     generator = torch.Generator().manual_seed(1000)
     truth = torch.arange(classes).repeat_interleave(-(-size // classes))
     truth = truth[torch.randperm(len(truth), generator=generator)[:size]]
@@ -56,35 +56,40 @@ def measure(size: int, classes: int, exact: int) -> None:
         f"{seconds:.1f}", f"{cpu:.1f}", f"{peak():.2f}", f"{(peak() - before) * 1e6 / size:.2f}",
         f"{found.noise_rate:.3f} ({wrong.mean():.3f})", f"{f1_score(wrong, flagged):.3f}",
     ]  # fmt: skip
-    print("| " + " | ".join(cells_of) + " |", flush=True)
+    return "| " + " | ".join(cells_of) + " |"
 
 
-def run(size: int, classes: int, exact: bool) -> list[float]:
-    """In a process of its own: processor seconds and peak memory."""
-    command = [sys.executable, __file__, "--one", str(size), str(classes), str(int(exact))]
-    row = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    print(row, end="", flush=True)
+def run(size: int, classes: int, exact: bool, alone: bool) -> list[float]:
+    """Processor seconds and peak memory; that of this size is known in a process of its own."""
+    if alone:
+        command = [sys.executable, __file__, "--one", str(size), str(classes), str(int(exact))]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        row = done.stdout.strip()
+    else:
+        row = measure(size, classes, exact)
+    print(row, flush=True)
     cells = row.split(" | ")
     return [float(cells[4]), float(cells[5])]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="a 300th of the size")
+    parser.add_argument("--short", action="store_true", help="a 1000th of the size, in one process")
     parser.add_argument("--curve", action="store_true", help="three sizes, not only the first")
     parser.add_argument("--one", type=int, nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        measure(*options.one)
+        print(measure(*options.one))
         return
-    part = 300 if options.short else 1
+    part = 1000 if options.short else 1
     sizes = [(size // part, classes // part) for size, classes in SIZES]
     print(f"{WIDTH} wide, {torch.get_num_threads()} threads")
     print("| samples | classes | neighbours | s | CPU s | GB | kB a sample | rate (true) | F1 |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
-    run(*sizes[0], True)
+    alone = not options.short
+    run(*sizes[0], True, alone)
     if options.curve:
-        costs = [run(*size, False) for size in sizes]
+        costs = [run(*size, False, alone) for size in sizes]
         logs = np.log([[size, *cost] for (size, _), cost in zip(sizes, costs, strict=True)])
         exponents = [np.polyfit(logs[:, 0], logs[:, column], 1)[0] for column in (1, 2)]
         print("exponents with inverted files: time {:.2f}, memory {:.2f}".format(*exponents))
