@@ -33,7 +33,8 @@ CENTER_ROUNDS, NEIGHBOR_ROUNDS = 5, 4  # rounds with centers alone, and with nei
 _WHITENED = (0, 1, 2, 4, 7)  # rounds that begin with another covariance
 _TEMPERATURES = [0.015 * 1.29**i for i in range(14)]
 _PARTS = (0.15, 0.3, 0.5, 0.75, 1.0, 1.5)  # of the neighbours
-_NONES = [0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3]  # shares that may be of none of the classes
+_NONES = (0.005, 0.02, 0.05, 0.1, 0.2, 0.3)  # shares that may be of none of the classes
+_EDGES = (0.0, 3.0)  # how sharply these are told from the others
 _RATES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # to begin with; distrust, which may vanish
 _CORE, _CERTAIN = 0.1, 0.99  # of the samples, those whose class is most certain, or as good as
 
@@ -179,6 +180,7 @@ class Setting(NamedTuple):
     temperature: float
     part: float  # of the neighbours
     none: float  # share of the samples that are rather of none of the classes
+    edge: float  # how sharply these are told from the others
     rate: float
 
 
@@ -232,7 +234,7 @@ class Fit:
 
     def run(self, blended: bool, tick: Callable[[], None]) -> None:
         """The rounds with centers alone, or those with neighbours that follow."""
-        self.setting = Setting(0.0, 0.0, 0.0, 0.0)  # sought anew
+        self.setting = Setting(0.0, 0.0, 0.0, 0.0, 0.0)  # sought anew
         for _ in range(NEIGHBOR_ROUNDS if blended else CENTER_ROUNDS):
             self._round(blended)
             tick()
@@ -251,16 +253,17 @@ class Fit:
         self.lengths = torch.linalg.vector_norm(self.sums, dim=1)
         if self.given is None:
             evidence = self._evidence(self.asked, blended)
-            temperature, part, none, self.rate = self._sought(evidence, blended)
+            setting = self._sought(evidence, blended)
+            self.rate = setting.rate
         else:
-            temperature, part, none, _ = self.given[self.round - 1]
-            evidence = self._evidence(self.asked[: None if none > 0 else 0], blended)
-        outside = evidence.nearest([temperature], part, [none])
+            setting = self.given[self.round - 1]
+            evidence = self._evidence(self.asked[: None if setting.none > 0 else 0], blended)
+        outside = evidence.nearest([setting])
         counts = None
         if self.structured:
             counts = (self.sums.new_zeros(sample.pairs), self.sums.new_zeros(sample.num_classes))
         for rows in sample.blocks():
-            probable = self._evidence(rows, blended).softmax([temperature], part, outside)[0]
+            probable = self._evidence(rows, blended).softmax([setting], outside)[0]
             true = probable * self._transition(rows)
             self.likelihood[rows] = true.sum(dim=1)
             true /= self.likelihood[rows].clamp_min(1e-30).unsqueeze(1)
@@ -279,7 +282,7 @@ class Fit:
             self.rate = min(max(wrong, 1e-4), 0.98)
         else:
             self.rate = self.given[self.round - 1].rate
-        self.setting = Setting(temperature, part, none, self.rate)
+        self.setting = setting._replace(rate=self.rate)
         self.settings.append(self.setting)
 
     def _evidence(self, rows: Any, blended: bool) -> _Evidence:
@@ -301,50 +304,51 @@ class Fit:
             rest = torch.cat([sample.rest[rows], least], dim=1)
         return _Evidence(similarity, votes, rest, sample.num_classes)
 
-    def _sought(self, evidence: _Evidence, blended: bool) -> tuple[float, float, float, float]:
-        """Temperature, part of the neighbours, share of none and rate that suit those held out."""
-        rows, sample = self.asked, self.sample
+    def _sought(self, evidence: _Evidence, blended: bool) -> Setting:
+        """The setting that suits the labels held out."""
+        rows, sample, last = self.asked, self.sample, self.setting
         if len(rows) == 0:
-            return _TEMPERATURES[-1], 0.0, 0.0, self.rate
+            return Setting(_TEMPERATURES[-1], 0.0, 0.0, 0.0, self.rate)
         own = sample.own[rows].unsqueeze(1)
         transition = self._transition(rows) if self.structured else None
         begins = self.round == 1 and not self.structured
         rates = self.teaches.new_tensor(_RATES if begins else [self.rate])
 
-        def values(temperatures: list[float], part: float, nones: list[float]) -> Tensor:
+        def values(settings: list[Setting]) -> Tensor:
             """(G, R) mean logarithm of how likely the labels are, at each rate."""
-            outside = evidence.nearest(temperatures, part, nones)
-            probable = evidence.softmax(temperatures, part, outside)
+            probable = evidence.softmax(settings, evidence.nearest(settings))
             if transition is not None:
                 likely = (probable * transition).sum(dim=2, keepdim=True)
             else:
-                mine, nothing = (
-                    probable.gather(2, own.expand(len(nones), -1, 1)),
-                    probable[..., -1:],
-                )
+                mine = probable.gather(2, own.expand(len(settings), -1, 1))
+                nothing = probable[..., -1:]
                 others = (1 - mine - nothing).clamp_min(0) / max(sample.num_classes - 1, 1)
                 likely = mine * (1 - rates) + others * rates + nothing / sample.num_classes
             return likely.clamp_min(1e-12).log().mean(dim=1)
 
-        def in_blocks(temperatures: list[float], part: float, nones: list[float]) -> Tensor:
+        def in_blocks(settings: list[Setting]) -> Tensor:
             many = max(1, _NUMBERS // max(evidence.similarity.numel(), 1))
-            starts = range(0, len(nones), many)
-            blocks = [slice(start, start + many) for start in starts]
-            return torch.cat([values(temperatures[g], part, nones[g]) for g in blocks])
+            starts = range(0, len(settings), many)
+            return torch.cat([values(settings[start : start + many]) for start in starts])
 
-        temperatures = self._near(_TEMPERATURES, self.setting.temperature)[
-            ::-1
-        ]  # of ties the first
-        parts = self._near(_PARTS, self.setting.part)[::-1] if blended else [0.0]
-        nones = [self.setting.none] * len(temperatures)
-        grid = [in_blocks(temperatures, part, nones).amax(dim=1) for part in parts]
-        place = int(torch.stack(grid, dim=1).argmax())
-        temperature, part = temperatures[place // len(parts)], parts[place % len(parts)]
-        best, which = in_blocks([temperature] * len(_NONES), part, _NONES).max(dim=1)
+        # The highest first, for of equal ones the first counts.
+        temperatures = self._near(_TEMPERATURES, last.temperature)[::-1]
+        parts = self._near(_PARTS, last.part)[::-1] if blended else [0.0]
+        edges = _EDGES if last.none > 0 else _EDGES[:1]
+        tried = [
+            last._replace(temperature=temperature, part=part, edge=edge)
+            for temperature in temperatures
+            for part in parts
+            for edge in edges
+        ]
+        best = tried[int(in_blocks(tried).amax(dim=1).argmax())]
+        tried = [best._replace(none=0.0, edge=0.0)]
+        tried += [best._replace(none=none, edge=edge) for edge in _EDGES for none in _NONES]
+        value, which = in_blocks(tried).max(dim=1)
         # What one number more must bring to be significant (a likelihood ratio of 95 %).
-        best[1:] -= 2 / len(self.known)
-        place = int(best.argmax())
-        return temperature, part, _NONES[place], float(rates[which[place]])
+        value[1:] -= 2 / len(self.known)
+        place = int(value.argmax())
+        return tried[place]._replace(rate=float(rates[which[place]]))
 
     @staticmethod
     def _near(values: Any, value: float) -> list[float]:
@@ -414,36 +418,43 @@ class _Evidence(NamedTuple):
     rest: Tensor | None  # (B, 3) of the similarities to the other classes: mean, variance, most
     num_classes: int
 
-    def _logits(self, temperatures: list[float], part: float) -> Tensor:
-        """(G, N, K), of G temperatures."""
-        logits = self.similarity / self.similarity.new_tensor(temperatures).reshape(-1, 1, 1)
-        return logits if self.votes is None else logits.add_(part * self.votes[:, :-1])
+    def _logits(self, settings: list[Setting]) -> Tensor:
+        """(G, N, K), of G settings."""
+        temperature, part = self._columns(settings)[:2]
+        logits: Tensor = self.similarity / temperature
+        return logits if self.votes is None else logits.addcmul_(part, self.votes[:, :-1])
 
-    def nearest(self, temperatures: list[float], part: float, nones: list[float]) -> Tensor:
+    def _columns(self, settings: list[Setting]) -> Tensor:
+        """(5, G, 1, 1) the numbers of the settings."""
+        numbers: Tensor = self.similarity.new_tensor(settings)
+        return numbers.T[:, :, None, None]
+
+    def nearest(self, settings: list[Setting]) -> Tensor:
         """(G, 1) the logit that the nearest class of such shares of the samples falls below."""
         size = len(self.similarity)
-        below = self.similarity.new_full((len(nones), 1), _NEVER)
-        if size == 0 or not any(nones):
+        below = self.similarity.new_full((len(settings), 1), _NEVER)
+        if size == 0 or not any(setting.none for setting in settings):
             return below
-        nearest = self._logits(temperatures, part).amax(dim=2).sort(dim=1).values
-        for found, ordered, none in zip(below, nearest, nones, strict=True):
-            if none > 0:
-                found[0] = ordered[int(none * size)]
+        nearest = self._logits(settings).amax(dim=2).sort(dim=1).values
+        for found, ordered, setting in zip(below, nearest, settings, strict=True):
+            if setting.none > 0:
+                found[0] = ordered[int(setting.none * size)]
         return below
 
-    def softmax(self, temperatures: list[float], part: float, outside: Tensor) -> Tensor:
+    def softmax(self, settings: list[Setting], outside: Tensor) -> Tensor:
         """(G, N, K + 2) probability of each candidate, of all other classes, and of none of them.
 
         Args:
-            temperatures: G of them.
-            part: of the neighbours.
-            outside: (G, 1) logit of none of the classes.
+            settings: G of them.
+            outside: (G, 1) logit below which the nearest class is further away than none of them.
         """
-        logits = pad(self._logits(temperatures, part), (0, 2), value=_NEVER)
-        logits[..., -1] = outside
+        logits = self._logits(settings)
+        temperature, part, _, edge, _ = self._columns(settings).squeeze(3)  # (G, 1) each
+        nothing = outside + edge * (outside - logits.amax(dim=2))
+        logits = pad(logits, (0, 2), value=_NEVER)
+        logits[..., -1] = nothing
         if self.rest is not None:
             # The mean of exp(s / T) over similarities that are normally distributed.
-            temperature = logits.new_tensor(temperatures).unsqueeze(1)
             mean, variance, most = (self.rest / temperature.unsqueeze(2)).unbind(dim=2)
             others = torch.minimum(mean + variance / (2 * temperature), most)
             voted = 0 if self.votes is None else part * self.votes[:, -1]

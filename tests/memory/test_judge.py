@@ -99,12 +99,35 @@ def test_a_class_drawn_together_is_no_copy() -> None:
     assert found.noise_rate < 0.01
 
 
-def test_junk_is_none_of_the_classes() -> None:
-    features, true = gaussians(10, 40, 0.4)
-    junk, given = torch.randn(40, 32), torch.randint(10, (40,))
+def digits_without(unknown: int, rate: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels and labels of nine digits, and of the tenth with random labels; true ones or -1."""
+    features, digit = digits()
+    true = torch.where(digit == unknown, -1, digit - (digit > unknown).long())
+    at_random = (true < 0) | (torch.rand(len(true)) < rate)
+    given = torch.where(at_random, torch.randint(9, true.shape), true)
+    return features, given, true
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2])
+@pytest.mark.parametrize("unknown", [0, 8])
+def test_another_class_altogether_is_none_of_them(unknown: int, rate: float) -> None:
+    features, given, true = digits_without(unknown, rate)
+    found = judge_labels(features, given)
+    flagged, none = found.probability < 0.5, found.suggested_labels == -1
+    assert abs(found.noise_rate - float((given != true).double().mean())) < 0.03
+    assert (flagged & none)[true < 0].double().mean() > 0.7
+    assert flagged[true == given].double().mean() < 0.02
+    assert none[true >= 0].double().mean() < 0.02
+
+
+@pytest.mark.parametrize("spread", [0.4, 0.8])
+def test_junk_is_none_of_the_classes(spread: float) -> None:
+    features, true = gaussians(10, 40, spread)
+    order = torch.rand(40, 32).argsort(dim=1)
+    junk, given = features[::10].gather(1, order), torch.randint(10, (40,))  # shuffled columns
     found = judge_labels(torch.cat([features, junk]), torch.cat([true, given]))
     flagged = found.probability < 0.5
-    assert flagged[-40:].double().mean() > 0.5  # of several draws a third to two thirds
+    assert flagged[-40:].double().mean() > 0.8
     assert flagged[:-40].double().mean() < 0.02
     assert (found.suggested_labels[-40:][flagged[-40:]] == -1).double().mean() > 0.8
 
