@@ -11,20 +11,12 @@ from torch import Tensor
 
 from noisydml.functional.judge import Rows, principal_components, shift_to_mean
 from noisydml.functional.products import inverse_scale
+from noisydml.memory.evidence import Sample, Setting
 from noisydml.memory.index import NeighborIndex
-from noisydml.memory.latent import (
-    ASKED,
-    CENTER_ROUNDS,
-    FOLDS,
-    NEIGHBOR_ROUNDS,
-    Fit,
-    Sample,
-    Setting,
-    means,
-)
+from noisydml.memory.latent import ASKED, CENTER_ROUNDS, FOLDS, NEIGHBOR_ROUNDS, Fit, means
 from noisydml.memory.trained import trained_rate
 
-# docs/judge.md lists these, and those of latent.py.
+# docs/judge.md lists these, and those of evidence.py and latent.py.
 _WHERE = ("all classes alike", "particular classes")
 _FEWEST = 16  # labels held out, of which something follows
 _WIDTH = 256  # columns that are kept of wide features

@@ -1,29 +1,19 @@
-"""What labelled features say of the true classes behind the labels: evidence, and its fit."""
+"""The true classes behind given labels, by expectation maximisation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import pad
 
-from noisydml.functional.judge import (
-    leave_one_out_similarity,
-    near_identical,
-    within_class_whitening,
-)
-from noisydml.functional.neighbors import neighbor_weights
-from noisydml.memory.index import NeighborIndex, TorchIndex
-from noisydml.memory.neighbors import Neighborhood, default_index
+from noisydml.functional.judge import leave_one_out_similarity
+from noisydml.memory.evidence import Evidence, Sample, Setting
 
-_ALL, _SOME = 128, 64  # classes that a sample is compared with: all, or the nearest of more
-_BLOCK = 4096  # rows at once
-_NEVER = -1e4  # the logit of what is out of the question
 _NUMBERS = 2**22  # probabilities at once, where settings are compared
-_SHARPNESS = 8.0  # of the neighbours' votes
 _FLOOR = 0.02  # of a vote, shared by all classes
 _LEAST_TRUST = 0.02  # with which a label counts in the covariance
 _PRIOR = 3.0  # labels of each class that are known beforehand to be wrong at random
@@ -37,151 +27,6 @@ _NONES = (0.005, 0.02, 0.05, 0.1, 0.2, 0.3)  # shares that may be of none of the
 _EDGES = (0.0, 3.0)  # how sharply these are told from the others
 _RATES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # to begin with; distrust, which may vanish
 _CORE, _CERTAIN = 0.1, 0.99  # of the samples, those whose class is most certain, or as good as
-
-
-class Sample:
-    """What stays the same however much the labels are trusted; rows of a class lie together."""
-
-    def __init__(
-        self,
-        features: Tensor,
-        codes: Tensor,
-        num_classes: int,
-        trust: Tensor,
-        fold: Tensor,
-        k: int,
-        index: str | NeighborIndex | None,
-    ) -> None:
-        self.features, self.codes, self.num_classes = features, codes, num_classes
-        self.classes = codes.clamp_min(0)
-        weights = trust.masked_fill(codes < 0, 0)
-        directions = torch.empty_like(features)
-        matrix = self.whitening(weights)
-        for rows in self.blocks():
-            directions[rows] = self.directions(matrix, rows)
-        distance, self.near = self._neighbors(directions, k, index)
-        self.copies = near_identical(directions, distance, self.near)
-        sizes = torch.bincount(self.copies, minlength=len(codes))
-        self.weights = weights / sizes[self.copies]  # copies are one voter
-        # What the copies of a sample that have its label weigh: no part of it is to judge it.
-        voter = self.copies * num_classes + self.classes
-        _, same = torch.unique(voter, return_inverse=True)
-        voters = self.weights.new_zeros(int(same.max()) + 1).index_add_(0, same, self.weights)
-        self.own_weights = voters[same]
-        self.fold = fold[self.copies]
-        for rows in self.blocks():
-            near = self.near[rows].long()
-            own_copy = self.copies[near.clamp_min(0)] == self.copies[rows].unsqueeze(1)
-            seen = distance[rows].masked_fill_((near < 0) | own_copy, math.inf)
-            distance[rows] = neighbor_weights(seen, _SHARPNESS)
-        self.votes = distance
-        self._candidates(directions)
-
-    def blocks(self) -> list[slice]:
-        size = len(self.codes)
-        return [slice(start, start + _BLOCK) for start in range(0, size, _BLOCK)]
-
-    def whitening(self, weights: Tensor) -> Tensor:
-        """(D, D) the matrix that whitens the features with these weights."""
-        return within_class_whitening(self.features, self.classes, weights, self.num_classes)
-
-    def directions(self, matrix: Tensor, rows: Any) -> Tensor:
-        """Unit vectors of some of the rows in whitened space."""
-        return normalize(self.features[rows] @ matrix)
-
-    def _neighbors(
-        self, directions: Tensor, k: int, index: str | NeighborIndex | None
-    ) -> tuple[Tensor, Tensor]:
-        labelled = (self.codes >= 0).nonzero().squeeze(1)
-        if index is None:
-            index = default_index(len(self.codes), len(labelled), self.codes.device)
-        metric = index.metric if isinstance(index, NeighborIndex) else "cosine"
-        hood = Neighborhood(index, metric)
-        hood.build(directions, self.codes)
-        width = min(k, len(labelled))
-        distance = directions.new_empty(len(self.codes), width)
-        near = torch.empty_like(distance, dtype=torch.int32)
-        entries = torch.arange(len(self.codes), device=self.codes.device)
-        for rows in self.blocks():
-            distance[rows], position, _ = hood.neighbors(
-                directions[rows], self.codes[rows], k, entries[rows]
-            )
-            near[rows] = torch.where(position < 0, -1, labelled[position.clamp_min(0)]).int()
-        return distance, near
-
-    def _candidates(self, directions: Tensor) -> None:
-        """The classes each sample is compared with, and what the rest of them are to it."""
-        size, number = len(self.codes), self.num_classes
-        self.rest: Tensor | None = None  # (N, 2) mean and variance of the other similarities
-        if number <= _ALL:
-            self.columns = torch.arange(number, device=self.codes.device).expand(size, number)
-            self.own = self.classes
-        else:
-            self._nearest_classes(directions)
-        # Where the transition from a candidate to the label stands among all that occur: rows of
-        # a class lie together, so that no pair is in two groups.
-        self.pair = self.near.new_empty(self.columns.shape)
-        self.pairs = 0
-        ends = torch.bincount(self.classes).cumsum(0)
-        targets = torch.arange(_BLOCK, size + _BLOCK, _BLOCK, device=ends.device).clamp_max(size)
-        cuts = torch.unique(ends[torch.searchsorted(ends, targets)]).tolist()
-        for rows in map(slice, [0, *cuts], cuts):
-            keys = self.columns[rows] + number * self.classes[rows].unsqueeze(1)
-            found, pair = torch.unique(keys, return_inverse=True)
-            self.pair[rows] = (pair + self.pairs).int()
-            self.pairs += len(found)
-        # In which column each neighbour votes; one more for a class that is no candidate.
-        self.ballot = torch.empty_like(self.near, dtype=torch.uint8)
-        for rows in self.blocks():
-            label = self.classes[self.near[rows].clamp_min(0)]
-            if self.rest is not None:
-                columns = self.columns[rows].long()
-                place = torch.searchsorted(columns, label).clamp_max(_SOME - 1)
-                label = torch.where(columns.gather(1, place) == label, place, _SOME)
-            self.ballot[rows] = label.to(torch.uint8)
-
-    def _nearest_classes(self, directions: Tensor) -> None:
-        size, number = len(self.codes), self.num_classes
-        sums = directions.new_zeros(number, directions.shape[1])
-        for rows in self.blocks():
-            weighted = directions[rows] * self.weights[rows].unsqueeze(1)
-            sums.index_add_(0, self.classes[rows], weighted)
-        centers = normalize(sums)
-        index = default_index(size, number, directions.device)
-        index.build(centers)
-        exact = TorchIndex()
-        exact.build(centers)
-        # Sums over all classes, of which those of the candidates are taken away.
-        first, second = centers.sum(dim=0), centers.T @ centers
-        self.columns = self.near.new_empty(size, _SOME)
-        self.rest = directions.new_empty(size, 2)
-        for rows in self.blocks():
-            block, classes = directions[rows], self.classes[rows].unsqueeze(1)
-            column = index.search(block, _SOME).position
-            short = (column < 0).any(dim=1).nonzero().squeeze(1)
-            column[short] = exact.search(block[short], _SOME).position
-            held = (column == classes).any(dim=1, keepdim=True)
-            column[:, -1:] = torch.where(held, column[:, -1:], classes)
-            column = column.sort(dim=1).values
-            chosen, _ = leave_one_out_similarity(
-                block, centers, classes.squeeze(1), self.own_weights[rows], column
-            )
-            left = number - _SOME
-            mean = (block @ first - chosen.sum(dim=1)) / left
-            square = ((block @ second * block).sum(dim=1) - chosen.square().sum(dim=1)) / left
-            self.columns[rows] = column.int()
-            self.rest[rows] = torch.stack([mean, (square - mean.square()).clamp_min(0)], dim=1)
-        self.own = (self.columns == self.classes.unsqueeze(1)).int().argmax(dim=1)
-
-
-class Setting(NamedTuple):
-    """The numbers of a round."""
-
-    temperature: float
-    part: float  # of the neighbours
-    none: float  # share of the samples that are rather of none of the classes
-    edge: float  # how sharply these are told from the others
-    rate: float
 
 
 def means(folds: list[list[Setting]]) -> list[Setting]:
@@ -285,7 +130,7 @@ class Fit:
         self.setting = setting._replace(rate=self.rate)
         self.settings.append(self.setting)
 
-    def _evidence(self, rows: Any, blended: bool) -> _Evidence:
+    def _evidence(self, rows: Any, blended: bool) -> Evidence:
         sample = self.sample
         columns = None if sample.rest is None else sample.columns[rows].long()
         similarity, own = leave_one_out_similarity(
@@ -302,9 +147,9 @@ class Fit:
         if sample.rest is not None:  # no nearer than the candidates, but the one of the own label
             least = similarity.kthvalue(2, dim=1, keepdim=True).values
             rest = torch.cat([sample.rest[rows], least], dim=1)
-        return _Evidence(similarity, votes, rest, sample.num_classes)
+        return Evidence(similarity, votes, rest, sample.num_classes)
 
-    def _sought(self, evidence: _Evidence, blended: bool) -> Setting:
+    def _sought(self, evidence: Evidence, blended: bool) -> Setting:
         """The setting that suits the labels held out."""
         rows, sample, last = self.asked, self.sample, self.setting
         if len(rows) == 0:
@@ -408,55 +253,3 @@ class Fit:
         wrong = float((~self.agrees[top]).double().mean())
         error = 2 * math.sqrt(max(wrong * (1 - wrong), 0.25 / len(top)) / len(top))
         return 1 - (1 - wrong) / certain, error
-
-
-class _Evidence(NamedTuple):
-    """What centers and neighbours say of the class of some samples."""
-
-    similarity: Tensor  # (B, K)
-    votes: Tensor | None  # (B, K + 1) logarithms; the last is the mean of the other classes
-    rest: Tensor | None  # (B, 3) of the similarities to the other classes: mean, variance, most
-    num_classes: int
-
-    def _logits(self, settings: list[Setting]) -> Tensor:
-        """(G, N, K), of G settings."""
-        temperature, part = self._columns(settings)[:2]
-        logits: Tensor = self.similarity / temperature
-        return logits if self.votes is None else logits.addcmul_(part, self.votes[:, :-1])
-
-    def _columns(self, settings: list[Setting]) -> Tensor:
-        """(5, G, 1, 1) the numbers of the settings."""
-        numbers: Tensor = self.similarity.new_tensor(settings)
-        return numbers.T[:, :, None, None]
-
-    def nearest(self, settings: list[Setting]) -> Tensor:
-        """(G, 1) the logit that the nearest class of such shares of the samples falls below."""
-        size = len(self.similarity)
-        below = self.similarity.new_full((len(settings), 1), _NEVER)
-        if size == 0 or not any(setting.none for setting in settings):
-            return below
-        nearest = self._logits(settings).amax(dim=2).sort(dim=1).values
-        for found, ordered, setting in zip(below, nearest, settings, strict=True):
-            if setting.none > 0:
-                found[0] = ordered[int(setting.none * size)]
-        return below
-
-    def softmax(self, settings: list[Setting], outside: Tensor) -> Tensor:
-        """(G, N, K + 2) probability of each candidate, of all other classes, and of none of them.
-
-        Args:
-            settings: G of them.
-            outside: (G, 1) logit below which the nearest class is further away than none of them.
-        """
-        logits = self._logits(settings)
-        temperature, part, _, edge, _ = self._columns(settings).squeeze(3)  # (G, 1) each
-        nothing = outside + edge * (outside - logits.amax(dim=2))
-        logits = pad(logits, (0, 2), value=_NEVER)
-        logits[..., -1] = nothing
-        if self.rest is not None:
-            # The mean of exp(s / T) over similarities that are normally distributed.
-            mean, variance, most = (self.rest / temperature.unsqueeze(2)).unbind(dim=2)
-            others = torch.minimum(mean + variance / (2 * temperature), most)
-            voted = 0 if self.votes is None else part * self.votes[:, -1]
-            logits[..., -2] = others + voted + math.log(self.num_classes - self.similarity.shape[1])
-        return logits.softmax(dim=2)

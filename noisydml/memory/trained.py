@@ -7,7 +7,7 @@ import torch
 from noisydml.functional.judge import core_rate, leave_one_out_similarity
 from noisydml.functional.neighbors import neighbor_label_score
 from noisydml.functional.prism import low_rank_counts
-from noisydml.memory.latent import Sample
+from noisydml.memory.evidence import Sample
 
 _BLOCK = 2**22  # similarities at once
 # Noise that falls on all classes alike ranks as low as it is frequent; of noise that falls on

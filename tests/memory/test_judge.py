@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, recall_score
 from torch import Tensor
 
 from noisydml import noise
-from noisydml.memory import judge, latent, neighbors
+from noisydml.memory import evidence, judge, neighbors
 from noisydml.memory.index import FaissIndex
 from noisydml.memory.judge import LabelJudgement, judge_labels
 
@@ -142,7 +142,7 @@ def test_many_classes_are_compared_with_the_nearest(
     found = judge_labels(features, given)
     assert abs(found.noise_rate - 0.2) < 0.02
     assert average_precision_score(given != true, -found.score) > 0.99
-    monkeypatch.setattr(latent, "_ALL", 1000)  # as if compared with all of them
+    monkeypatch.setattr(evidence, "_ALL", 1000)  # as if compared with all of them
     everyone = judge_labels(features, given)
     assert abs(found.noise_rate - everyone.noise_rate) < 0.01
     assert ((found.probability < 0.5) != (everyone.probability < 0.5)).double().mean() < 0.005

@@ -15,8 +15,8 @@ from noisydml.functional.judge import (
     principal_components,
     within_class_whitening,
 )
+from noisydml.memory.evidence import Sample
 from noisydml.memory.judge import judge_labels
-from noisydml.memory.latent import Sample
 from noisydml.memory.trained import core_and_low_ranks, trained_rate
 
 
