@@ -29,7 +29,7 @@ SHAPES = [
     (11318, 512, 59551, 64),
     (10, 64, 60000, 256),
 ]
-SHORT = [(98, 512, 8054, 64), (10, 64, 6000, 256)]
+SHORT = [(98, 128, 1024, 64), (10, 64, 1000, 256)]
 LEAST_SECONDS = 0.1  # a shorter measurement is repeated within the repeat
 UNTIMED = 8  # calls before each measurement: the task before has had the caches
 
