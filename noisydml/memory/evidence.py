@@ -177,45 +177,49 @@ class Evidence(NamedTuple):
     rest: Tensor | None  # (B, 3) of the similarities to the other classes: mean, variance, most
     num_classes: int
 
-    def _logits(self, settings: list[Setting]) -> Tensor:
-        """(G, N, K), of G settings."""
-        temperature, part = self._columns(settings)[:2]
-        logits: Tensor = self.similarity / temperature
-        return logits if self.votes is None else logits.addcmul_(part, self.votes[:, :-1])
-
-    def _columns(self, settings: list[Setting]) -> Tensor:
-        """(5, G, 1, 1) the numbers of the settings."""
-        numbers: Tensor = self.similarity.new_tensor(settings)
-        return numbers.T[:, :, None, None]
-
-    def nearest(self, settings: list[Setting]) -> Tensor:
-        """(G, 1) the logit that the nearest class of such shares of the samples falls below."""
-        size = len(self.similarity)
-        below = self.similarity.new_full((len(settings), 1), _NEVER)
-        if size == 0 or not any(setting.none for setting in settings):
-            return below
-        nearest = self._logits(settings).amax(dim=2).sort(dim=1).values
-        for found, ordered, setting in zip(below, nearest, settings, strict=True):
-            if setting.none > 0:
-                found[0] = ordered[int(setting.none * size)]
-        return below
-
-    def softmax(self, settings: list[Setting], outside: Tensor) -> Tensor:
-        """(G, N, K + 2) probability of each candidate, of all other classes, and of none of them.
-
-        Args:
-            settings: G of them.
-            outside: (G, 1) logit below which the nearest class is further away than none of them.
-        """
-        logits = self._logits(settings)
-        temperature, part, _, edge, _ = self._columns(settings).squeeze(3)  # (G, 1) each
-        nothing = outside + edge * (outside - logits.amax(dim=2))
-        logits = pad(logits, (0, 2), value=_NEVER)
-        logits[..., -1] = nothing
+    def logits(self, settings: list[Setting]) -> Tensor:
+        """(G, B, K + 1) of each candidate and of all other classes, for each of G settings."""
+        numbers = self.similarity.new_tensor([setting[:2] for setting in settings])
+        temperature, part = numbers.T.unsqueeze(2)  # (G, 1) each
+        logits = self.similarity / temperature.unsqueeze(2)
+        if self.votes is not None:
+            logits.addcmul_(part.unsqueeze(2), self.votes[:, :-1])
+        logits = pad(logits, (0, 1), value=_NEVER)
         if self.rest is not None:
             # The mean of exp(s / T) over similarities that are normally distributed.
             mean, variance, most = (self.rest / temperature.unsqueeze(2)).unbind(dim=2)
             others = torch.minimum(mean + variance / (2 * temperature), most)
             voted = 0 if self.votes is None else part * self.votes[:, -1]
-            logits[..., -2] = others + voted + math.log(self.num_classes - self.similarity.shape[1])
-        return logits.softmax(dim=2)
+            logits[..., -1] = others + voted + math.log(self.num_classes - self.similarity.shape[1])
+        return logits
+
+    def softmax(self, setting: Setting, threshold: Tensor) -> Tensor:
+        """(B, K + 2) probability of each candidate, of all other classes, and of none of them."""
+        logits = self.logits([setting]).squeeze(0)
+        nothing = logit_of_none(nearest_class(logits), threshold, setting.edge)
+        return torch.cat([logits, nothing.unsqueeze(1)], dim=1).softmax(dim=1)
+
+
+def nearest_class(logits: Tensor) -> Tensor:
+    """The logit of each sample's nearest candidate."""
+    return logits[..., :-1].amax(dim=-1)
+
+
+def thresholds_of_none(nearest: Tensor, shares: list[float]) -> Tensor:
+    """(..., S) logits that the nearest class of such shares of the samples is below.
+
+    Args:
+        nearest: (..., B) the logit of each sample's nearest class.
+        shares: S of them.
+    """
+    size = nearest.shape[-1]
+    if size == 0 or not any(shares):
+        return nearest.new_full((*nearest.shape[:-1], len(shares)), _NEVER)
+    ordered = pad(nearest.sort(dim=-1).values, (0, 1), value=_NEVER)
+    places = [int(share * size) if share > 0 else size for share in shares]
+    return torch.stack([ordered.select(-1, place) for place in places], dim=-1)
+
+
+def logit_of_none(nearest: Tensor, threshold: Tensor, edge: float | Tensor) -> Tensor:
+    """Of each sample, by how far its nearest class is below the threshold."""
+    return threshold + edge * (threshold - nearest)

@@ -11,9 +11,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from noisydml.functional.judge import leave_one_out_similarity
-from noisydml.memory.evidence import Evidence, Sample, Setting
+from noisydml.memory.evidence import (
+    Evidence,
+    Sample,
+    Setting,
+    logit_of_none,
+    nearest_class,
+    thresholds_of_none,
+)
 
-_NUMBERS = 2**22  # probabilities at once, where settings are compared
+_NUMBERS = 2**16  # probabilities at once, where settings are compared
 _FLOOR = 0.02  # of a vote, shared by all classes
 _LEAST_TRUST = 0.02  # with which a label counts in the covariance
 _PRIOR = 3.0  # labels of each class that are known beforehand to be wrong at random
@@ -103,12 +110,13 @@ class Fit:
         else:
             setting = self.given[self.round - 1]
             evidence = self._evidence(self.asked[: None if setting.none > 0 else 0], blended)
-        outside = evidence.nearest([setting])
+        nearest = nearest_class(evidence.logits([setting]).squeeze(0))
+        threshold = thresholds_of_none(nearest, [setting.none])
         counts = None
         if self.structured:
             counts = (self.sums.new_zeros(sample.pairs), self.sums.new_zeros(sample.num_classes))
         for rows in sample.blocks():
-            probable = self._evidence(rows, blended).softmax([setting], outside)[0]
+            probable = self._evidence(rows, blended).softmax(setting, threshold)
             true = probable * self._transition(rows)
             self.likelihood[rows] = true.sum(dim=1)
             true /= self.likelihood[rows].clamp_min(1e-30).unsqueeze(1)
@@ -155,45 +163,55 @@ class Fit:
         if len(rows) == 0:
             return Setting(_TEMPERATURES[-1], 0.0, 0.0, 0.0, self.rate)
         own = sample.own[rows].unsqueeze(1)
-        transition = self._transition(rows) if self.structured else None
+        transition = self._transition(rows)[:, :-1] if self.structured else None
         begins = self.round == 1 and not self.structured
         rates = self.teaches.new_tensor(_RATES if begins else [self.rate])
 
-        def values(settings: list[Setting]) -> Tensor:
-            """(G, R) mean logarithm of how likely the labels are, at each rate."""
-            probable = evidence.softmax(settings, evidence.nearest(settings))
-            if transition is not None:
-                likely = (probable * transition).sum(dim=2, keepdim=True)
-            else:
-                mine = probable.gather(2, own.expand(len(settings), -1, 1))
-                nothing = probable[..., -1:]
-                others = (1 - mine - nothing).clamp_min(0) / max(sample.num_classes - 1, 1)
-                likely = mine * (1 - rates) + others * rates + nothing / sample.num_classes
-            return likely.clamp_min(1e-12).log().mean(dim=1)
+        def of_classes(settings: list[Setting]) -> tuple[Tensor, Tensor, Tensor]:
+            """(G, B) nearest logit, logarithm of the sum of all, (G, B, R) probability of labels.
 
-        def in_blocks(settings: list[Setting]) -> Tensor:
-            many = max(1, _NUMBERS // max(evidence.similarity.numel(), 1))
-            starts = range(0, len(settings), many)
-            return torch.cat([values(settings[start : start + many]) for start in starts])
+            As if every sample were of one of the classes.
+            """
+            logits = evidence.logits(settings)
+            nearest, probable = nearest_class(logits), logits.softmax(dim=2)
+            total = nearest - nearest_class(probable).log()
+            if transition is not None:
+                return nearest, total, (probable * transition).sum(dim=2, keepdim=True)
+            mine = probable.gather(2, own.expand(len(settings), -1, 1))
+            others = (1 - mine) / max(sample.num_classes - 1, 1)
+            return nearest, total, mine * (1 - rates) + others * rates
+
+        def values(threshold: Tensor, edge: float | Tensor, *known: Tensor) -> Tensor:
+            """(G, R) mean logarithm of how likely the labels are, at each rate."""
+            nearest, total, likely = known
+            share = (logit_of_none(nearest, threshold, edge) - total).sigmoid().unsqueeze(2)
+            likely = likely * (1 - share) + share / sample.num_classes
+            return likely.clamp_min(1e-12).log().mean(dim=1)
 
         # The highest first, for of equal ones the first counts.
         temperatures = self._near(_TEMPERATURES, last.temperature)[::-1]
         parts = self._near(_PARTS, last.part)[::-1] if blended else [0.0]
+        tried = [last._replace(temperature=t, part=part) for t in temperatures for part in parts]
+        many = max(1, _NUMBERS // max(evidence.similarity.numel(), 1))
         edges = _EDGES if last.none > 0 else _EDGES[:1]
-        tried = [
-            last._replace(temperature=temperature, part=part, edge=edge)
-            for temperature in temperatures
-            for part in parts
-            for edge in edges
-        ]
-        best = tried[int(in_blocks(tried).amax(dim=1).argmax())]
-        tried = [best._replace(none=0.0, edge=0.0)]
-        tried += [best._replace(none=none, edge=edge) for edge in _EDGES for none in _NONES]
-        value, which = in_blocks(tried).max(dim=1)
+        found = []
+        for start in range(0, len(tried), many):
+            known = of_classes(tried[start : start + many])
+            threshold = thresholds_of_none(known[0], [last.none])
+            found.append(torch.stack([values(threshold, edge, *known).amax(1) for edge in edges]))
+        best = tried[int(torch.cat(found, dim=1).amax(dim=0).argmax())]
+
+        known = of_classes([best])
+        nones, sharp = (0.0, *_NONES * len(_EDGES)), (0.0, *(e for e in _EDGES for _ in _NONES))
+        threshold = thresholds_of_none(known[0], list(nones)).reshape(-1, 1)
+        value, which = values(threshold, threshold.new_tensor(sharp).unsqueeze(1), *known).max(
+            dim=1
+        )
         # What one number more must bring to be significant (a likelihood ratio of 95 %).
         value[1:] -= 2 / len(self.known)
         place = int(value.argmax())
-        return tried[place]._replace(rate=float(rates[which[place]]))
+        rate = float(rates[which[place]])
+        return best._replace(none=nones[place], edge=sharp[place], rate=rate)
 
     @staticmethod
     def _near(values: Any, value: float) -> list[float]:
