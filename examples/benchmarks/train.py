@@ -309,19 +309,29 @@ def main() -> None:
         run_all(options)
 
 
-def run_all(options: argparse.Namespace) -> None:
-    recipe = RECIPES[options.recipe]
-    folder = os.environ.get("NOISYDML_DATA")
-    data = options.data or (Path(folder) / recipe.file if folder else None)
-    if data is None:
-        raise SystemExit(f"give --data, or the folder of {recipe.file} in NOISYDML_DATA")
+def load(recipe: Recipe, data: Path | None = None, cache: Path | None = None) -> Images:
+    """The images of a recipe, or what a pretrained network has made of them."""
     inputs = None
     if recipe.side:
-        cache = options.cache or os.environ.get("NOISYDML_CACHE")
-        if not cache:
+        folder = cache or os.environ.get("NOISYDML_CACHE")
+        if not folder:
             raise SystemExit("give --cache, a folder outside the repository, or NOISYDML_CACHE")
-        inputs = pretrained.cached(data, Path(cache), recipe.side, recipe.block)
-    images = image_sets.load(data, recipe.split, recipe.every, inputs)
+        inputs = pretrained.cached(place(recipe, data), Path(folder), recipe.side, recipe.block)
+    return image_sets.load(place(recipe, data), recipe.split, recipe.every, inputs)
+
+
+def place(recipe: Recipe, data: Path | None) -> Path:
+    folder = os.environ.get("NOISYDML_DATA")
+    found = data or (Path(folder) / recipe.file if folder else None)
+    if found is None:
+        raise SystemExit(f"give --data, or the folder of {recipe.file} in NOISYDML_DATA")
+    return found
+
+
+def run_all(options: argparse.Namespace) -> None:
+    recipe = RECIPES[options.recipe]
+    data = place(recipe, options.data)
+    images = load(recipe, data, options.cache)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     if options.output.exists() and not options.output.read_text().endswith("\n"):
         with options.output.open("a") as file:  # what was being written when a run was killed

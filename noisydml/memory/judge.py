@@ -41,7 +41,7 @@ class LabelJudgement(NamedTuple):
     known: Tensor  # (N,) bool, whether others have the label, without whom it cannot be judged
     neighbors: Tensor  # (N, min(k, 8)) int64, with a label, the nearest first; -1 for none
     structured: bool  # whether wrong labels fall on particular classes
-    certainty: float  # mean probability of the class that a sample most likely is of
+    certainty: float  # mean probability of the class that a labelled sample most likely is of
 
 
 def judge_labels(
@@ -199,6 +199,7 @@ def _judge(
         final, rate, core, width = everyone(structured, blended)
     counted = final.known & (sample.codes >= 0)
     score = torch.where(counted, final.trust.double(), 1.0)
+    certainty = float(final.most[sample.codes >= 0].mean())
 
     learned = len(rows) >= _FEWEST and bool(gain.mean() > 3 * gain.std() / math.sqrt(n))
     if not learned:
@@ -214,7 +215,7 @@ def _judge(
         else:  # classes of a few samples have cores that are wrong more often than the rest
             rate += min(max(core - width - rate, 0.0), _AT_ODDS)
         rate = min(max(rate, 0.0), 0.99)
-        if trained and structured and float(final.most.mean()) < _CERTAIN:
+        if trained and structured and certainty < _CERTAIN:
             rate = trained_rate(sample, rate)
         low, high = min(rate, core) - width, max(rate, core) + width
         found_by = f"if wrong labels fall on {_WHERE[structured]}"
@@ -244,7 +245,7 @@ def _judge(
         known=final.known[place],
         neighbors=torch.where(near < 0, -1, order[near.clamp_min(0)])[place],
         structured=structured,
-        certainty=float(final.most.mean()),
+        certainty=certainty,
     )
 
 

@@ -18,7 +18,7 @@ from noisydml.functional.checks import (
 from noisydml.functional.products import scaled
 from noisydml.memory.features import FeatureMemory
 from noisydml.memory.index import NeighborIndex
-from noisydml.memory.judge import judge_labels
+from noisydml.memory.judge import LabelJudgement, judge_labels
 from noisydml.memory.neighbors import Neighborhood
 from noisydml.memory.state import Counters, overwrite, require_state_in_range
 from noisydml.pml.batch import Batch
@@ -38,7 +38,9 @@ Start = Literal["judge", "train"]
 
 _COLLECTING, _TRAINING, _JUDGING = 0, 1, 2
 _LOOK = 0.2  # of the data set, after which it is asked whether the features tell the classes
-_TELLING = 0.25  # certainty of a class, on average, from which on they do
+# Certainty of a class, on average, and share of the right labels that is kept, by the judge's own
+# account, from which on they do. docs/robust.md, "Does the untrained network tell the classes?".
+_TELLING, _KEPT = 0.15, 0.8
 _UNKNOWN = -1.0  # of a probability or rate
 _FEW = 1000  # samples, of which a fifth held out says too little
 _THRESHOLD = 0.5  # of a probability
@@ -335,10 +337,10 @@ class JudgeFilter(Filter):
         """Train on all labels, for now, if the features do not tell the classes."""
         if seen < _LOOK * len(self.memory):
             return
-        found = judge_labels(
-            self.memory.features.float(), self.memory.labels, k=self.k, index=self.index
-        )
-        tells = math.isfinite(found.noise_rate) and found.certainty >= _TELLING
+        held = self.memory.filled
+        features, labels = self.memory.features[held], self.memory.labels[held]
+        found = judge_labels(features.float(), labels, k=self.k, index=self.index)
+        tells = found.certainty >= _TELLING and _kept_share(found, labels) >= _KEPT
         self.counters.set(looked=1, phase=_COLLECTING if tells else _TRAINING)
 
     def _pass_begins_again(self, rows: Batch) -> bool:
@@ -361,10 +363,8 @@ class JudgeFilter(Filter):
         )
         judged = (labels >= 0) & found.known & found.probability.isfinite()
         rate = found.noise_rate
-        if trained and found.certainty < _TOLD:
-            right = torch.where(judged, found.probability, 0.0)
-            if float(right[right >= _THRESHOLD].sum()) < _WORTH * float(right.sum()):
-                judged, rate = torch.zeros_like(judged), math.nan
+        if trained and found.certainty < _TOLD and _kept_share(found, labels) < _WORTH:
+            judged, rate = torch.zeros_like(judged), math.nan
         probability = torch.where(judged, found.probability, _UNKNOWN)
         if first:
             overwrite(self.first_probability, probability)
@@ -384,3 +384,9 @@ class JudgeFilter(Filter):
         overwrite(self.judged_labels, torch.where(labels >= 0, labels, self.judged_labels))
         self.noise_rate.fill_(rate if math.isfinite(rate) else _UNKNOWN)
         self.counters.set(seen=0, phase=_JUDGING)
+
+
+def _kept_share(found: LabelJudgement, labels: Tensor) -> float:
+    """Of the right labels, the share that is kept, by the judge's own account; 0 without one."""
+    right = found.probability.nan_to_num().masked_fill((labels < 0) | found.known.logical_not(), 0)
+    return float(right[right >= _THRESHOLD].sum() / right.sum().clamp_min(_TINY))
