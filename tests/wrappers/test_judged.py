@@ -94,6 +94,24 @@ def test_who_was_in_no_pass_waits_where_the_untrained_features_told_the_labels(
     assert loss_fn.decision.judged.all()
 
 
+@pytest.mark.parametrize("classes", [10, 60])
+@pytest.mark.parametrize("told", [True, False])
+def test_a_fifth_of_the_first_pass_shows_whether_the_features_tell_the_classes(
+    classes: int, told: bool
+) -> None:
+    size = 20 * classes
+    centers = torch.randn(classes, 32)
+    true = torch.arange(size) % classes
+    features = centers[true] + 0.5 * torch.randn(size, 32)
+    labels = torch.where(torch.rand(size) < 0.3, torch.randint(classes, (size,)), true)
+    if not told:
+        labels = labels[torch.randperm(size)]
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=size)
+    for ids in torch.randperm(size).split(20)[: size // 20 // 2]:
+        loss_fn(features[ids].requires_grad_(), labels[ids], sample_ids=ids)
+    assert loss_fn.decision.keep.tolist() == [not told] * 20  # collects, or trains on all
+
+
 def test_a_refused_refresh_leaves_the_judge_as_it_was() -> None:
     embeddings, labels, _ = data(60)
     with pytest.raises(ValueError, match="none that FAISS knows"):
