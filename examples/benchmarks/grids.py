@@ -55,7 +55,8 @@ def mnist() -> list[Cell]:
         for method in methods
     ]
     cells += [(loss, "KNNDenoiser (IVF)", *HALF) for loss in ("MS", "SCAF", "ST")]
-    cells += [(loss, TRAINED, *HALF) for loss in ("MS", "ST")]
+    cells += [(loss, TRAINED, *HALF) for loss in ("MS", "SCAF", "ST")]
+    cells += [("MS", TRAINED, "uniform", rate) for rate in (0.2, 0.1)]
     return cells + [("MS", method, *HALF) for method in ("KNNDenoiser (counts)", "KNNDenoiser")]
 
 
