@@ -191,8 +191,8 @@ _ = ax.set_yticks(range(len(WRAPPERS)), WRAPPERS)
 # * **Small clusters**: here every filter is *worse* than the plain loss, and only weighting
 #   helps. The wrong labels are similar pictures under one label, which is what a right class
 #   looks like as well. The ceiling is low, too: the vanished classes are in no training label.
-# * **Semantic** errors stay among look-alikes. `PRISMFilter` estimates too low a noise rate for
-#   them, which its page says; neighbours fare better.
+# * **Semantic** errors stay among look-alikes. `PRISMFilter` asks the judge how many labels are
+#   wrong, and comes as close to the ceiling as neighbours do.
 # * **`ConfidenceWeightedLoss`** and **`SuperLoss`** weight, and with a pair loss a sample of
 #   weight 0 still takes part in the terms of others.
 # * **`SmallLossFilter`** judges by proxies that have 130 steps to learn the classes. It is told the
