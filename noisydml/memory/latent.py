@@ -207,8 +207,10 @@ class Fit:
         value, which = values(threshold, threshold.new_tensor(sharp).unsqueeze(1), *known).max(
             dim=1
         )
-        # What one number more must bring to be significant (a likelihood ratio of 95 %).
+        # What one number more must bring to be significant (a likelihood ratio of 95 %): the share
+        # over all labels, and an edge in each part of them.
         value[1:] -= 2 / len(self.known)
+        value[1 + len(_NONES) :] -= 2 / len(rows)
         place = int(value.argmax())
         rate = float(rates[which[place]])
         return best._replace(none=nones[place], edge=sharp[place], rate=rate)

@@ -199,9 +199,8 @@ def test_an_index_that_faiss_cannot_make(index: str, reason: str) -> None:
         find_label_issues(embeddings(), LABELS, index=index)
     assert isinstance(caught.value.__cause__, RuntimeError)
     loss_fn = KNNDenoiser(losses.ContrastiveLoss(), memory_size=SAMPLES, index=index)
-    loss_fn.refresh(embeddings(), LABELS)
     with pytest.raises(ValueError, match=wanted):
-        loss_fn(embeddings(), LABELS)
+        loss_fn.refresh(embeddings(), LABELS)
 
 
 def test_odd_settings_are_refused_by_name() -> None:
