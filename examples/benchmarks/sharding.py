@@ -79,7 +79,7 @@ def sent_by_knn(rows: int) -> int:
 
 
 def sent_by_prism(rows: int) -> int:
-    return rows * (4 * WIDTH + 8)  # what leaves, and its labels
+    return EXCHANGE + rows * (4 * WIDTH + 8)  # what leaves, and its labels
 
 
 WRAPPERS = [

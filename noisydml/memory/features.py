@@ -333,6 +333,7 @@ class FeatureMemory(nn.Module):
         exact = torch.promote_types(features.dtype, torch.float32)
         features = features.to(exact).masked_fill_(other.unsqueeze(1), 0)
         labels = (labels - EMPTY).masked_fill_(other, 0)
+        distributed.exchange([0], "a part of a memory")  # or raises: nobody adds up alone
         distributed.sum_over_ranks([features, labels])  # of which all but one are zeros
         return features, labels + EMPTY
 
