@@ -19,6 +19,7 @@ from typing import NamedTuple
 import image_sets
 import networks
 import torch
+from image_sets import Images
 from torch import nn
 from train import RECIPES, Recipe, batches, load
 
@@ -40,8 +41,7 @@ class Look(NamedTuple):
     collects: bool  # whether the filter does so from then on
 
 
-def look(recipe: Recipe, noise: str, rate: float, seed: int) -> Look:
-    images = load(recipe)
+def look(recipe: Recipe, images: Images, noise: str, rate: float, seed: int) -> Look:
     labels = image_sets.corrupt(images, noise, rate, seed).labels
     torch.manual_seed(seed)
     channels, side = images.train.shape[1:3]
@@ -75,9 +75,10 @@ def main() -> None:
     print("| recipe | wrong labels | samples | certainty | kept | estimated rate | collects |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for name in options.recipes:
+        recipe, images = RECIPES[name], load(RECIPES[name])
         half = "published" if "cars196" in name else "uniform"
         for noise, rate in (("none", 0.0), (half, 0.5)):
-            looks = [look(RECIPES[name], noise, rate, seed) for seed in options.seeds]
+            looks = [look(recipe, images, noise, rate, seed) for seed in options.seeds]
             samples, certainty, kept, rates, collects = zip(*looks, strict=True)
             cells = [name, f"{noise} {rate:.0%}" if rate else "none", spread(samples, 0)]
             cells += [*map(spread, (certainty, kept, rates)), f"{sum(collects)} of {len(looks)}"]

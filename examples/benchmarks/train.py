@@ -311,13 +311,13 @@ def main() -> None:
 
 def load(recipe: Recipe, data: Path | None = None, cache: Path | None = None) -> Images:
     """The images of a recipe, or what a pretrained network has made of them."""
-    inputs = None
+    data, inputs = place(recipe, data), None
     if recipe.side:
         folder = cache or os.environ.get("NOISYDML_CACHE")
         if not folder:
             raise SystemExit("give --cache, a folder outside the repository, or NOISYDML_CACHE")
-        inputs = pretrained.cached(place(recipe, data), Path(folder), recipe.side, recipe.block)
-    return image_sets.load(place(recipe, data), recipe.split, recipe.every, inputs)
+        inputs = pretrained.cached(data, Path(folder), recipe.side, recipe.block)
+    return image_sets.load(data, recipe.split, recipe.every, inputs)
 
 
 def place(recipe: Recipe, data: Path | None) -> Path:

@@ -258,7 +258,6 @@ class Case:
     # that was dropped.
     term: Callable[[dict[str, Any], Tensor], Tensor] | None = None
     syncs: bool = False  # scoring asks the host, for a reason that the docs state
-    rounding: float = 1e-5  # how far rounding may carry its scores, relative
 
 
 WEIGHTS: dict[str, Any] = {"weighs": True, "has_classes": True}  # by a confidence loss
@@ -283,10 +282,8 @@ CASES = {
     "counting_knn": Case(counting_knn, drops=True, syncs=True),
     "sharded_prism": Case(sharded_prism, drops=True),
     "sharded_knn": Case(sharded_knn, drops=True, syncs=True),
-    "judged": Case(judged, drops=True, syncs=True, rounding=1e-3),  # many rounds of a fit
-    "judged(confidence)": Case(
-        nest(judged, confidence), drops=True, **WEIGHTS, syncs=True, rounding=1e-3
-    ),
+    "judged": Case(judged, drops=True, syncs=True),
+    "judged(confidence)": Case(nest(judged, confidence), drops=True, **WEIGHTS, syncs=True),
     "small_loss": Case(small_loss, drops=True, has_classes=True),
     "gathered": Case(gathered),
     "regularized": Case(regularized, **GUIDED),
