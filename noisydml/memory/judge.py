@@ -38,10 +38,16 @@ class LabelJudgement(NamedTuple):
     noise_rate_bounds: tuple[float, float]
     found_by: str
     copies: Tensor  # (N,) int64, the first of the near-identical rows that a row is one of
-    known: Tensor  # (N,) bool, whether others have the label, without whom it cannot be judged
+    known: Tensor  # (N,) bool, labelled as others are, too: without them it cannot be judged
     neighbors: Tensor  # (N, min(k, 8)) int64, with a label, the nearest first; -1 for none
     structured: bool  # whether wrong labels fall on particular classes
     certainty: float  # mean probability of the class that a labelled sample most likely is of
+
+    @property
+    def kept_share(self) -> float:
+        """Of the right labels, the share whose probability is at least one half, by its account."""
+        right = self.probability.nan_to_num().masked_fill(self.known.logical_not(), 0)
+        return float(right[right >= 0.5].sum() / right.sum().clamp_min(1e-30))
 
 
 def judge_labels(
@@ -179,6 +185,7 @@ def _judge(
         fit = Fit(sample, sample.weights, structured, settings=means(settings[structured]))
         for with_neighbors in (False, True)[: 1 + blended]:
             fit.run(with_neighbors, tick)
+        fit.conclude()
         counted = fit.known & (sample.codes >= 0)
         mean = float(((1 - fit.trust) * counted).sum() / counted.sum().clamp_min(1))
         if labelled < _CROWD * len(classes):
@@ -242,7 +249,7 @@ def _judge(
         noise_rate_bounds=bounds,
         found_by=found_by,
         copies=first[copies],
-        known=final.known[place],
+        known=counted[place],
         neighbors=torch.where(near < 0, -1, order[near.clamp_min(0)])[place],
         structured=structured,
         certainty=certainty,

@@ -23,7 +23,8 @@ from noisydml.memory.evidence import (
 _NUMBERS = 2**16  # probabilities at once, where settings are compared
 _FLOOR = 0.02  # of a vote, shared by all classes
 _LEAST_TRUST = 0.02  # with which a label counts in the covariance
-_PRIOR = 3.0  # labels of each class that are known beforehand to be wrong at random
+_PRIOR = 1.0  # labels of each class that are known beforehand to be wrong at random
+_EXPLAINED = 4  # times that a round says how labels come about, which converges slowly
 ASKED = 10_000  # labels held out are enough
 FOLDS = 5  # parts of the labels, to be held out in turn
 CENTER_ROUNDS, NEIGHBOR_ROUNDS = 5, 4  # rounds with centers alone, and with neighbours
@@ -72,12 +73,10 @@ class Fit:
         # What all who teach say of pairs of a true class and a label, and of each true class, and
         # what each of them has said: (N, K). None before the first round.
         self.counts: tuple[Tensor, Tensor] | None = None
+        size, width = sample.columns.shape
+        self.probable = teaches.new_empty(size, width + 2)  # by features alone
         if structured:
-            self.true = teaches.new_empty(sample.columns.shape)
-        if settings is not None:
-            self.most, self.certain = torch.ones_like(teaches), torch.ones_like(teaches)
-            self.support, self.suggested = torch.ones_like(teaches), sample.classes.clone()
-            self.agrees = torch.ones_like(self.known)
+            self.true = teaches.new_empty(size, width)
         asked = self.known & (sample.weights > 0) & (True if test is None else test)
         rows = asked.nonzero().squeeze(1)
         generator = torch.Generator().manual_seed(0)
@@ -112,24 +111,10 @@ class Fit:
             evidence = self._evidence(self.asked[: None if setting.none > 0 else 0], blended)
         nearest = nearest_class(evidence.logits([setting]).squeeze(0))
         threshold = thresholds_of_none(nearest, [setting.none])
-        counts = None
-        if self.structured:
-            counts = (self.sums.new_zeros(sample.pairs), self.sums.new_zeros(sample.num_classes))
         for rows in sample.blocks():
-            probable = self._evidence(rows, blended).softmax(setting, threshold)
-            true = probable * self._transition(rows)
-            self.likelihood[rows] = true.sum(dim=1)
-            true /= self.likelihood[rows].clamp_min(1e-30).unsqueeze(1)
-            own = true.gather(1, sample.own[rows].unsqueeze(1)).squeeze(1)
-            self.trust[rows] = torch.where(self.known[rows] & (sample.codes[rows] >= 0), own, 1.0)
-            if counts is not None:
-                self.true[rows] = true[:, :-2]
-                counted = (self.true[rows] * self.teaches[rows].unsqueeze(1)).reshape(-1)
-                counts[0].index_add_(0, sample.pair[rows].reshape(-1), counted)
-                counts[1].index_add_(0, sample.columns[rows].reshape(-1), counted)
-            if self.given is not None:
-                self._conclude(rows, probable, true)
-        self.counts = counts
+            self.probable[rows] = self._evidence(rows, blended).softmax(setting, threshold)
+        for _ in range(_EXPLAINED if self.structured else 1):
+            self._explain()
         if self.given is None:
             wrong = 1 - float(self.trust[self.asked].mean()) if len(self.asked) else 0.0
             self.rate = min(max(wrong, 1e-4), 0.98)
@@ -137,6 +122,30 @@ class Fit:
             self.rate = self.given[self.round - 1].rate
         self.setting = setting._replace(rate=self.rate)
         self.settings.append(self.setting)
+
+    def _explain(self) -> None:
+        """Of which class each sample is, and with that how labels come about."""
+        sample, counts = self.sample, None
+        if self.structured:
+            counts = (self.sums.new_zeros(sample.pairs), self.sums.new_zeros(sample.num_classes))
+        for rows in sample.blocks():
+            true = self._explained(rows)
+            if counts is not None:
+                self.true[rows] = true[:, :-2]
+                counted = (self.true[rows] * self.teaches[rows].unsqueeze(1)).reshape(-1)
+                counts[0].index_add_(0, sample.pair[rows].reshape(-1), counted)
+                counts[1].index_add_(0, sample.columns[rows].reshape(-1), counted)
+        self.counts = counts
+
+    def _explained(self, rows: slice) -> Tensor:
+        """(B, K + 2) probability of each true class, given features and label."""
+        sample = self.sample
+        true = self.probable[rows] * self._transition(rows)
+        self.likelihood[rows] = true.sum(dim=1)
+        true /= self.likelihood[rows].clamp_min(1e-30).unsqueeze(1)
+        own = true.gather(1, sample.own[rows].unsqueeze(1)).squeeze(1)
+        self.trust[rows] = torch.where(self.known[rows] & (sample.codes[rows] >= 0), own, 1.0)
+        return true
 
     def _evidence(self, rows: Any, blended: bool) -> Evidence:
         sample = self.sample
@@ -248,18 +257,23 @@ class Fit:
             at_random[:, :width] = (seen + _PRIOR * at_random[:, :width]) / (of + _PRIOR)
         return torch.where((sample.codes[rows] >= 0).unsqueeze(1), at_random, 1.0)
 
-    def _conclude(self, rows: slice, probable: Tensor, true: Tensor) -> None:
+    def conclude(self) -> None:
         """The class that each sample is of, -1 for none of them, and how certain that is."""
         sample = self.sample
-        own = sample.own[rows]
-        self.most[rows], column = probable[:, :-2].max(dim=1)
-        self.agrees[rows] = column == own
-        self.certain[rows] = self.most[rows] / (1 - probable[:, -1])  # if it is of a class at all
-        distrusted = (self.trust[rows] < 0.5) & (sample.codes[rows] >= 0)
-        others = true.scatter(1, own.unsqueeze(1), -1.0)
-        support, column = torch.where(distrusted.unsqueeze(1), others, true).max(dim=1)
-        suggested = pad(sample.columns[rows], (0, 2), value=-1).gather(1, column.unsqueeze(1))
-        self.suggested[rows], self.support[rows] = suggested.squeeze(1), support.clamp_min(0)
+        self.most, self.certain = torch.ones_like(self.trust), torch.ones_like(self.trust)
+        self.support, self.suggested = torch.ones_like(self.trust), sample.classes.clone()
+        self.agrees = torch.ones_like(self.known)
+        for rows in sample.blocks():
+            probable, true = self.probable[rows], self._explained(rows)
+            own = sample.own[rows]
+            self.most[rows], column = probable[:, :-2].max(dim=1)
+            self.agrees[rows] = column == own
+            self.certain[rows] = self.most[rows] / (1 - probable[:, -1])  # if it is of any class
+            distrusted = (self.trust[rows] < 0.5) & (sample.codes[rows] >= 0)
+            others = true.scatter(1, own.unsqueeze(1), -1.0)
+            support, column = torch.where(distrusted.unsqueeze(1), others, true).max(dim=1)
+            suggested = pad(sample.columns[rows], (0, 2), value=-1).gather(1, column.unsqueeze(1))
+            self.suggested[rows], self.support[rows] = suggested.squeeze(1), support.clamp_min(0)
 
     def core_rate(self) -> tuple[float, float]:
         """Share of wrong labels where the features are certain of the class, and its error."""

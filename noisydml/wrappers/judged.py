@@ -18,7 +18,7 @@ from noisydml.functional.checks import (
 from noisydml.functional.products import scaled
 from noisydml.memory.features import FeatureMemory
 from noisydml.memory.index import NeighborIndex
-from noisydml.memory.judge import LabelJudgement, judge_labels
+from noisydml.memory.judge import judge_labels
 from noisydml.memory.neighbors import Neighborhood
 from noisydml.memory.state import Counters, overwrite, require_state_in_range
 from noisydml.pml.batch import Batch
@@ -340,7 +340,7 @@ class JudgeFilter(Filter):
         held = self.memory.filled
         features, labels = self.memory.features[held], self.memory.labels[held]
         found = judge_labels(features.float(), labels, k=self.k, index=self.index)
-        tells = found.certainty >= _TELLING and _kept_share(found, labels) >= _KEPT
+        tells = found.certainty >= _TELLING and found.kept_share >= _KEPT
         self.counters.set(looked=1, phase=_COLLECTING if tells else _TRAINING)
 
     def _pass_begins_again(self, rows: Batch) -> bool:
@@ -361,9 +361,9 @@ class JudgeFilter(Filter):
             folds=None if first or len(labels) < _FEW else 1,
             trained=trained,
         )
-        judged = (labels >= 0) & found.known & found.probability.isfinite()
+        judged = found.known & found.probability.isfinite()
         rate = found.noise_rate
-        if trained and found.certainty < _TOLD and _kept_share(found, labels) < _WORTH:
+        if trained and found.certainty < _TOLD and found.kept_share < _WORTH:
             judged, rate = torch.zeros_like(judged), math.nan
         probability = torch.where(judged, found.probability, _UNKNOWN)
         if first:
@@ -384,9 +384,3 @@ class JudgeFilter(Filter):
         overwrite(self.judged_labels, torch.where(labels >= 0, labels, self.judged_labels))
         self.noise_rate.fill_(rate if math.isfinite(rate) else _UNKNOWN)
         self.counters.set(seen=0, phase=_JUDGING)
-
-
-def _kept_share(found: LabelJudgement, labels: Tensor) -> float:
-    """Of the right labels, the share that is kept, by the judge's own account; 0 without one."""
-    right = found.probability.nan_to_num().masked_fill((labels < 0) | found.known.logical_not(), 0)
-    return float(right[right >= _THRESHOLD].sum() / right.sum().clamp_min(_TINY))

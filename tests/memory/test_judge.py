@@ -54,6 +54,18 @@ def test_rate_and_ranking_of_each_kind(kind: object, rate: float) -> None:
     assert abs(float((1 - found.probability).sum() / wrong.sum()) - 1) < 0.2
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_what_similar_classes_hide_is_counted(seed: int) -> None:
+    """Classes that overlap, each taken for one of three others as people would."""
+    features, true = gaussians(20, 100, 3.5)
+    generator = torch.Generator().manual_seed(seed)
+    others = (true + torch.randint(1, 4, true.shape, generator=generator)) % 20
+    wrong = torch.rand(true.shape, generator=generator) < 0.4
+    found = judge_labels(features, torch.where(wrong, others, true))
+    assert found.noise_rate == pytest.approx(float(wrong.double().mean()), abs=0.1)
+    assert recall(found, wrong) > 0.45
+
+
 @pytest.mark.parametrize("size", [60, 600])
 def test_permuted_labels_say_nothing(size: int) -> None:
     features, true = gaussians(6, size // 6, 0.5)
