@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from noisydml import distributed
 from noisydml.functional.checks import (
@@ -18,10 +18,10 @@ from noisydml.functional.checks import (
 )
 from noisydml.functional.products import finite
 from noisydml.memory.centers import EMPTY, ClassCenters, unit_features
-from noisydml.memory.state import overwrite, refuse_state, require_state_in_range
+from noisydml.memory.state import AllOrNothing, overwrite, require_state_in_range
 
 
-class FeatureMemory(nn.Module):
+class FeatureMemory(AllOrNothing):
     r"""A ring of the latest features with their labels, and the mean feature of every class.
 
     New entries overwrite the oldest, strictly first in, first out; entries may also be written
@@ -458,33 +458,21 @@ class FeatureMemory(nn.Module):
         if self.widens:
             destination[f"{prefix}features"] = self.features
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Tensor],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        refuse_state(self, state_dict, prefix, strict)
+    def prepare_for(self, state: dict[str, Any], prefix: str) -> None:
+        """Take this rank's part of the state of a whole memory, and its width."""
         self.version += 1
-        kind = state_dict.get(f"{prefix}_extra_state")
+        kind = state.get(f"{prefix}_extra_state")
         if self.ranks > 1 and (kind is None or kind.ndim == 0):  # of the whole memory
             for name, fill in (("features", 0), ("labels", EMPTY), ("sample_ids", EMPTY)):
-                if (rows := state_dict.get(f"{prefix}{name}")) is not None:
+                if (rows := state.get(f"{prefix}{name}")) is not None:
                     part = rows.new_full((self.part_size, *rows.shape[1:]), fill)
                     own = rows[self.rank :: self.ranks]
                     part[: len(own)] = own
-                    state_dict[f"{prefix}{name}"] = part
-        features = state_dict.pop(f"{prefix}features", None) if self.widens else None
+                    state[f"{prefix}{name}"] = part
+        features = state.pop(f"{prefix}features", None) if self.widens else None
         if features is not None:
             self._widen(features.shape[1] or None)
             self.features.copy_(features)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
 
 
 def _place(shard: bool) -> tuple[int, int]:

@@ -95,10 +95,14 @@ def refuse_state(module: nn.Module, state: dict[str, Any], prefix: str, strict: 
 class AllOrNothing(nn.Module):
     """A module that refuses a state which does not fit before any of it is loaded."""
 
+    def prepare_for(self, state: dict[str, Any], prefix: str) -> None:
+        """Called with a state that fits, before it is loaded: may make room for it, or change it."""
+
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: Any
     ) -> None:
         refuse_state(self, state_dict, prefix, strict)
+        self.prepare_for(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
 
