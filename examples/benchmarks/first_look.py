@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import image_sets
@@ -21,7 +23,7 @@ import networks
 import torch
 from image_sets import Images
 from torch import nn
-from train import RECIPES, Recipe, batches, load
+from train import RECIPES, Recipe, batches, load, made_up
 
 import noisydml
 from noisydml.memory.judge import judge_labels
@@ -57,9 +59,8 @@ def look(recipe: Recipe, images: Images, noise: str, rate: float, seed: int) -> 
         if looked:
             break
     found = judge_labels(loss_fn.memory.features[held], loss_fn.memory.labels[held])
-    kept = found.probability[found.probability >= 0.5].sum() / found.probability.sum()
     collects = not loss_fn.decision.keep.any()
-    return Look(int(held.sum()), found.certainty, float(kept), found.noise_rate, collects)
+    return Look(int(held.sum()), found.certainty, found.kept_share, found.noise_rate, collects)
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -67,22 +68,31 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return least if least == most else f"{least} to {most}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    options = parser.parse_args()
+def show(sets: dict[str, Images], seeds: list[int]) -> None:
+    """Print the table."""
     print("| recipe | wrong labels | samples | certainty | kept | estimated rate | collects |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    for name in options.recipes:
-        recipe, images = RECIPES[name], load(RECIPES[name])
+    for name, images in sets.items():
         half = "published" if "cars196" in name else "uniform"
         for noise, rate in (("none", 0.0), (half, 0.5)):
-            looks = [look(recipe, images, noise, rate, seed) for seed in options.seeds]
+            looks = [look(RECIPES[name], images, noise, rate, seed) for seed in seeds]
             samples, certainty, kept, rates, collects = zip(*looks, strict=True)
             cells = [name, f"{noise} {rate:.0%}" if rate else "none", spread(samples, 0)]
             cells += [*map(spread, (certainty, kept, rates)), f"{sum(collects)} of {len(looks)}"]
             print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--short", action="store_true", help="one recipe, on made-up images")
+    options = parser.parse_args()
+    if options.short:
+        with tempfile.TemporaryDirectory() as folder:
+            show({"omniglot": load(RECIPES["omniglot"], made_up(Path(folder)))}, [0])
+    else:
+        show({name: load(RECIPES[name]) for name in options.recipes}, options.seeds)
 
 
 if __name__ == "__main__":

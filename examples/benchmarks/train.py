@@ -271,13 +271,18 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def shorten(options: argparse.Namespace, folder: Path) -> None:
-    """To see that it runs: two epochs of two steps on images of one grey level a class."""
+def made_up(folder: Path) -> Path:
+    """A file of images of one grey level a class."""
     labels = np.arange(8).repeat(16)
     draw = np.random.default_rng(0).integers
     pixels = 20 * labels[:, None, None, None] + draw(0, 40, (len(labels), 32, 32, 3))
-    options.data, options.cache = folder / "short.npz", folder
-    np.savez(options.data, images=pixels.astype(np.uint8), labels=labels)
+    np.savez(folder / "short.npz", images=pixels.astype(np.uint8), labels=labels)
+    return folder / "short.npz"
+
+
+def shorten(options: argparse.Namespace, folder: Path) -> None:
+    """To see that it runs: two epochs of two steps."""
+    options.data, options.cache = made_up(folder), folder
     options.seeds, options.epochs, options.steps = [0], 2, 2
     options.output = folder / "runs.jsonl"
 
