@@ -7,8 +7,10 @@ this folder that take a ``device``.
 
 from __future__ import annotations
 
-import inspect
+import sys
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,6 @@ from contract.cases import (
 )
 from fake_cuda import fake_cuda
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 import noisydml
 from noisydml.memory.judge import judge_labels
@@ -100,41 +101,40 @@ def test_the_proof_can_fail() -> None:
                 forbidden()
 
 
-class Homeless(TorchFunctionMode):
-    """Notes where the package makes a tensor without saying on which device.
+@contextmanager
+def homeless() -> Iterator[set[str]]:
+    """Where the package makes a tensor without saying on which device.
 
     Or of numbers of Python's, for which CUDA waits, as ``torch.full`` does not. State that is being
     constructed follows the module's ``to``.
     """
+    found: set[str] = set()
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: set[str] = set()
+    def noting(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
+        copies = name in ("tensor", "as_tensor")
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        copies = func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], torch.Tensor)
-        if copies or (func in FACTORIES and "device" not in kwargs):
-            caller = inspect.currentframe()
-            while caller is not None and caller.f_code.co_filename == __file__:
-                caller = caller.f_back
-            assert caller is not None
-            path, function = Path(caller.f_code.co_filename), caller.f_code.co_name
-            if PACKAGE in path.parents and function != "__init__":
-                self.found.add(f"{path.name}:{caller.f_lineno}")
-        return func(*args, **kwargs)
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            of_numbers = copies and not isinstance(args[0], torch.Tensor)
+            if of_numbers or "device" not in kwargs:
+                caller = sys._getframe(1)
+                path, function = Path(caller.f_code.co_filename), caller.f_code.co_name
+                if PACKAGE in path.parents and function != "__init__":
+                    found.add(f"{path.name}:{caller.f_lineno}")
+            return make(*args, **kwargs)
+
+        return noted
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name in FACTORIES:
+            patched.setattr(torch, name, noting(name, getattr(torch, name)))
+        yield found
 
 
 PACKAGE = Path(noisydml.__file__).parent
-FACTORIES = {
-    getattr(torch, name)
-    for name in (
-        "arange", "as_tensor", "empty", "eye", "from_numpy", "full", "linspace", "ones", "rand",
-        "randint", "randn", "randperm", "scalar_tensor", "tensor", "zeros",
-    )
-}  # fmt: skip
+FACTORIES = (
+    "arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand",
+    "randint", "randn", "randperm", "scalar_tensor", "tensor", "zeros",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -142,7 +142,7 @@ def test_every_new_tensor_says_where_it_is(case: str) -> None:
     """Also behind a synchronisation, which fakes cannot pass."""
     wrapper = build(case, leaf_for(case, "multi_similarity"))
     everyone = make_batch(SAMPLES)
-    with Homeless() as homeless:
+    with homeless() as found:
         for seed in range(4):  # in the fourth a mixer mixes
             wrapper(**make_batch(seed=seed)).backward()
         for each in chain(wrapper):
@@ -150,14 +150,14 @@ def test_every_new_tensor_says_where_it_is(case: str) -> None:
                 each.end_epoch()
             if hasattr(each, "refresh"):
                 each.refresh(everyone["embeddings"], everyone["labels"], everyone["sample_ids"])
-    assert homeless.found == set()
+    assert found == set()
 
 
 def test_every_new_tensor_of_the_judge_says_where_it_is() -> None:
     batch = make_batch(SAMPLES)
-    with Homeless() as homeless:
+    with homeless() as found:
         judge_labels(batch["embeddings"].detach(), batch["labels"])
-    assert homeless.found == set()
+    assert found == set()
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -98,15 +98,17 @@ def test_a_state_looks_the_same_from_construction_on(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_loading_does_not_depend_on_how_full_a_memory_was(case: str) -> None:
     sources = {steps: trained(case, steps) for steps in (0, 7)}
+    states = {steps: copy.deepcopy(source.state_dict()) for steps, source in sources.items()}
     targets = {steps: trained(case, steps, seed=6) for steps in (0, 2, 7)}
+    batches = [make_batch(seed=step) for step in (10, 11)]
+    expected = {steps: [source(**b) for b in batches] for steps, source in sources.items()}
     for load in (nn.Module.load_state_dict, load_in_place):
         for before, after in ((0, 7), (2, 7), (7, 0)):
-            source, target = copy.deepcopy(sources[after]), copy.deepcopy(targets[before])
-            load(target, source.state_dict())
-            for step in range(10, 13):
+            target = copy.deepcopy(targets[before])
+            load(target, states[after])
+            for arguments, value in zip(batches, expected[after], strict=True):
                 with naming(f"{load.__name__} after {after} steps into one after {before}"):
-                    arguments = make_batch(seed=step)
-                    assert_equal(target(**arguments), source(**arguments))
+                    assert_equal(target(**arguments), value)
 
 
 def load_in_place(target: nn.Module, saved: dict[str, Any]) -> None:
