@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +43,42 @@ def means(folds: list[list[Setting]]) -> list[Setting]:
         Setting(*(sum(values) / len(values) for values in zip(*settings, strict=True)))
         for settings in zip(*folds, strict=True)
     ]
+
+
+class _HeldOut(NamedTuple):
+    """How well settings predict labels that have taught nothing."""
+
+    evidence: Evidence
+    own: Tensor  # (B, 1) in which column the label of each sample is
+    transition: Tensor | None  # (B, K + 1) of true classes to the labels; None: all classes alike
+    rates: Tensor  # (R,) of wrong labels that are tried where all classes are alike
+
+    def of_classes(self, settings: list[Setting]) -> tuple[Tensor, Tensor, Tensor]:
+        """(G, B) nearest logit, logarithm of the sum of all, (G, B, R) probability of labels.
+
+        As if every sample were of one of the classes.
+        """
+        logits = self.evidence.logits(settings)
+        nearest, probable = nearest_class(logits), logits.softmax(dim=2)
+        total = nearest - nearest_class(probable).log()
+        if self.transition is not None:
+            return nearest, total, (probable * self.transition).sum(dim=2, keepdim=True)
+        mine = probable.gather(2, self.own.expand(len(settings), -1, 1))
+        others = (1 - mine) / max(self.evidence.num_classes - 1, 1)
+        return nearest, total, mine * (1 - self.rates) + others * self.rates
+
+    def values(
+        self,
+        threshold: Tensor,
+        edge: float | Tensor,
+        nearest: Tensor,
+        total: Tensor,
+        likely: Tensor,
+    ) -> Tensor:
+        """(G, R) mean logarithm of how likely the labels are, some samples of none of them."""
+        share = (logit_of_none(nearest, threshold, edge) - total).sigmoid().unsqueeze(2)
+        likely = likely * (1 - share) + share / self.evidence.num_classes
+        return likely.clamp_min(1e-12).log().mean(dim=1)
 
 
 class Fit:
@@ -168,34 +204,14 @@ class Fit:
 
     def _sought(self, evidence: Evidence, blended: bool) -> Setting:
         """The setting that suits the labels held out."""
-        rows, sample, last = self.asked, self.sample, self.setting
+        rows, last = self.asked, self.setting
         if len(rows) == 0:
             return Setting(_TEMPERATURES[-1], 0.0, 0.0, 0.0, self.rate)
-        own = sample.own[rows].unsqueeze(1)
+        own = self.sample.own[rows].unsqueeze(1)
         transition = self._transition(rows)[:, :-1] if self.structured else None
         begins = self.round == 1 and not self.structured
         rates = self.teaches.new_tensor(_RATES if begins else [self.rate])
-
-        def of_classes(settings: list[Setting]) -> tuple[Tensor, Tensor, Tensor]:
-            """(G, B) nearest logit, logarithm of the sum of all, (G, B, R) probability of labels.
-
-            As if every sample were of one of the classes.
-            """
-            logits = evidence.logits(settings)
-            nearest, probable = nearest_class(logits), logits.softmax(dim=2)
-            total = nearest - nearest_class(probable).log()
-            if transition is not None:
-                return nearest, total, (probable * transition).sum(dim=2, keepdim=True)
-            mine = probable.gather(2, own.expand(len(settings), -1, 1))
-            others = (1 - mine) / max(sample.num_classes - 1, 1)
-            return nearest, total, mine * (1 - rates) + others * rates
-
-        def values(threshold: Tensor, edge: float | Tensor, *known: Tensor) -> Tensor:
-            """(G, R) mean logarithm of how likely the labels are, at each rate."""
-            nearest, total, likely = known
-            share = (logit_of_none(nearest, threshold, edge) - total).sigmoid().unsqueeze(2)
-            likely = likely * (1 - share) + share / sample.num_classes
-            return likely.clamp_min(1e-12).log().mean(dim=1)
+        heldout = _HeldOut(evidence, own, transition, rates)
 
         # The highest first, for of equal ones the first counts.
         temperatures = self._near(_TEMPERATURES, last.temperature)[::-1]
@@ -205,22 +221,22 @@ class Fit:
         edges = _EDGES if last.none > 0 else _EDGES[:1]
         found = []
         for start in range(0, len(tried), many):
-            known = of_classes(tried[start : start + many])
+            known = heldout.of_classes(tried[start : start + many])
             threshold = thresholds_of_none(known[0], [last.none])
-            found.append(torch.stack([values(threshold, edge, *known).amax(1) for edge in edges]))
+            value = [heldout.values(threshold, edge, *known).amax(1) for edge in edges]
+            found.append(torch.stack(value))
         best = tried[int(torch.cat(found, dim=1).amax(dim=0).argmax())]
 
-        known = of_classes([best])
+        known = heldout.of_classes([best])
         nones, sharp = (0.0, *_NONES * len(_EDGES)), (0.0, *(e for e in _EDGES for _ in _NONES))
         threshold = thresholds_of_none(known[0], list(nones)).reshape(-1, 1)
-        value, which = values(threshold, threshold.new_tensor(sharp).unsqueeze(1), *known).max(
-            dim=1
-        )
+        edge = threshold.new_tensor(sharp).unsqueeze(1)
+        likely, which = heldout.values(threshold, edge, *known).max(dim=1)
         # What one number more must bring to be significant (a likelihood ratio of 95 %): the share
         # over all labels, and an edge in each part of them.
-        value[1:] -= 2 / len(self.known)
-        value[1 + len(_NONES) :] -= 2 / len(rows)
-        place = int(value.argmax())
+        likely[1:] -= 2 / len(self.known)
+        likely[1 + len(_NONES) :] -= 2 / len(rows)
+        place = int(likely.argmax())
         rate = float(rates[which[place]])
         return best._replace(none=nones[place], edge=sharp[place], rate=rate)
 

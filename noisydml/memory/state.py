@@ -96,7 +96,7 @@ class AllOrNothing(nn.Module):
     """A module that refuses a state which does not fit before any of it is loaded."""
 
     def prepare_for(self, state: dict[str, Any], prefix: str) -> None:
-        """Called with a state that fits, before it is loaded: may make room for it, or change it."""
+        """Called with a state that fits before it is loaded: makes room for it, or changes it."""
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: Any
