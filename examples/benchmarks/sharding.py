@@ -29,6 +29,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from pytorch_metric_learning import losses
+from ranks import EXCHANGE
 from torch import Tensor, nn
 
 import noisydml
@@ -37,7 +38,6 @@ from noisydml.memory import TorchIndex
 
 CLASSES, WIDTH, ROWS, K = 100, 128, 64, 200
 MANY = 100_000_000
-EXCHANGE = 64  # bytes: where a rank is, and seven integers
 
 
 class Wrapper(NamedTuple):
