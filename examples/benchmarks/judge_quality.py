@@ -127,6 +127,31 @@ def by_people(truth: np.ndarray, confusion: np.ndarray, seed: int) -> np.ndarray
     return (shares.cumsum(axis=1)[truth] < drawn[:, None]).sum(axis=1)
 
 
+def by_a_weak_classifier(
+    features: np.ndarray, truth: np.ndarray, rate: float, seed: int, width: int = 8
+) -> np.ndarray:
+    """Labels by somebody who sees ``width`` random mixtures of the features, and errs by them.
+
+    Drawn from a logistic regression's probabilities, that of the true class raised to the rate.
+    """
+    generator = np.random.default_rng(seed)
+    seen = StandardScaler().fit_transform(
+        features @ generator.standard_normal((features.shape[1], width))
+    )
+    folds = StratifiedKFold(3)
+    chances = cross_val_predict(LogisticRegression(), seen, truth, cv=folds, method="predict_proba")
+    rows = np.arange(len(truth))
+    low, high = 0.0, 1e9  # times as likely as it finds the true class
+    for _ in range(60):
+        times = (low + high) / 2
+        raised = chances.copy()
+        raised[rows, truth] *= times
+        raised /= raised.sum(axis=1, keepdims=True)
+        low, high = (times, high) if 1 - raised[rows, truth].mean() > rate else (low, times)
+    drawn = generator.random(len(truth))
+    return (raised.cumsum(axis=1) < drawn[:, None]).sum(axis=1).clip(max=chances.shape[1] - 1)
+
+
 def problems(data: Path | None, cache: Path | None) -> Iterator[Made]:
     """All of them."""
     pixels, of_digits = digits()
@@ -136,6 +161,14 @@ def problems(data: Path | None, cache: Path | None) -> Iterator[Made]:
             SEEDS if rate else 1,
             lambda seed, rate=rate: Problem(
                 pixels, noise.uniform(of_digits, rate, seed=seed).labels, of_digits
+            ),
+        )
+    for rate in (0.2, 0.4):
+        yield (
+            f"digits, labels by a weak classifier, {rate:.0%}",
+            SEEDS,
+            lambda seed, rate=rate: Problem(
+                pixels, by_a_weak_classifier(pixels, of_digits, rate, seed), of_digits
             ),
         )
     yield "1,000 Gaussian classes of 5, 20%", SEEDS, gaussians

@@ -14,7 +14,12 @@ from torch import Tensor
 from noisydml.audit.issues import LabelIssues
 from noisydml.audit.labels import read_labels
 from noisydml.audit.rows import EmbeddingRows
-from noisydml.functional.checks import require_count, require_dense, require_number
+from noisydml.functional.checks import (
+    require_count,
+    require_dense,
+    require_noise_rate,
+    require_number,
+)
 from noisydml.functional.extras import optional
 from noisydml.memory.index import Metric, NeighborIndex, require_metric
 from noisydml.memory.judge import judge_labels
@@ -30,6 +35,7 @@ def find_label_issues(
     index: str | NeighborIndex | None = None,
     unlabeled: Any = -1,
     sample_weight: Any = None,
+    noise_rate: float | None = None,
     progress: bool = False,
 ) -> LabelIssues:
     r"""Find the labels that are most likely wrong, and say how many are.
@@ -59,6 +65,9 @@ def find_label_issues(
             and on the CPU from 131,073 samples on an inverted file.
         sample_weight: (N,) how far each label is to be trusted from the start, not negative; None
             for 1.
+        noise_rate: the share of wrong labels in ``[0, 1)``, where it is known, as from some that
+            were checked by hand; None to estimate it. So many become issues, about, in the order
+            in which they would be suspected anyway.
         progress: whether to show a progress bar; needs tqdm.
 
     Returns:
@@ -95,6 +104,8 @@ def find_label_issues(
     require_number("threshold", threshold)
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+    if noise_rate is not None:
+        require_noise_rate(noise_rate)
     if isinstance(index, NeighborIndex) and index.metric != "cosine":
         raise ValueError(
             f"index must have the metric 'cosine', whatever metric is given here, got "
@@ -104,7 +115,9 @@ def find_label_issues(
     if sample_weight is not None:
         weights = _read_weights(sample_weight, len(labels)).to(rows.device)
     with _bar(progress) as advance:
-        found = judge_labels(rows, labels, trust=weights, k=k, index=index, progress=advance)
+        found = judge_labels(
+            rows, labels, trust=weights, k=k, index=index, noise_rate=noise_rate, progress=advance
+        )
     given = labels >= 0
     score = torch.where(given, found.score, math.nan)
     probability = torch.where(given, found.probability, math.nan)
@@ -119,7 +132,7 @@ def find_label_issues(
         noise_rate=found.noise_rate,
         neighbors=found.neighbors[issues].cpu(),
         probability=probability.cpu(),
-        noise_rate_bounds=found.noise_rate_bounds,
+        noise_rate_bounds=found.noise_rate_bounds if noise_rate is None else None,
         found_by=found.found_by,
         contradictions=_contradictions(found.copies, labels),
         classes=classes,

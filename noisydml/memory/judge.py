@@ -59,6 +59,7 @@ def judge_labels(
     index: str | NeighborIndex | None = None,
     folds: int | None = None,
     trained: bool = False,
+    noise_rate: float | None = None,
     progress: Callable[[int, int], Any] | None = None,
 ) -> LabelJudgement:
     r"""Judge the labels of a set of features, of which nobody knows how many are wrong.
@@ -85,6 +86,8 @@ def judge_labels(
             Such features agree with wrong ones, of which the judge takes a part for right ones,
             most of all where they fall on similar classes. The rate is then that of
             :func:`noisydml.memory.trained.trained_rate`.
+        noise_rate: the share of wrong labels in ``[0, 1)``, from somebody who knows; None to
+            estimate it. It moves the probabilities and leaves their order.
         progress: called with the number of rounds done and of all, which are as many at the end.
 
     Returns:
@@ -102,7 +105,7 @@ def judge_labels(
         ([[3]], 0.02)
     """
     with torch.autocast(labels.device.type, enabled=False):
-        return _judge(features, labels, trust, k, index, folds, trained, progress)
+        return _judge(features, labels, trust, k, index, folds, trained, noise_rate, progress)
 
 
 def _judge(
@@ -113,6 +116,7 @@ def _judge(
     index: str | NeighborIndex | None,
     folds: int | None,
     trained: bool,
+    noise_rate: float | None,
     progress: Callable[[int, int], Any] | None,
 ) -> LabelJudgement:
     device = labels.device
@@ -232,6 +236,8 @@ def _judge(
                 other = float(wrong[m, rows].mean())
                 low, high = min(low, other), max(high, other)
         bounds = (max(min(low, rate), 0.0), min(max(high, rate), 1.0))
+        if noise_rate is not None:
+            rate, bounds, found_by = noise_rate, (noise_rate, noise_rate), "as was said"
         score = shift_to_mean(score, 1 - rate, counted)
         score = torch.where(counted, score, 1.0)
         probability = score

@@ -41,6 +41,18 @@ def test_issues_are_those_below_the_threshold() -> None:
     assert result.score[11] == 1  # the only one of its class
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.3])
+def test_a_rate_that_is_known_counts(rate: float) -> None:
+    """It decides how many are issues, and leaves the order in which they are suspected."""
+    pixels, given, _ = spoilt_digits(0.2, seed=0)
+    estimated = find_label_issues(pixels, given)
+    told = find_label_issues(pixels, given, noise_rate=rate)
+    assert told.noise_rate == rate
+    assert len(told) / len(given) == pytest.approx(rate, abs=0.03)
+    assert told.score[estimated.score.argsort()].diff().ge(0).all()
+    assert f"About {100 * rate:.1f} % of all labels are wrong, as was said." in told.summary()
+
+
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.5])
 def test_the_quality_on_digits(rate: float) -> None:
     """What the documentation states, less a margin; with nothing said about the rate."""
@@ -107,6 +119,8 @@ def test_few_samples(size: int) -> None:
         ((torch.randn(4, 2), torch.tensor([0, 1, -2, 0])), {}, ValueError, "labels"),
         ((torch.randn(4, 2), torch.arange(4)), {"k": 0}, ValueError, "k"),
         ((torch.randn(4, 2), torch.arange(4)), {"threshold": 2}, ValueError, "threshold"),
+        ((torch.randn(4, 2), torch.arange(4)), {"noise_rate": 1}, ValueError, "noise_rate"),
+        ((torch.randn(4, 2), torch.arange(4)), {"noise_rate": "a"}, TypeError, "noise_rate"),
         ((torch.randn(4, 2), torch.arange(4)), {"metric": "l7"}, ValueError, "metric"),
     ],
 )
