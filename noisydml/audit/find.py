@@ -81,7 +81,7 @@ def find_label_issues(
             class beside -1, which may be a class then.
 
     ``neighbors`` of the issues are the first eight of the k that the judge has seen, in whitened
-    space. Beside the embeddings it takes about 2.5 kB a sample where they are 128 wide.
+    space. Beside the embeddings it takes about 3 kB a sample where they are 128 wide.
 
     Example:
         >>> import torch
