@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot  # noqa: F401
-import pandas  # noqa: F401
 import pytorch_metric_learning.losses  # noqa: F401
 import sklearn.datasets  # noqa: F401
 
