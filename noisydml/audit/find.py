@@ -67,7 +67,8 @@ def find_label_issues(
             for 1.
         noise_rate: the share of wrong labels in ``[0, 1)``, where it is known, as from some that
             were checked by hand; None to estimate it. So many become issues, about, in the order
-            in which they would be suspected anyway.
+            in which they would be suspected anyway; none where the features do not tell the
+            labels.
         progress: whether to show a progress bar; needs tqdm.
 
     Returns:
