@@ -61,7 +61,7 @@ def test_small_blocks_say_the_same(width: int, monkeypatch: pytest.MonkeyPatch) 
     embeddings, labels = example(width)
     whole = find_label_issues(embeddings, labels)
     monkeypatch.setattr(functional, "_NUMBERS", 7 * width)
-    monkeypatch.setattr(evidence, "_BLOCK", 29)
+    monkeypatch.setattr(evidence, "_BLOCK", 11)
     for most in (128, 5):  # of the classes, compared with all or with the nearest of them
         monkeypatch.setattr(evidence, "_ALL", most)
         monkeypatch.setattr(evidence, "_SOME", 9)
