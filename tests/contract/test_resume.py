@@ -100,7 +100,7 @@ def test_loading_does_not_depend_on_how_full_a_memory_was(case: str) -> None:
     sources = {steps: trained(case, steps) for steps in (0, 7)}
     states = {steps: copy.deepcopy(source.state_dict()) for steps, source in sources.items()}
     targets = {steps: trained(case, steps, seed=6) for steps in (0, 2, 7)}
-    batches = [make_batch(seed=step) for step in (10, 11)]
+    batches = [make_batch(seed=step) for step in (10, 11, 12)]
     expected = {steps: [source(**b) for b in batches] for steps, source in sources.items()}
     for load in (nn.Module.load_state_dict, load_in_place):
         for before, after in ((0, 7), (2, 7), (7, 0)):

@@ -87,9 +87,9 @@ def test_it_is_the_judges_or_more_and_never_twice_as_much(rate: float, spread: f
     assert found <= trained.noise_rate <= 2 * found
     if rate == 0 or spread < 1:  # certain of the classes, or nothing to see
         assert trained.noise_rate == pytest.approx(found)
-    if (rate, spread) == (0.4, 2.3):  # of which the judge sees a part
-        assert found < 0.36
-        assert trained.noise_rate > 0.4
+    if (rate, spread) == (0.4, 2.3):  # of which the judge sees most, and this then too much
+        assert 0.3 < found < 0.36
+        assert 0.4 < trained.noise_rate < 0.7
     assert float(trained.probability.mean()) == pytest.approx(1 - trained.noise_rate, abs=1e-6)
     low, high = trained.noise_rate_bounds
     assert low <= trained.noise_rate <= high
