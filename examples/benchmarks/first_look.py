@@ -12,6 +12,7 @@ collecting; least and most of the seeds.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -64,8 +65,11 @@ def look(recipe: Recipe, images: Images, noise: str, rate: float, seed: int) -> 
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    least, most = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
-    return least if least == most else f"{least} to {most}"
+    """From the least to the most, and nan if some are: where nothing can be said."""
+    known = sorted(value for value in values if not math.isnan(value))
+    words = [f"{value:.{digits}f}" for value in (*known[:1], *known[-1:])]
+    said = " to ".join(dict.fromkeys(words))
+    return ", ".join(filter(None, [said, "nan" if len(known) < len(values) else ""]))
 
 
 def show(sets: dict[str, Images], seeds: list[int]) -> None:
