@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -65,22 +66,21 @@ def exchange(numbers: list[int], at: str) -> list[list[int]]:
     return found
 
 
-def gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
-    """Rows of all ranks, in rank order, on every rank.
+def gather_rows(tensors: list[Tensor], sizes: list[int]) -> list[Tensor]:
+    """Rows of all ranks, in rank order, on every rank; all tensors in one collective.
 
     Gradients flow back into this rank's own rows, times the number of ranks: where every rank
     computes the same loss from the gathered rows, averaging the parameters' gradients over the
     ranks (as DistributedDataParallel does) then gives those of one process with the whole batch.
 
     Args:
-        rows: (B_r, ...) tensor; only the first dimension may differ between ranks.
+        tensors: (B_r, ...) each; only the first dimension may differ between ranks.
         sizes: every rank's ``B_r``.
 
     Returns:
-        (sum of sizes, ...) tensor. On the wire: ``max(sizes)`` rows from every rank.
+        (sum of sizes, ...) each. On the wire: ``max(sizes)`` rows from every rank.
     """
-    gathered: Tensor = _GatherRows.apply(rows, sizes)  # type: ignore[no-untyped-call]
-    return gathered
+    return list(_GatherRows.apply(sizes, *tensors))  # type: ignore[no-untyped-call]
 
 
 def sum_over_ranks(tensors: list[Tensor]) -> None:
@@ -196,18 +196,31 @@ def take_over_from_first(module: nn.Module) -> None:
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, sizes: list[int]) -> Tensor:
-        start = sum(sizes[: rank()])
-        ctx.own = slice(start, start + len(rows))
-        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
-        padded[: len(rows)] = rows
+    def forward(ctx: Any, sizes: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
+        start, mine = sum(sizes[: rank()]), sizes[rank()]
+        ctx.own = slice(start, start + mine)
+        packed = [_bytes(rows) for rows in tensors]
+        widths = [rows.shape[1] for rows in packed]
+        padded = packed[0].new_zeros(max(sizes), sum(widths))
+        padded[:mine] = torch.cat(packed, dim=1)
         everyone = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(everyone, padded)
-        return torch.cat([part[:size] for part, size in zip(everyone, sizes, strict=True)])
+        received = torch.cat([part[:size] for part, size in zip(everyone, sizes, strict=True)])
+        return tuple(
+            part.contiguous().view(rows.dtype).reshape(-1, *rows.shape[1:])
+            for part, rows in zip(received.split(widths, dim=1), tensors, strict=True)
+        )
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        return grad_output[ctx.own] * world_size(), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[1:]
+        own = [g[ctx.own] * world_size() if n else None for g, n in zip(grads, needed, strict=True)]
+        return None, *own
+
+
+def _bytes(rows: Tensor) -> Tensor:
+    """(B, bytes of a row) of a tensor (B, ...)."""
+    return rows.contiguous().reshape(len(rows), math.prod(rows.shape[1:])).view(torch.uint8)
 
 
 def gather_batch(batch: Batch) -> Batch:
@@ -223,11 +236,15 @@ def gather_batch(batch: Batch) -> Batch:
     for in_batch, in_ref in batch.index_columns():
         columns += [column + start for column in in_batch]
         columns += [column + ref_start for column in in_ref]
-    ref_emb, ref_labels = batch.ref_emb, batch.ref_labels
-    return replace(
-        batch.map_rows(lambda rows: gather_rows(rows, sizes)),
-        indices_tuple=tuple(map(gather_rows, columns, column_sizes)) or None,
-        ref_emb=None if ref_emb is None else gather_rows(ref_emb, ref_sizes),
-        ref_labels=None if ref_labels is None else gather_rows(ref_labels, ref_sizes),
-        first_own=start,
-    )
+    gathered: dict[str, Any] = _gather(batch.per_row(), sizes)
+    references = {"ref_emb": batch.ref_emb, "ref_labels": batch.ref_labels}
+    if given := {name: value for name, value in references.items() if value is not None}:
+        gathered |= _gather(given, ref_sizes)
+    if columns:
+        pairs = zip(columns, column_sizes, strict=True)
+        gathered["indices_tuple"] = tuple(gather_rows([c], s)[0] for c, s in pairs)
+    return replace(batch, first_own=start, **gathered)
+
+
+def _gather(tensors: dict[str, Tensor], sizes: list[int]) -> dict[str, Tensor]:
+    return dict(zip(tensors, gather_rows([*tensors.values()], sizes), strict=True))

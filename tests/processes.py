@@ -13,6 +13,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+START = "forkserver"
+# What every process would wait for, once for all; optimisers need the compiler's package.
+mp.set_forkserver_preload(["noisydml", "pytorch_metric_learning.losses", "torch._dynamo"])
+
 
 def run_ranks(train: Callable[..., Any], world: int, folder: Path, *arguments: Any) -> list[Any]:
     """What ``train(rank, world, *arguments)`` returned on each rank; gloo, one thread a rank.
@@ -20,7 +24,8 @@ def run_ranks(train: Callable[..., Any], world: int, folder: Path, *arguments: A
     It may stand in the test's own file: each rank runs that file for itself, to have it.
     """
     file, name = inspect.getfile(train), train.__name__
-    mp.spawn(_rank, args=(world, str(folder), file, name, arguments), nprocs=world)
+    arguments = (world, str(folder), file, name, arguments)
+    mp.start_processes(_rank, args=arguments, nprocs=world, start_method=START)
     return [torch.load(_result(folder, rank), weights_only=False) for rank in range(world)]
 
 

@@ -191,7 +191,7 @@ class LabelAudit(AllOrNothing):
         )
         if distributed.world_size() > 1:
             sizes = [size for (size,) in distributed.exchange([len(rows)], "a label audit")]
-            rows = distributed.gather_rows(rows, sizes)  # (N, 6) of all ranks
+            (rows,) = distributed.gather_rows([rows], sizes)  # (N, 6) of all ranks
         if self.trust.device != device:
             self.to(device)
         ids = rows[:, 0].contiguous()

@@ -112,9 +112,13 @@ class Batch:
 
     def map_rows(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with every tensor that has a row for each sample changed."""
-        given = {name: getattr(self, name) for name in _PER_ROW}
-        changed: dict[str, Any] = {n: change(v) for n, v in given.items() if v is not None}
+        changed: dict[str, Any] = {name: change(v) for name, v in self.per_row().items()}
         return replace(self, **changed)
+
+    def per_row(self) -> dict[str, Tensor]:
+        """Those of its tensors that have a row for each sample."""
+        given = {name: getattr(self, name) for name in _PER_ROW}
+        return {name: value for name, value in given.items() if value is not None}
 
     def reweight(self, weight: Tensor) -> Batch:
         """The same rows with their ``sample_weight`` multiplied by ``weight`` (B,)."""

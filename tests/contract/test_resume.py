@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -157,7 +158,7 @@ def test_a_run_that_was_killed_in_the_middle_of_a_step_resumes(
     case: str, leaf: str, tmp_path: Path
 ) -> None:
     checkpoint = tmp_path / "checkpoint.pt"
-    process = mp.get_context("spawn").Process(
+    process = mp.get_context(processes.START).Process(
         target=train_until_killed, args=(case, leaf, str(checkpoint), 3)
     )
     process.start()

@@ -209,10 +209,13 @@ class TestProxiesInTheOptimizer:
 
     @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD, torch.optim.AdamW])
     @pytest.mark.parametrize("how", ["foreach", "fused"])
-    def test_trained_proxies_are_not(self, kind: type, how: str) -> None:
+    def test_trained_proxies_are_not(
+        self, kind: type, how: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("noisydml.wrappers.confidence._IDLE_STEPS", 100)
         loss_fn = make()
         optimizer = kind(loss_fn.parameter_groups(lr=1e-3), **{how: True})
-        for _ in range(510):
+        for _ in range(110):
             self.step(loss_fn, optimizer)
 
     def test_frozen_proxies_are_not(self) -> None:
