@@ -1,7 +1,10 @@
 """Settings of the whole suite."""
 
+import os
 from collections import Counter
 from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start, too; as for themselves below
 
 import pytest
 import torch
