@@ -208,7 +208,7 @@ class _GatherRows(torch.autograd.Function):
         received = torch.cat([part[:size] for part, size in zip(everyone, sizes, strict=True)])
         return tuple(
             part.contiguous().view(rows.dtype).reshape(-1, *rows.shape[1:])
-            for part, rows in zip(received.split(widths, dim=1), tensors, strict=True)
+            for part, rows in zip(torch.split(received, widths, dim=1), tensors, strict=True)
         )
 
     @staticmethod

@@ -6,7 +6,8 @@
 Pixels of handwritten digits, Gaussian classes of five, and the features of a network pretrained on
 ImageNet (EfficientNet-Lite0, frozen; pretrained.py): Cars196's training half with PRISM's published
 lists, and CIFAR-100 with uniform, semantic and pair-flip noise and with labels drawn from a
-confusion matrix of people. The image sets are npz files in the folder NOISYDML_DATA, in the format
+confusion matrix of people; and a few samples of both. The image sets are npz files in the folder
+NOISYDML_DATA, in the format
 of image_sets.py. Three methods see the same features and labels and are told nothing:
 ``noisydml`` (find_label_issues), ``cleanlab`` (Datalab on the features) and ``cleanlab 5-fold``
 (its strongest form: out-of-sample probabilities of a logistic regression).
@@ -27,6 +28,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -212,6 +214,30 @@ def problems(data: Path | None, cache: Path | None) -> Iterator[Made]:
         SEEDS,
         lambda seed: Problem(of_things, by_people(things, confusion, seed), things),
     )
+    for name, features, truth, classes, per_class in (
+        ("CIFAR-100, two classes of 150", of_things, things, 2, 150),
+        ("CIFAR-100, 5 a class", of_things, things, 100, 5),
+        ("Cars196, 10 a class", of_cars, models, 98, 10),
+    ):
+        for rate in (0.0, 0.1, 0.3):
+            yield (
+                f"{name}, {rate:.0%}",
+                SEEDS,
+                partial(some_of, features, truth, classes, per_class, rate),
+            )
+
+
+def some_of(
+    features: np.ndarray, truth: np.ndarray, classes: int, per_class: int, rate: float, seed: int
+) -> Problem:
+    """A few samples of a few classes, drawn at random, with uniform noise."""
+    generator = np.random.default_rng(seed)
+    chosen = generator.choice(truth.max() + 1, classes, replace=False)
+    rows = np.concatenate(
+        [generator.choice(np.flatnonzero(truth == c), per_class, replace=False) for c in chosen]
+    )
+    labels = np.searchsorted(np.sort(chosen), truth[rows])
+    return Problem(features[rows], noise.uniform(labels, rate, seed=seed).labels, labels)
 
 
 def measured(problem: Problem, method: str) -> dict[str, float]:

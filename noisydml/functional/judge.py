@@ -17,6 +17,7 @@ _POWERS = 3  # of the covariance, in the search for its leading directions
 _SPARE = 32  # directions more than asked for, as is usual (Halko et al., 2011)
 _TINY = 1e-12
 _CHANCE = 1e-3  # copies that a sample would have by chance
+_SAMPLES_A_COLUMN = 20  # from which on their covariance shows none of their labels
 _PAIRS = 4096  # of rows compared at once
 _NUMBERS = 2**22  # in the rows of a block
 
@@ -102,7 +103,11 @@ def _leading(
 
 
 def within_class_whitening(
-    features: Tensor, labels: Tensor, weights: Tensor, num_classes: int, shrinkage: float = 0.5
+    features: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    num_classes: int,
+    shrinkage: float | None = None,
 ) -> Tensor:
     r"""The matrix that makes the spread inside the classes the same in every direction.
 
@@ -115,7 +120,10 @@ def within_class_whitening(
         labels: (N,) integers in ``[0, num_classes)``.
         weights: (N,) floating point, not negative; 0 for a sample that takes no part.
         num_classes: C.
-        shrinkage: :math:`a` in ``[0, 1]``, towards the mean variance.
+        shrinkage: :math:`a` in ``[0, 1]``, towards the mean variance. None for
+            :math:`\max(\frac12, \frac{20 D}{20 D + n})`, n samples taking part: where they are few
+            for the width, each has directions to itself, in which whitening draws it to the class
+            of its label, be that right or wrong.
 
     Returns:
         (D, D) float32; the features are to be multiplied by it from the right. The identity where
@@ -126,13 +134,15 @@ def within_class_whitening(
         >>> from noisydml.functional import within_class_whitening
         >>> features = torch.tensor([[0.0, 2.0], [0.0, 0.0], [9.0, 2.0], [9.0, 0.0]])
         >>> labels = torch.tensor([0, 0, 1, 1])
-        >>> within_class_whitening(features, labels, torch.ones(4), num_classes=2).abs()
+        >>> within_class_whitening(features, labels, torch.ones(4), 2, shrinkage=0.5).abs()
         tensor([[2.0000, 0.0000],
                 [0.0000, 1.1547]])
     """
     require_floating("features", features, ndim=2)
     require_integer("labels", labels, len(features), "feature")
     require_floating("weights", weights, ndim=1)
+    few = _SAMPLES_A_COLUMN * features.shape[1]
+    part = (few / (few + (weights > 0).sum())).clamp_min(0.5) if shrinkage is None else shrinkage
     weights = weights.float().unsqueeze(1)
     sums = weights.new_zeros(num_classes, features.shape[1])
     for rows in row_blocks(features.shape):
@@ -147,7 +157,7 @@ def within_class_whitening(
     covariance /= weights.sum().clamp_min(_TINY)
     mean = covariance.diagonal().mean()
     identity = torch.eye(len(covariance), dtype=torch.float64, device=features.device)
-    covariance = torch.where(mean > 0, covariance.lerp(mean * identity, shrinkage), identity)
+    covariance = torch.where(mean > 0, covariance.lerp(mean * identity, part), identity)
     variance, directions = torch.linalg.eigh(covariance)
     matrix: Tensor = directions / variance.clamp_min(_TINY * variance[-1]).sqrt()
     return matrix.float()

@@ -40,7 +40,7 @@ _COLLECTING, _TRAINING, _JUDGING = 0, 1, 2
 _LOOK = 0.2  # of the data set, after which it is asked whether the features tell the classes
 # Certainty of a class, on average, and share of the right labels that is kept, by the judge's own
 # account, from which on they do. docs/robust.md has the table.
-_TELLING, _KEPT = 0.15, 0.8
+_TELLING, _KEPT = 0.12, 0.75
 _UNKNOWN = -1.0  # of a probability or rate
 _FEW = 1000  # samples, of which a fifth held out says too little
 _THRESHOLD = 0.5  # of a probability

@@ -75,13 +75,14 @@ def test_a_regularizer_around_a_filter_hides_none_of_its_decisions() -> None:
 
 
 def test_suggestions_of_a_wrapper_that_makes_them() -> None:
-    features, labels = torch.eye(4).repeat(5, 1), torch.arange(4).repeat(5)
-    wrapper = KNNDenoiser(losses.ContrastiveLoss(), memory_size=20, k=3)
+    """Too few samples for the judge."""
+    features, labels = torch.eye(4).repeat(3, 1), torch.arange(4).repeat(3)
+    wrapper = KNNDenoiser(losses.ContrastiveLoss(), memory_size=12, k=2)
     wrapper.refresh(features, labels)
-    audit = LabelAudit(wrapper, 20, decay=0.0)
+    audit = LabelAudit(wrapper, 12, decay=0.0)
     given = labels.clone()
     given[6] = 0
-    wrapper(features[:12], given[:12], sample_ids=torch.arange(12))
+    wrapper(features[:9], given[:9], sample_ids=torch.arange(9))
     (row,) = audit.result().rows()
     assert row["sample_id"] == 6
     assert (row["given_label"], row["suggested_label"], row["support"]) == (0, 2, 1.0)
@@ -135,11 +136,14 @@ def test_a_resumed_run_ends_in_the_same_result() -> None:
 
 
 def test_what_nobody_could_judge_is_not_right() -> None:
-    """In the first epoch there is no reference, and class 3 is never in it."""
-    features, labels = torch.eye(4).repeat(5, 1), torch.arange(4).repeat(5)
-    wrapper = KNNDenoiser(losses.ContrastiveLoss(), memory_size=20, k=3)
-    audit = LabelAudit(wrapper, 20)
-    wrapper(features, labels, sample_ids=torch.arange(20))
+    """In the first epoch there is no reference, and class 3 is never in it.
+
+    These are too few samples for the judge.
+    """
+    features, labels = torch.eye(4).repeat(3, 1), torch.arange(4).repeat(3)
+    wrapper = KNNDenoiser(losses.ContrastiveLoss(), memory_size=12, k=2)
+    audit = LabelAudit(wrapper, 12)
+    wrapper(features, labels, sample_ids=torch.arange(12))
     result = audit.result()
     assert torch.equal(result.given_labels, labels)  # seen
     assert result.score.isnan().all()  # and not judged
@@ -147,16 +151,16 @@ def test_what_nobody_could_judge_is_not_right() -> None:
     wrapper.refresh(features[labels < 3], labels[labels < 3])
     given = labels.clone()
     given[6] = 0
-    wrapper(features, given, sample_ids=torch.arange(20))
+    wrapper(features, given, sample_ids=torch.arange(12))
     result = audit.result()
     assert torch.equal(result.score.isnan(), labels == 3)
     assert torch.equal(audit.judged > 0, labels < 3)
     assert result.issues.tolist() == [6]
-    assert result.noise_rate == 1 / 15
+    assert result.noise_rate == 1 / 9
     assert torch.equal(result.suggested_labels, labels)
     assert result.summary(0).splitlines() == [
-        "1 of 15 labels are most likely wrong (6.7 %).",
-        "Labels that have not been judged: 5.",
+        "1 of 9 labels are most likely wrong (11.1 %).",
+        "Labels that have not been judged: 3.",
     ]
 
 

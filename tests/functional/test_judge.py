@@ -24,8 +24,8 @@ def test_principal_components_are_those_of_scikit_learn() -> None:
     torch.testing.assert_close(narrow, features[:, :5] - features[:, :5].mean(dim=0))
 
 
-@pytest.mark.parametrize("shrinkage", [0.0, 0.5, 1.0])
-def test_whitening_against_sample_by_sample(shrinkage: float) -> None:
+@pytest.mark.parametrize("shrinkage", [0.0, 0.5, 1.0, None])
+def test_whitening_against_sample_by_sample(shrinkage: float | None) -> None:
     features, labels = torch.randn(80, 6) @ torch.randn(6, 6), torch.arange(80) % 3
     weights = torch.rand(80)
     covariance = torch.zeros(6, 6)
@@ -35,7 +35,8 @@ def test_whitening_against_sample_by_sample(shrinkage: float) -> None:
         for row, weight in zip(rows, w, strict=True):
             covariance += weight * torch.outer(row - mean, row - mean)
     covariance /= weights.sum()
-    covariance = (1 - shrinkage) * covariance + shrinkage * covariance.trace() / 6 * torch.eye(6)
+    part = 120 / (120 + 80) if shrinkage is None else shrinkage  # 20 samples a column
+    covariance = (1 - part) * covariance + part * covariance.trace() / 6 * torch.eye(6)
     matrix = within_class_whitening(features, labels, weights, 3, shrinkage)
     torch.testing.assert_close(matrix.T @ covariance @ matrix, torch.eye(6), rtol=1e-3, atol=1e-3)
 

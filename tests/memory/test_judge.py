@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from sklearn.metrics import average_precision_score, recall_score
+from sklearn.metrics import average_precision_score, f1_score, recall_score
 from torch import Tensor
 
 from noisydml import noise
@@ -52,6 +52,21 @@ def test_rate_and_ranking_of_each_kind(kind: object, rate: float) -> None:
     assert (found.suggested_labels == true)[wrong].double().mean() > 0.95
     # Calibrated: as many are wrong as the probabilities say.
     assert abs(float((1 - found.probability).sum() / wrong.sum()) - 1) < 0.2
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize(("classes", "per_class"), [(2, 90), (3, 60), (60, 5)])
+def test_few_samples_of_wide_features(classes: int, per_class: int, rate: float) -> None:
+    """Wider than there are samples: none of them is to draw its own label to itself."""
+    features, true = gaussians(classes, per_class, 2.0, width=400)
+    given = torch.from_numpy(noise.uniform(true, rate, seed=1).labels)
+    found, wrong = judge_labels(features, given), given != true
+    flagged = found.probability < 0.5
+    assert abs(found.noise_rate - rate) < 0.03
+    if rate == 0:
+        assert not flagged.any()
+    else:
+        assert f1_score(wrong, flagged) > 0.9
 
 
 @pytest.mark.parametrize("seed", range(3))
