@@ -59,7 +59,8 @@ def find_label_issues(
             Unless it is None, other negative integers are refused.
         k: number of neighbours, at least 1.
         threshold: labels that are less likely right than this are issues; in ``[0, 1]``.
-        metric: ``"cosine"`` if the length of an embedding means nothing, or ``"euclidean"``.
+        metric: ``"cosine"`` if the length of an embedding means nothing; ``"euclidean"`` if it
+            counts how far apart two of them are, as with few columns.
         index: what finds the neighbours: ``"torch"``, a FAISS factory string such as
             ``"IVF256,Flat"``, or a :class:`~noisydml.memory.index.NeighborIndex`. By default exact,
             and on the CPU from 131,073 samples on an inverted file.
@@ -117,7 +118,14 @@ def find_label_issues(
         weights = _read_weights(sample_weight, len(labels)).to(rows.device)
     with _bar(progress) as advance:
         found = judge_labels(
-            rows, labels, trust=weights, k=k, index=index, noise_rate=noise_rate, progress=advance
+            rows,
+            labels,
+            trust=weights,
+            k=k,
+            index=index,
+            noise_rate=noise_rate,
+            metric=metric,
+            progress=advance,
         )
     given = labels >= 0
     score = torch.where(given, found.score, math.nan)

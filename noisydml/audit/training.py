@@ -137,7 +137,9 @@ class LabelAudit(AllOrNothing):
             return None
         rows = (labels >= 0).nonzero().squeeze(1)
         found = find_label_issues(
-            reference.features[rows].float(), labels[rows], metric="euclidean"
+            reference.features[rows].float(),
+            labels[rows],
+            metric="cosine" if reference.normalize else "euclidean",
         )
         if math.isnan(found.noise_rate) or found.suggested_labels is None or found.support is None:
             return None

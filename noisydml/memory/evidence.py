@@ -15,13 +15,14 @@ from noisydml.functional.judge import (
     within_class_whitening,
 )
 from noisydml.functional.neighbors import neighbor_weights
-from noisydml.memory.index import NeighborIndex, TorchIndex
+from noisydml.memory.index import Metric, NeighborIndex, TorchIndex
 from noisydml.memory.neighbors import Neighborhood, default_index
 
 _ALL, _SOME = 128, 64  # classes that a sample is compared with: all, or the nearest of more
 _BLOCK = 4096  # rows at once
 _NEVER = -1e4  # the logit of what is out of the question
 _SHARPNESS = 8.0  # of the neighbours' votes
+_HEIGHT = 3.0  # of the point from which features are seen, in spreads of a class
 
 
 class Sample:
@@ -36,11 +37,15 @@ class Sample:
         fold: Tensor,
         k: int,
         index: str | NeighborIndex | None,
+        metric: Metric,
     ) -> None:
-        self.features, self.codes, self.num_classes = features, codes, num_classes
+        # Where distances count, directions are those from a point above the mean of the features.
+        self.lifted = metric == "euclidean"
+        self.features = pad(features, (0, 1), value=_HEIGHT) if self.lifted else features
+        self.codes, self.num_classes = codes, num_classes
         self.classes = codes.clamp_min(0)
         weights = trust.masked_fill(codes < 0, 0)
-        directions = torch.empty_like(features)
+        directions = torch.empty_like(self.features)
         matrix = self.whitening(weights)
         for rows in self.blocks():
             directions[rows] = self.directions(matrix, rows)
@@ -68,7 +73,12 @@ class Sample:
 
     def whitening(self, weights: Tensor) -> Tensor:
         """(D, D) the matrix that whitens the features with these weights."""
-        return within_class_whitening(self.features, self.classes, weights, self.num_classes)
+        rows = self.features[:, :-1] if self.lifted else self.features
+        matrix = within_class_whitening(rows, self.classes, weights, self.num_classes)
+        if self.lifted:
+            matrix = pad(matrix, (0, 1, 0, 1))
+            matrix[-1, -1] = 1
+        return matrix
 
     def directions(self, matrix: Tensor, rows: Any) -> Tensor:
         """Unit vectors of some of the rows in whitened space."""

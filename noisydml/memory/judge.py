@@ -12,7 +12,7 @@ from torch import Tensor
 from noisydml.functional.judge import Rows, principal_components, shift_to_mean
 from noisydml.functional.products import inverse_scale
 from noisydml.memory.evidence import Sample, Setting
-from noisydml.memory.index import NeighborIndex
+from noisydml.memory.index import Metric, NeighborIndex
 from noisydml.memory.latent import ASKED, CENTER_ROUNDS, FOLDS, NEIGHBOR_ROUNDS, Fit, means
 from noisydml.memory.trained import trained_rate
 
@@ -60,6 +60,7 @@ def judge_labels(
     folds: int | None = None,
     trained: bool = False,
     noise_rate: float | None = None,
+    metric: Metric = "cosine",
     progress: Callable[[int, int], Any] | None = None,
 ) -> LabelJudgement:
     r"""Judge the labels of a set of features, of which nobody knows how many are wrong.
@@ -88,6 +89,8 @@ def judge_labels(
             :func:`noisydml.memory.trained.trained_rate`.
         noise_rate: the share of wrong labels in ``[0, 1)``, from somebody who knows; None to
             estimate it. It moves the probabilities and leaves their order.
+        metric: ``"cosine"`` to compare directions from the mean of the features, ``"euclidean"``
+            if it counts how far from it they are, too.
         progress: called with the number of rounds done and of all, which are as many at the end.
 
     Returns:
@@ -105,7 +108,9 @@ def judge_labels(
         ([[3]], 0.02)
     """
     with torch.autocast(labels.device.type, enabled=False):
-        return _judge(features, labels, trust, k, index, folds, trained, noise_rate, progress)
+        return _judge(
+            features, labels, trust, k, index, folds, trained, noise_rate, metric, progress
+        )
 
 
 def _judge(
@@ -117,6 +122,7 @@ def _judge(
     folds: int | None,
     trained: bool,
     noise_rate: float | None,
+    metric: Metric,
     progress: Callable[[int, int], Any] | None,
 ) -> LabelJudgement:
     device = labels.device
@@ -142,6 +148,7 @@ def _judge(
         parts[order],
         k,
         index,
+        metric,
     )
     labelled = int((sample.weights > 0).sum())
     if folds is None:

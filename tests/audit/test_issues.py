@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, make_circles, make_moons
 from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor
 
-from noisydml import LabelIssues, find_label_issues
+from noisydml import LabelIssues, find_label_issues, noise
 from noisydml.functional import within_class_whitening
 
 NAN = float("nan")
@@ -79,6 +79,20 @@ def test_five_samples_a_class() -> None:
     flagged = torch.zeros(2500, dtype=torch.bool)
     flagged[find_label_issues(embeddings, given).issues] = True
     assert f1_score(given != true, flagged) > 0.95
+
+
+@pytest.mark.parametrize("shape", [make_circles, make_moons])
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_classes_that_only_distances_tell(shape: Any, rate: float) -> None:
+    points, true = shape(600, noise=0.1, random_state=0)
+    given = noise.uniform(true, rate, seed=1).labels
+    found = find_label_issues(points, given, metric="euclidean")
+    assert abs(found.noise_rate - rate) < 0.02
+    if rate == 0:
+        assert len(found) == 0
+    else:
+        flagged = np.isin(np.arange(600), found.issues.numpy())
+        assert f1_score(given != true, flagged) > 0.93
 
 
 def test_clean_labels_of_separate_classes_have_no_issues() -> None:
@@ -180,6 +194,8 @@ def test_the_neighbors_are_the_nearest(metric: Any) -> None:
     given = labels >= 0
     whitening = within_class_whitening(points, labels.clamp_min(0), given.float(), 2)
     seen = (points - points.mean(dim=0)) @ whitening
+    if metric == "euclidean":  # as from a point three spreads above the mean
+        seen = torch.nn.functional.pad(seen, (0, 1), value=3.0)
     assert torch.equal(issues.neighbors, nearest(seen, given, "cosine")[issues.issues])
     others = issues.with_neighbors(embeddings, metric=metric).neighbors
     assert torch.equal(others, nearest(embeddings, given | True, metric)[issues.issues])

@@ -66,6 +66,7 @@ def sampled(features: Tensor, labels: Tensor, k: int) -> Sample:
         folds,
         k,
         None,
+        "cosine",
     )
 
 

@@ -7,6 +7,7 @@ import torch
 from clear_classes import CLASSES, WIDTH, data
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import LpDistance
+from sklearn.datasets import make_circles
 
 import noisydml
 from noisydml import JudgeFilter, PRISMFilter
@@ -168,3 +169,16 @@ def test_the_nearest_is_found_without_ids_wherever_embeddings_lie(offset: float)
     loss_fn.refresh(embeddings + offset, labels)
     loss_fn(embeddings[:60] + offset, labels[:60], sample_ids=torch.arange(60))
     assert torch.equal(without, loss_fn.decision.score)
+
+
+def test_a_loss_that_compares_distances_is_judged_by_distances() -> None:
+    """Rings about one center, which directions do not tell."""
+    points, true = make_circles(600, noise=0.1, factor=0.4, random_state=0)
+    embeddings, labels = torch.tensor(points).float(), torch.tensor(true)
+    wrong = torch.arange(600) % 10 == 0
+    distance = LpDistance(normalize_embeddings=False)
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(distance=distance), dataset_size=600)
+    loss_fn.refresh(embeddings, torch.where(wrong, 1 - labels, labels))
+    given = torch.where(wrong, 1 - labels, labels)
+    loss_fn(embeddings, given, sample_ids=torch.arange(600))
+    assert (loss_fn.decision.keep != wrong).double().mean() > 0.98
