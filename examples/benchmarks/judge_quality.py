@@ -214,27 +214,32 @@ def problems(data: Path | None, cache: Path | None) -> Iterator[Made]:
         SEEDS,
         lambda seed: Problem(of_things, by_people(things, confusion, seed), things),
     )
-    for name, features, truth, classes, per_class in (
-        ("CIFAR-100, two classes of 150", of_things, things, 2, 150),
-        ("CIFAR-100, 5 a class", of_things, things, 100, 5),
-        ("Cars196, 10 a class", of_cars, models, 98, 10),
+    unequal = [max(2, 150 // place) for place in range(1, 101)]
+    for name, features, truth, sizes in (
+        ("CIFAR-100, two classes of 150", of_things, things, [150] * 2),
+        ("CIFAR-100, 5 a class", of_things, things, [5] * 100),
+        ("CIFAR-100, 150, 75, 50, ..., 2 a class", of_things, things, unequal),
+        ("Cars196, 10 a class", of_cars, models, [10] * 98),
     ):
         for rate in (0.0, 0.1, 0.3):
             yield (
                 f"{name}, {rate:.0%}",
                 SEEDS,
-                partial(some_of, features, truth, classes, per_class, rate),
+                partial(some_of, features, truth, sizes, rate),
             )
 
 
 def some_of(
-    features: np.ndarray, truth: np.ndarray, classes: int, per_class: int, rate: float, seed: int
+    features: np.ndarray, truth: np.ndarray, sizes: list[int], rate: float, seed: int
 ) -> Problem:
-    """A few samples of a few classes, drawn at random, with uniform noise."""
+    """So many samples of as many classes, all drawn at random, with uniform noise."""
     generator = np.random.default_rng(seed)
-    chosen = generator.choice(truth.max() + 1, classes, replace=False)
+    chosen = generator.choice(truth.max() + 1, len(sizes), replace=False)
     rows = np.concatenate(
-        [generator.choice(np.flatnonzero(truth == c), per_class, replace=False) for c in chosen]
+        [
+            generator.choice(np.flatnonzero(truth == c), size, replace=False)
+            for c, size in zip(chosen, sizes, strict=True)
+        ]
     )
     labels = np.searchsorted(np.sort(chosen), truth[rows])
     return Problem(features[rows], noise.uniform(labels, rate, seed=seed).labels, labels)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal
 
+import torch
 from image_sets import GivenLabels
 from pytorch_metric_learning import losses
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from noisydml import (
     ConfidenceWeightedLoss,
     GroundTruthFilter,
+    JudgeFilter,
     KNNDenoiser,
     LanguageGuidance,
     MemoryRelabeler,
@@ -30,6 +32,8 @@ from noisydml import (
     robust,
 )
 from noisydml.memory.index import FaissIndex
+from noisydml.pml.batch import Batch
+from noisydml.wrappers.decision import Judgement
 
 
 @dataclass
@@ -127,6 +131,21 @@ def relabeler(s: Setting, **settings: Any) -> MemoryRelabeler:
     return MemoryRelabeler(filter, s.embedding_size, memory_size=s.size, **settings)
 
 
+class JudgeRelabeler(JudgeFilter):
+    """Trains on who is dropped, too, as of the class that the judge suggests, if it is certain."""
+
+    certain = 0.9
+
+    def value(self, batch: Batch, judgement: Judgement) -> Tensor:
+        found = judgement.decision
+        if found.suggested_labels is None or found.support is None:  # nothing has been judged
+            return super().value(batch, judgement)
+        other = ~found.keep & found.judged & (found.support > self.certain)
+        other &= found.suggested_labels >= 0
+        labels = torch.where(other, found.suggested_labels, batch.labels)
+        return self.kept_value(replace(batch, labels=labels).select(found.keep | other))
+
+
 class UnavailableError(RuntimeError):
     """A method that needs what is not installed, or not in the file."""
 
@@ -206,5 +225,8 @@ METHODS: dict[str, Method] = {
     "TITAN (normalize=False)": titan(normalize=False),
     "robust": Method(robust_loss),
     "robust (judged start)": Method(robust_loss, start="features"),
+    "robust (judged start), relabelled": Method(
+        lambda s: JudgeRelabeler(s.loss(), dataset_size=s.size), start="features"
+    ),
     "robust (trained start)": Method(lambda s: robust_loss(s, start="train")),
 }
