@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from contract.cases import CASES, WIDTH, build, chain, make_batch, whole_state
 from pytorch_metric_learning import miners
 from torch import Tensor, nn
@@ -139,10 +140,29 @@ def loaded_on_rank_0(rank: int) -> list[Tensor]:
     return [wrapper(**make_batch(seed=7)), wrapper.decision.threshold, wrapper.step, wrapper.mean]
 
 
+def meetings(case: str) -> int:
+    """How often the ranks meet in a step, the first excepted."""
+    wrapper, calls, gather = build(case), 0, dist.all_gather
+
+    def counting(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return gather(*arguments)
+
+    wrapper(**make_batch(seed=0))
+    dist.all_gather = counting
+    try:
+        wrapper(**make_batch(seed=1))
+    finally:
+        dist.all_gather = gather
+    return calls
+
+
 def run_jobs(rank: int, world: int, jobs: list[tuple[str, str]]) -> dict[Any, Any]:
     """The results of all jobs on this rank."""
     results: dict[Any, Any] = {job: train(*job, rank, world) for job in jobs}
     results["mined"] = train("ground_truth(gathered)", "triplet", rank, world, mined=True)
     results["refusals"] = refusals(rank)
     results["loaded"] = loaded_on_rank_0(rank)
+    results["meetings"] = {case: meetings(case) for case in ("knn", "knn(gathered)")}
     return results

@@ -123,6 +123,12 @@ def test_mined_tuples_point_into_the_gathered_rows(two: list[Any]) -> None:
         torch.testing.assert_close(result["mined"]["gradients"], one["gradients"])
 
 
+def test_what_a_row_has_crosses_at_once(results: list[Any]) -> None:
+    """At the start of a step, with the counts, and with the rows; for the inner loss once more."""
+    for result in results:
+        assert result["meetings"] == {"knn": 3, "knn(gathered)": 5}
+
+
 def test_a_state_loaded_on_rank_0_reaches_the_others(two: list[Any]) -> None:
     first, second = two[0]["loaded"], two[1]["loaded"]
     assert first[2] == 101
