@@ -137,9 +137,7 @@ class LabelAudit(AllOrNothing):
             return None
         rows = (labels >= 0).nonzero().squeeze(1)
         found = find_label_issues(
-            reference.features[rows].float(),
-            labels[rows],
-            metric="cosine" if reference.normalize else "euclidean",
+            reference.features[rows].float(), labels[rows], metric=reference.metric
         )
         if math.isnan(found.noise_rate) or found.suggested_labels is None or found.support is None:
             return None
@@ -177,31 +175,20 @@ class LabelAudit(AllOrNothing):
         device = decision.keep.device
         weight = torch.where(decision.judged, decision.weight.clamp(0, 1).double(), math.nan)
         none = torch.full_like(weight, -1)
-        whole = (
-            ids,
-            labels,
-            none if decision.suggested_labels is None else decision.suggested_labels,
-        )
-        parts = [none if c is None else c for c in (decision.score, decision.support)]
-        # (B, 6) int64, numbers as their bits: labels above 2**53 have no place in a float64.
-        rows = torch.cat(
-            [
-                torch.stack([column.to(device, torch.int64) for column in whole], dim=1),
-                torch.stack([weight, *(c.double() for c in parts)], dim=1).view(torch.int64),
-            ],
-            dim=1,
-        )
+        said = (decision.suggested_labels, decision.score, decision.support)
+        suggested, score, support = (none if value is None else value for value in said)
+        columns = [column.to(device, torch.int64) for column in (ids, labels, suggested)]
+        columns += [column.double() for column in (weight, score, support)]
         if distributed.world_size() > 1:
-            sizes = [size for (size,) in distributed.exchange([len(rows)], "a label audit")]
-            (rows,) = distributed.gather_rows([rows], sizes)  # (N, 6) of all ranks
+            sizes = [size for (size,) in distributed.exchange([len(weight)], "a label audit")]
+            columns = distributed.gather_rows(columns, sizes)
         if self.trust.device != device:
             self.to(device)
-        ids = rows[:, 0].contiguous()
+        ids = columns[0]
         raise_first([in_range("sample_ids", ids, self.dataset_size, "dataset_size of LabelAudit")])
         # Of rows with the same id the last counts, but each as a judgement.
-        rows = rows[last_of_equals(ids)]
-        _, labels, suggested = rows[:, :3].unbind(dim=1)
-        weight, score, support = rows[:, 3:].contiguous().view(torch.float64).unbind(dim=1)
+        last = last_of_equals(ids)
+        ids, labels, suggested, weight, score, support = (column[last] for column in columns)
         judged = ~weight.isnan()
         past = torch.where(self.judged[ids] > 0, self.decay, 0.0)
         self.given[ids] = labels

@@ -18,6 +18,7 @@ from noisydml.functional.checks import (
 )
 from noisydml.functional.products import finite
 from noisydml.memory.centers import EMPTY, ClassCenters, unit_features
+from noisydml.memory.index import Metric
 from noisydml.memory.state import AllOrNothing, overwrite, require_state_in_range
 
 
@@ -224,6 +225,11 @@ class FeatureMemory(AllOrNothing):
             self.enqueue(embeddings, labels)
         else:
             self.write(embeddings, labels, sample_ids)
+
+    @property
+    def metric(self) -> Metric:
+        """By what the features are to be compared: where they are normalised, by directions."""
+        return "cosine" if self.normalize else "euclidean"
 
     @property
     def filled(self) -> Tensor:

@@ -34,8 +34,7 @@ class ShardedNeighborhood(Neighborhood):
         self._entry = entries * distributed.world_size() + distributed.rank()
         reports = distributed.exchange([len(self._classes)], "a part of a memory")
         sizes = [size for (size,) in reports]
-        table = torch.stack([self._classes, self._counts], dim=1)  # of this part
-        classes, counts = distributed.gather_rows([table], sizes)[0].unbind(dim=1)
+        classes, counts = distributed.gather_rows([self._classes, self._counts], sizes)
         self._classes, place = torch.unique(classes, return_inverse=True)
         self._counts = torch.zeros_like(self._classes).index_add_(0, place, counts)
         self.size = int(self._counts.sum())

@@ -17,7 +17,7 @@ from noisydml.functional.checks import (
 )
 from noisydml.functional.products import scaled
 from noisydml.memory.features import FeatureMemory
-from noisydml.memory.index import Metric, NeighborIndex
+from noisydml.memory.index import NeighborIndex
 from noisydml.memory.judge import judge_labels
 from noisydml.memory.neighbors import Neighborhood
 from noisydml.memory.state import Counters, overwrite, require_state_in_range
@@ -156,10 +156,6 @@ class JudgeFilter(Filter):
         self.register_buffer("support", torch.zeros(dataset_size, dtype=torch.float64))
         self.register_buffer("noise_rate", torch.full((), _UNKNOWN, dtype=torch.float64))
         self.counters = Counters(seen=0, ids=0, looked=0, told=0, phase=self._first_phase)
-
-    @property
-    def _metric(self) -> Metric:
-        return "cosine" if self.memory.normalize else "euclidean"
 
     @property
     def _first_phase(self) -> int:
@@ -344,7 +340,7 @@ class JudgeFilter(Filter):
         held = self.memory.filled
         features, labels = self.memory.features[held], self.memory.labels[held]
         found = judge_labels(
-            features.float(), labels, k=self.k, index=self.index, metric=self._metric
+            features.float(), labels, k=self.k, index=self.index, metric=self.memory.metric
         )
         tells = found.certainty >= _TELLING and found.kept_share >= _KEPT
         self.counters.set(looked=1, phase=_COLLECTING if tells else _TRAINING)
@@ -364,7 +360,7 @@ class JudgeFilter(Filter):
             labels,
             k=self.k,
             index=self.index,
-            metric=self._metric,
+            metric=memory.metric,
             folds=None if first or len(labels) < _FEW else 1,
             trained=trained,
         )
