@@ -97,10 +97,6 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def address(site: Path) -> Iterator[str]:
-    # Each page makes its search's index, which takes as long as all the rest of it.
-    index = site / "search" / "search_index.json"
-    content = json.loads(index.read_text())
-    index.write_text(json.dumps({**content, "docs": content["docs"][:1]}))
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site))) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -117,6 +113,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield opened
 
 
+def shorten_search(site: Path) -> None:
+    """To one entry: each page makes its index, which takes as long as all the rest of a page."""
+    index = site / "search" / "search_index.json"
+    content = json.loads(index.read_text())
+    index.write_text(json.dumps({**content, "docs": content["docs"][:1]}))
+
+
 def test_pages_on_a_phone(browser: Browser, address: str, site: Path) -> None:
     """Formulas are drawn, nothing is wider than the window, and nothing is missing."""
     browser.devtools(
@@ -124,7 +127,9 @@ def test_pages_on_a_phone(browser: Browser, address: str, site: Path) -> None:
         width=420, height=900, deviceScaleFactor=1, mobile=True,
     )  # fmt: skip
     formulas = 0
-    for page in sorted(site.rglob("index.html")):
+    for number, page in enumerate(sorted(site.rglob("index.html"))):
+        if number == 1:
+            shorten_search(site)
         browser.log("browser")
         browser.open(address + page.parent.relative_to(site).as_posix())
         wait_for(lambda: browser.js("return document.readyState === 'complete'"))

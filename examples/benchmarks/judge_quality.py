@@ -7,8 +7,8 @@ Pixels of handwritten digits, Gaussian classes of five, and the features of a ne
 ImageNet (EfficientNet-Lite0, frozen; pretrained.py): Cars196's training half with PRISM's published
 lists, and CIFAR-100 with uniform, semantic and pair-flip noise and with labels drawn from a
 confusion matrix of people; and a few samples of both. The image sets are npz files in the folder
-NOISYDML_DATA, in the format
-of image_sets.py. Three methods see the same features and labels and are told nothing:
+NOISYDML_DATA, in the format of image_sets.py. Three methods see the same features and labels and
+are told nothing:
 ``noisydml`` (find_label_issues), ``cleanlab`` (Datalab on the features) and ``cleanlab 5-fold``
 (its strongest form: out-of-sample probabilities of a logistic regression).
 

@@ -143,7 +143,8 @@ class JudgeRelabeler(JudgeFilter):
         other = ~found.keep & found.judged & (found.support > self.certain)
         other &= found.suggested_labels >= 0
         labels = torch.where(other, found.suggested_labels, batch.labels)
-        return self.kept_value(replace(batch, labels=labels).select(found.keep | other))
+        relabelled = replace(batch, labels=labels, indices_tuple=None)
+        return self.kept_value(relabelled.select(found.keep | other))
 
 
 class UnavailableError(RuntimeError):
