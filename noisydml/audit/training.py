@@ -97,7 +97,8 @@ class LabelAudit(AllOrNothing):
 
         If the wrapper, or one inside it, has the features of the last pass (``KNNDenoiser``,
         ``JudgeFilter``), the judge of :func:`noisydml.find_label_issues` has the last word about
-        the samples that were seen, unless it can say nothing. Otherwise it is the trust.
+        the samples that were seen, unless it can say nothing. Otherwise it is the trust, and so it
+        is where ranks hold a part of these features each (``shard=True``).
 
         Equal trust is ordered by the wrapper's latest score. ``score`` is the trust; samples that
         were never judged have NaN there, and those that were never seen -1 for a given label.
@@ -130,6 +131,8 @@ class LabelAudit(AllOrNothing):
         found_in = (each.reference for each in wrapper._chain() if hasattr(each, "reference"))
         reference = next(found_in, None)
         if not isinstance(reference, FeatureMemory) or len(reference) < self.dataset_size:
+            return None
+        if reference.ranks > 1:  # all ranks would have to ask
             return None
         labels = reference.labels[: self.dataset_size]
         labels = torch.where((self.given >= 0) & (labels >= 0), self.given, labels)

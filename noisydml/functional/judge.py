@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from noisydml.functional.checks import require_count, require_floating, require_integer
+from noisydml.functional.parts import Whole
 
 _POWERS = 3  # of the covariance, in the search for its leading directions
 _SPARE = 32  # directions more than asked for, as is usual (Halko et al., 2011)
@@ -40,7 +41,7 @@ def row_blocks(shape: Sequence[int]) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, shape[0], step))
 
 
-def principal_components(features: Rows, number: int) -> Tensor:
+def principal_components(features: Rows, number: int, parts: Whole | None = None) -> Tensor:
     """The features, centred and turned so that ``number`` columns hold most of their variance.
 
     A randomised subspace iteration (Halko et al., 2011) with fixed random numbers: O(N D number).
@@ -50,6 +51,7 @@ def principal_components(features: Rows, number: int) -> Tensor:
         features: (N, D) floating point: a tensor, or anything with its ``shape``, ``device`` and
             slices of rows.
         number: of columns, at least 1; features that are no wider are only centred.
+        parts: where ranks have a part of the rows each.
 
     Returns:
         (N, min(D, number)) float32.
@@ -65,15 +67,19 @@ def principal_components(features: Rows, number: int) -> Tensor:
         require_floating("features", features, ndim=2)
     require_count("number", number)
     size, width = features.shape
+    parts = Whole(size) if parts is None else parts
     total = torch.zeros(width, dtype=torch.float64, device=features.device)
     for rows in row_blocks(features.shape):
         total += features[rows].float().sum(dim=0)
-    mean = (total / max(size, 1)).float()
+    mean = (parts.total(total) / max(parts.size, 1)).float()
 
     def centred() -> Iterator[tuple[slice, Tensor]]:
         return ((rows, features[rows].float() - mean) for rows in row_blocks(features.shape))
 
-    basis = None if width <= number or size == 0 else _leading(centred, width, number).to(mean)
+    basis = None
+    if width > number and parts.size > 0:
+        leading = _leading(centred, (width, number), parts, mean.device)
+        basis = parts.first(leading)
     components = mean.new_empty(size, min(width, number))
     for rows, block in centred():
         components[rows] = block if basis is None else block @ basis
@@ -81,23 +87,27 @@ def principal_components(features: Rows, number: int) -> Tensor:
 
 
 def _leading(
-    blocks: Callable[[], Iterator[tuple[slice, Tensor]]], width: int, number: int
+    blocks: Callable[[], Iterator[tuple[slice, Tensor]]],
+    shape: tuple[int, int],
+    parts: Whole,
+    device: torch.device,
 ) -> Tensor:
     """(D, number) the directions in which centred rows vary most."""
+    width, number = shape
     generator = torch.Generator().manual_seed(0)
     shape = width, min(number + _SPARE, width)
-    basis = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
+    start = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
+    basis = start.to(device)
     for _ in range(_POWERS):
-        product = torch.zeros((), dtype=torch.float64, device=basis.device)
+        product = torch.zeros(shape, dtype=torch.float64, device=device)
         for _, block in blocks():
-            basis = basis.to(block)
-            product = product.to(block.device) + block.T @ (block @ basis)
-        basis = torch.linalg.qr(product.float()).Q
-    gram = torch.zeros((), dtype=torch.float64, device=basis.device)
+            product += block.T @ (block @ basis)
+        basis = torch.linalg.qr(parts.total(product).float()).Q
+    gram = torch.zeros(2 * shape[1:], dtype=torch.float64, device=device)
     for _, block in blocks():
         reduced = block @ basis
-        gram = gram + reduced.T @ reduced
-    _, turn = torch.linalg.eigh(gram)
+        gram += reduced.T @ reduced
+    _, turn = torch.linalg.eigh(parts.total(gram))
     leading: Tensor = basis @ turn[:, -number:].to(basis)
     return leading
 
@@ -108,6 +118,7 @@ def within_class_whitening(
     weights: Tensor,
     num_classes: int,
     shrinkage: float | None = None,
+    parts: Whole | None = None,
 ) -> Tensor:
     r"""The matrix that makes the spread inside the classes the same in every direction.
 
@@ -124,6 +135,7 @@ def within_class_whitening(
             :math:`\max(\frac12, \frac{20 D}{20 D + n})`, n samples taking part: where they are few
             for the width, each has directions to itself, in which whitening draws it to the class
             of its label, be that right or wrong.
+        parts: where ranks have a part of the rows each.
 
     Returns:
         (D, D) float32; the features are to be multiplied by it from the right. The identity where
@@ -141,26 +153,28 @@ def within_class_whitening(
     require_floating("features", features, ndim=2)
     require_integer("labels", labels, len(features), "feature")
     require_floating("weights", weights, ndim=1)
+    parts = Whole(len(features)) if parts is None else parts
     few = _SAMPLES_A_COLUMN * features.shape[1]
-    part = (few / (few + (weights > 0).sum())).clamp_min(0.5) if shrinkage is None else shrinkage
+    taking_part = parts.total((weights > 0).sum())
+    part = (few / (few + taking_part)).clamp_min(0.5) if shrinkage is None else shrinkage
     weights = weights.float().unsqueeze(1)
     sums = weights.new_zeros(num_classes, features.shape[1])
     for rows in row_blocks(features.shape):
         sums.index_add_(0, labels[rows], features[rows].float() * weights[rows])
     counts = weights.new_zeros(num_classes, 1).index_add_(0, labels, weights)
-    means = sums / counts.clamp_min(_TINY)
+    means = parts.total(sums) / parts.total(counts).clamp_min(_TINY)
     covariance = sums.new_zeros(2 * features.shape[1:], dtype=torch.float64)
     for rows in row_blocks(features.shape):
         spread = features[rows].float() - means.index_select(0, labels[rows])
         spread *= weights[rows].sqrt()
         covariance += spread.T @ spread
-    covariance /= weights.sum().clamp_min(_TINY)
+    covariance = parts.total(covariance) / parts.total(weights.sum()).clamp_min(_TINY)
     mean = covariance.diagonal().mean()
     identity = torch.eye(len(covariance), dtype=torch.float64, device=features.device)
     covariance = torch.where(mean > 0, covariance.lerp(mean * identity, part), identity)
     variance, directions = torch.linalg.eigh(covariance)
     matrix: Tensor = directions / variance.clamp_min(_TINY * variance[-1]).sqrt()
-    return matrix.float()
+    return parts.first(matrix.float())
 
 
 def leave_one_out_similarity(
@@ -225,7 +239,9 @@ def _chosen_products(rows: Tensor, columns: Tensor, chosen: Tensor) -> Tensor:
     return products.values().reshape(size, k)
 
 
-def near_identical(directions: Tensor, distance: Tensor, near: Tensor) -> Tensor:
+def near_identical(
+    directions: Tensor, distance: Tensor, near: Tensor, parts: Whole | None = None
+) -> Tensor:
     """(N,) the first of the rows that are near-identical to each, itself if there are none.
 
     Two rows are when they are nearer to each other than chance brings neighbours together: the
@@ -236,6 +252,7 @@ def near_identical(directions: Tensor, distance: Tensor, near: Tensor) -> Tensor
         directions: (N, D) unit vectors.
         distance: (N, k) half of the squared distances to the nearest others, the nearest first.
         near: (N, k) integers, which rows they are; -1 for none.
+        parts: where ranks have a part of the rows each; the result is of all rows then, on each.
 
     Returns:
         (N,) int64. Asks the host.
@@ -249,40 +266,40 @@ def near_identical(directions: Tensor, distance: Tensor, near: Tensor) -> Tensor
         tensor([0, 1, 2, 3, 4, 1])
     """
     size, k = near.shape
-    first = torch.arange(size, device=near.device)
+    parts = Whole(size) if parts is None else parts
+    first = torch.arange(parts.size, device=near.device)
     if k < 2:
         return first
     length = distance.sqrt()
     # The third neighbour is no copy but of samples that are there four times; further ones may be
     # of other classes, beside which the samples of a class that a network has drawn together are
     # near-identical.
-    near_by, far = length[:, min(3, k) - 1], length[:, min(12, k) - 1]
-    half = length[:, max(min(12, k) // 2, 1) - 1]
-    usable = far.isfinite() & (half > 0) & (near_by > 0)
+    far = min(12, k)
+    asked = [min(3, k) - 1, max(far // 2, 1) - 1, far - 1]
+    near_by, half, far_off = parts.everyone(length[:, asked]).unbind(dim=1)
+    usable = far_off.isfinite() & (half > 0) & (near_by > 0)
     if not bool(usable.any()):
         return first
-    growth = (far[usable] / half[usable]).median().clamp_min(1 + 1e-6).log()
+    growth = (far_off[usable] / half[usable]).median().clamp_min(1 + 1e-6).log()
     dimension = (math.log(2) / growth).clamp_max(64)
     scale = near_by[usable].median()
     limit = ((_CHANCE / 3) ** (1 / dimension)).clamp_max(0.1) * scale
     limit = limit.clamp_min(1e-3 * scale)
     # A distance that comes from a cosine has lost what is below 1e-3.
     row, column = ((near >= 0) & (length <= limit + 1e-3)).nonzero(as_tuple=True)
-    other = near[row, column]
-    apart = torch.cat(
-        [
-            torch.linalg.vector_norm(directions[a] - directions[b], dim=1)
-            for a, b in zip(torch.split(row, _PAIRS), torch.split(other, _PAIRS), strict=True)
-        ]
-        or [length.new_zeros(0)]
-    )
-    copied = apart <= limit * math.sqrt(2)
-    row, other = row[copied], other[copied]
+    other = near[row, column].long()
+    apart = [length.new_zeros(0)]
+    for some in parts.blocks(len(row), _PAIRS):
+        between = directions[row[some]] - parts.at(directions, other[some])
+        apart.append(torch.linalg.vector_norm(between, dim=1))
+    copied = torch.cat(apart) <= limit * math.sqrt(2)
+    row, other = row[copied] + parts.start, other[copied]
     while True:  # the smallest number spreads through each group
         before = first.clone()
         smallest = torch.minimum(first[row], first[other])
         first.scatter_reduce_(0, row, smallest, "amin")
         first.scatter_reduce_(0, other, smallest, "amin")
+        first = parts.largest(first.neg()).neg()
         first = first[first]
         if bool((first == before).all()):
             return first

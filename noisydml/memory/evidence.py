@@ -15,8 +15,11 @@ from noisydml.functional.judge import (
     within_class_whitening,
 )
 from noisydml.functional.neighbors import neighbor_weights
+from noisydml.functional.parts import Whole
 from noisydml.memory.index import Metric, NeighborIndex, TorchIndex
 from noisydml.memory.neighbors import Neighborhood, default_index
+from noisydml.memory.parts import shared
+from noisydml.memory.sharded import ShardedNeighborhood
 
 _ALL, _SOME = 128, 64  # classes that a sample is compared with: all, or the nearest of more
 _BLOCK = 4096  # rows at once
@@ -38,30 +41,34 @@ class Sample:
         k: int,
         index: str | NeighborIndex | None,
         metric: Metric,
+        parts: Whole | None = None,
     ) -> None:
         # Where distances count, directions are those from a point above the mean of the features.
         self.lifted = metric == "euclidean"
         self.features = pad(features, (0, 1), value=_HEIGHT) if self.lifted else features
+        self.parts = parts = Whole(len(codes)) if parts is None else parts
         self.codes, self.num_classes = codes, num_classes
         self.classes = codes.clamp_min(0)
+        self.all_classes = parts.everyone(self.classes)
         weights = trust.masked_fill(codes < 0, 0)
         directions = torch.empty_like(self.features)
         matrix = self.whitening(weights)
         for rows in self.blocks():
             directions[rows] = self.directions(matrix, rows)
         distance, self.near = self._neighbors(directions, k, index)
-        self.copies = near_identical(directions, distance, self.near)
-        sizes = torch.bincount(self.copies, minlength=len(codes))
+        copies = near_identical(directions, distance, self.near, parts)
+        sizes = torch.bincount(copies, minlength=parts.size)
+        self.copies = copies[parts.own]
         self.weights = weights / sizes[self.copies]  # copies are one voter
         # What the copies of a sample that have its label weigh: no part of it is to judge it.
-        voter = self.copies * num_classes + self.classes
-        _, same = torch.unique(voter, return_inverse=True)
-        voters = self.weights.new_zeros(int(same.max()) + 1).index_add_(0, same, self.weights)
-        self.own_weights = voters[same]
-        self.fold = fold[self.copies]
+        _, same = torch.unique(copies * num_classes + self.all_classes, return_inverse=True)
+        voters = self.weights.new_zeros(int(same.max()) + 1)
+        voters.index_add_(0, same, parts.everyone(self.weights))
+        self.own_weights = voters[same[parts.own]]
+        self.fold = parts.everyone(fold)[self.copies]
         for rows in self.blocks():
             near = self.near[rows].long()
-            own_copy = self.copies[near.clamp_min(0)] == self.copies[rows].unsqueeze(1)
+            own_copy = copies[near.clamp_min(0)] == self.copies[rows].unsqueeze(1)
             seen = distance[rows].masked_fill_((near < 0) | own_copy, math.inf)
             distance[rows] = neighbor_weights(seen, _SHARPNESS)
         self.votes = distance
@@ -74,7 +81,9 @@ class Sample:
     def whitening(self, weights: Tensor) -> Tensor:
         """(D, D) the matrix that whitens the features with these weights."""
         rows = self.features[:, :-1] if self.lifted else self.features
-        matrix = within_class_whitening(rows, self.classes, weights, self.num_classes)
+        matrix = within_class_whitening(
+            rows, self.classes, weights, self.num_classes, parts=self.parts
+        )
         if self.lifted:
             matrix = pad(matrix, (0, 1, 0, 1))
             matrix[-1, -1] = 1
@@ -87,21 +96,23 @@ class Sample:
     def _neighbors(
         self, directions: Tensor, k: int, index: str | NeighborIndex | None
     ) -> tuple[Tensor, Tensor]:
-        labelled = (self.codes >= 0).nonzero().squeeze(1)
+        parts, labelled = self.parts, (self.codes >= 0).nonzero().squeeze(1)
         if index is None:
-            index = default_index(len(self.codes), len(labelled), self.codes.device)
+            index = default_index(parts.size, len(labelled), self.codes.device)
         metric = index.metric if isinstance(index, NeighborIndex) else "cosine"
-        hood = Neighborhood(index, metric)
-        hood.build(directions, self.codes)
-        width = min(k, len(labelled))
+        hood = ShardedNeighborhood(index, metric) if shared(parts) else Neighborhood(index, metric)
+        hood.build(directions, self.codes, start=parts.start)
+        width = min(k, hood.size)
         distance = directions.new_empty(len(self.codes), width)
         near = torch.empty_like(distance, dtype=torch.int32)
-        entries = torch.arange(len(self.codes), device=self.codes.device)
-        for rows in self.blocks():
+        entries = torch.arange(len(self.codes), device=self.codes.device) + parts.start
+        for rows in parts.blocks(len(self.codes), _BLOCK):
             distance[rows], position, _ = hood.neighbors(
                 directions[rows], self.codes[rows], k, entries[rows]
             )
-            near[rows] = torch.where(position < 0, -1, labelled[position.clamp_min(0)]).int()
+            if not shared(parts):
+                position = torch.where(position < 0, -1, labelled[position.clamp_min(0)])
+            near[rows] = position.int()
         return distance, near
 
     def _candidates(self, directions: Tensor) -> None:
@@ -116,19 +127,26 @@ class Sample:
         # Where the transition from a candidate to the label stands among all that occur: rows of
         # a class lie together, so that no pair is in two groups.
         self.pair = self.near.new_empty(self.columns.shape)
-        self.pairs = 0
         ends = torch.bincount(self.classes).cumsum(0)
         targets = torch.arange(_BLOCK, size + _BLOCK, _BLOCK, device=ends.device).clamp_max(size)
         cuts = torch.unique(ends[torch.searchsorted(ends, targets)]).tolist()
+        occur: list[Tensor] = []
         for rows in map(slice, [0, *cuts], cuts):
             keys = self.columns[rows] + number * self.classes[rows].unsqueeze(1)
             found, pair = torch.unique(keys, return_inverse=True)
-            self.pair[rows] = (pair + self.pairs).int()
-            self.pairs += len(found)
+            self.pair[rows] = (pair + sum(len(keys) for keys in occur)).int()
+            occur.append(found)
+        found = torch.cat(occur or [self.classes])
+        self.pairs = len(found)
+        if shared(self.parts):  # the same pair may occur on several ranks
+            everywhere = torch.unique(self.parts.everyone(found))
+            place = torch.searchsorted(everywhere, found).int()
+            self.pair = place[self.pair.long()]
+            self.pairs = len(everywhere)
         # In which column each neighbour votes; one more for a class that is no candidate.
         self.ballot = torch.empty_like(self.near, dtype=torch.uint8)
         for rows in self.blocks():
-            label = self.classes[self.near[rows].clamp_min(0)]
+            label = self.all_classes[self.near[rows].clamp_min(0)]
             if self.rest is not None:
                 columns = self.columns[rows].long()
                 place = torch.searchsorted(columns, label).clamp_max(_SOME - 1)
@@ -141,7 +159,7 @@ class Sample:
         for rows in self.blocks():
             weighted = directions[rows] * self.weights[rows].unsqueeze(1)
             sums.index_add_(0, self.classes[rows], weighted)
-        centers = normalize(sums)
+        centers = normalize(self.parts.total(sums))
         index = default_index(size, number, directions.device)
         index.build(centers)
         exact = TorchIndex()

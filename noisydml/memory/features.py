@@ -185,7 +185,8 @@ class FeatureMemory(AllOrNothing):
         """
         if self.ranks == 1 or self.num_classes is None or len(embeddings) == 0:
             return None
-        return self._held(self._ring(embeddings, keep)[0])
+        features, labels = self._held(self._ring(embeddings, keep)[0], self.features, self.labels)
+        return features, labels
 
     def _ring(
         self, embeddings: Tensor, keep: Tensor | None
@@ -235,6 +236,10 @@ class FeatureMemory(AllOrNothing):
     def filled(self) -> Tensor:
         """(M,) bool, which entries hold something."""
         return self.labels != EMPTY
+
+    def labels_of(self, sample_ids: Tensor) -> Tensor:
+        """(B,) of entries written by id, -1 where there is none; of parts all ranks ask alike."""
+        return self._held(sample_ids, self.labels)[0]
 
     def first_filled(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         """Copies of the features and labels of a ring; None if it is empty. Asks the host."""
@@ -312,7 +317,8 @@ class FeatureMemory(AllOrNothing):
         if sample_ids is not None:
             ids = sample_ids.index_select(0, rows).to(torch.int64)
         if self.classes is not None:
-            old_features, old_labels = self._held(slots) if leaving is None else leaving
+            held = leaving or self._held(slots, self.features, self.labels)
+            old_features, old_labels = held
             self.classes.exchange(features, labels, old_features, old_labels, counted)
         if self.ranks > 1:  # own rows; in the place of the others the first of those once more
             own = slots.remainder(self.ranks) == self.rank
@@ -329,19 +335,19 @@ class FeatureMemory(AllOrNothing):
     def _entries(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.features, self.labels, self.sample_ids
 
-    def _held(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and labels of some entries, on all ranks."""
+    def _held(self, slots: Tensor, *entries: Tensor) -> tuple[Tensor, ...]:
+        """Rows of the entries at slots, from the ranks that hold them; of parts all ranks ask."""
         if self.ranks == 1:
-            return self.features.index_select(0, slots), self.labels.index_select(0, slots)
+            return tuple(rows.index_select(0, slots) for rows in entries)
         other = slots.remainder(self.ranks) != self.rank
-        place = slots // self.ranks
-        features, labels = self.features.index_select(0, place), self.labels.take(place)
-        exact = torch.promote_types(features.dtype, torch.float32)
-        features = features.to(exact).masked_fill_(other.unsqueeze(1), 0)
-        labels = (labels - EMPTY).masked_fill_(other, 0)
+        found = [rows.index_select(0, slots // self.ranks) for rows in entries]
+        for i, rows in enumerate(found):
+            exact = torch.promote_types(rows.dtype, torch.float32)
+            rows = rows.to(exact) if rows.is_floating_point() else rows
+            found[i] = rows.masked_fill(other.view(-1, *[1] * (rows.ndim - 1)), 0)
         distributed.exchange([0], "a part of a memory")  # or raises: nobody adds up alone
-        distributed.sum_over_ranks([features, labels])  # of which all but one are zeros
-        return features, labels + EMPTY
+        distributed.sum_over_ranks(found)  # of which all but one are zeros
+        return tuple(found)
 
     def agree(self) -> None:
         """Raise RuntimeError unless the parts are of one memory; class sums become those of all.
@@ -450,6 +456,54 @@ class FeatureMemory(AllOrNothing):
             if part is not None
         }
         return {**whole, f"{prefix}_extra_state": torch.tensor(int(self.normalize))}
+
+    @property
+    def numbers(self) -> Tensor:
+        """Which entries of all parts those of this part are; the last of a part may be none."""
+        return torch.arange(self.rank, self.memory_size, self.ranks, device=self.labels.device)
+
+    def of_all_parts(self, values: Tensor) -> Tensor:
+        """(M,) on every rank, from what each has for its :attr:`numbers`; all ranks call it."""
+        if self.ranks == 1:
+            return values
+        distributed.exchange([0], "a part of a memory")
+        sizes = [len(range(rank, self.memory_size, self.ranks)) for rank in range(self.ranks)]
+        (found,) = distributed.gather_rows([values], sizes)
+        whole = torch.empty_like(found)
+        for rank, part in enumerate(torch.split(found, sizes)):
+            whole[rank :: self.ranks] = part
+        return whole
+
+    def holding(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        sample_ids: Tensor,
+        dtype: torch.dtype | None = None,
+    ) -> FeatureMemory:
+        """Another of the same settings, without centers, that holds these rows and no others.
+
+        In parts all ranks call it, each with all rows or with those of its own part. ``dtype`` is
+        this memory's, if None. Raises ValueError if ranks have rows of different widths.
+        """
+        width = features.shape[1]
+        other = FeatureMemory(
+            self.memory_size,
+            width,
+            normalize=self.normalize,
+            dtype=self.features.dtype if dtype is None else dtype,
+            shard=self.ranks > 1,
+        ).to(self.features.device)
+        if self.ranks > 1:
+            widths = [each for (each,) in distributed.exchange([width], "a part of a memory")]
+            if len(set(widths)) > 1:
+                raise ValueError(f"features must be as wide on all ranks, got {widths}")
+            own = sample_ids % self.ranks == self.rank
+            features, labels, sample_ids = features[own], labels[own], sample_ids[own]
+        other.write(features, labels, sample_ids)
+        if self.ranks > 1:
+            distributed.sum_over_ranks([other.total])
+        return other
 
     def copy_from(self, other: FeatureMemory) -> None:
         """Take over all entries of a memory of the same settings, without centers."""

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from noisydml.functional.judge import Rows, principal_components, shift_to_mean
+from noisydml.functional.parts import Whole
 from noisydml.functional.products import inverse_scale
 from noisydml.memory.evidence import Sample, Setting
 from noisydml.memory.index import Metric, NeighborIndex
 from noisydml.memory.latent import ASKED, CENTER_ROUNDS, FOLDS, NEIGHBOR_ROUNDS, Fit, means
+from noisydml.memory.parts import parts_of
 from noisydml.memory.trained import trained_rate
 
 # docs/judge.md lists these, and those of evidence.py and latent.py.
@@ -24,6 +26,7 @@ _SHOWN = 8  # neighbours of each sample that are told
 _CROWD = 15  # labels a class, on average, from which on a core says something
 _CLOSE = 0.03  # of what a model predicts better than the classes' sizes do
 _CERTAIN = 0.5  # mean probability of a sample's class, with which nothing hides from the judge
+_TINY = 1e-30
 _AT_ODDS = 0.05  # the least by which the rate of the core must be above that of all
 
 
@@ -42,12 +45,8 @@ class LabelJudgement(NamedTuple):
     neighbors: Tensor  # (N, min(k, 8)) int64, with a label, the nearest first; -1 for none
     structured: bool  # whether wrong labels fall on particular classes
     certainty: float  # mean probability of the class that a labelled sample most likely is of
-
-    @property
-    def kept_share(self) -> float:
-        """Of the right labels, the share whose probability is at least one half, by its account."""
-        right = self.probability.nan_to_num().masked_fill(self.known.logical_not(), 0)
-        return float(right[right >= 0.5].sum() / right.sum().clamp_min(1e-30))
+    # Of the right labels, the share whose probability is at least one half, by its own account.
+    kept_share: float
 
 
 def judge_labels(
@@ -62,6 +61,8 @@ def judge_labels(
     noise_rate: float | None = None,
     metric: Metric = "cosine",
     progress: Callable[[int, int], Any] | None = None,
+    shard: bool = False,
+    numbers: Tensor | None = None,
 ) -> LabelJudgement:
     r"""Judge the labels of a set of features, of which nobody knows how many are wrong.
 
@@ -92,10 +93,15 @@ def judge_labels(
         metric: ``"cosine"`` to compare directions from the mean of the features, ``"euclidean"``
             if it counts how far from it they are, too.
         progress: called with the number of rounds done and of all, which are as many at the end.
+        shard: whether these are the samples of one rank of ``torch.distributed`` and the others
+            have more, which all are judged together. All ranks call it.
+        numbers: (N,) integers, which of the samples of all ranks these are, by which it is drawn
+            who is held out; None to count them rank by rank.
 
     Returns:
         :class:`LabelJudgement`, on the device of the features. The only sample of its class has
-        score 1.
+        score 1. With ``shard`` it is of the samples of this rank, and ``copies`` and ``neighbors``
+        are ``numbers``.
 
     Example:
         >>> import torch
@@ -108,14 +114,30 @@ def judge_labels(
         ([[3]], 0.02)
     """
     with torch.autocast(labels.device.type, enabled=False):
+        parts = parts_of(len(labels), shard)
+        if numbers is None:
+            numbers = torch.arange(len(labels), device=labels.device) + parts.start
         return _judge(
-            features, labels, trust, k, index, folds, trained, noise_rate, metric, progress
+            features,
+            labels,
+            parts,
+            numbers,
+            trust,
+            k,
+            index,
+            folds,
+            trained,
+            noise_rate,
+            metric,
+            progress,
         )
 
 
 def _judge(
     features: Rows,
     labels: Tensor,
+    parts: Whole,
+    numbers: Tensor,
     trust: Tensor | None,
     k: int,
     index: str | NeighborIndex | None,
@@ -126,31 +148,35 @@ def _judge(
     progress: Callable[[int, int], Any] | None,
 ) -> LabelJudgement:
     device = labels.device
-    classes, codes = torch.unique(labels, return_inverse=True)
+    classes = torch.unique(parts.everyone(torch.unique(labels)))
     if len(classes) > 0 and int(classes[0]) < 0:  # -1, the first of them
-        classes, codes = classes[1:], codes - 1
+        classes = classes[1:]
     if len(classes) < 2:
-        return _nothing(labels, k)
+        return _nothing(labels, k, numbers)
+    codes = torch.where(labels < 0, -1, torch.searchsorted(classes, labels.clamp_min(classes[0])))
     trust = torch.ones_like(labels, dtype=torch.float32) if trust is None else trust.float()
     order = codes.argsort(stable=True)
     place = order.argsort()
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randperm(len(codes), generator=generator, device="cpu")
-    parts = drawn.to(device) % FOLDS
-    components = principal_components(features, _WIDTH)
-    least, most = components.aminmax()
-    components *= inverse_scale(torch.maximum(-least, most))  # of squares none is too large
+    drawn = torch.randperm(parts.size, generator=generator, device="cpu")
+    folds_of = drawn.to(device)[numbers] % FOLDS
+    components = principal_components(features, _WIDTH, parts)
+    reach = components.new_zeros(())
+    if components.numel() > 0:
+        reach = torch.stack(components.aminmax()).abs().amax()
+    components *= inverse_scale(parts.largest(reach))  # of squares none is too large
     sample = Sample(
         components[order],
         codes[order],
         len(classes),
         trust[order],
-        parts[order],
+        folds_of[order],
         k,
         index,
         metric,
+        parts,
     )
-    labelled = int((sample.weights > 0).sum())
+    labelled = int(parts.total((sample.weights > 0).sum()))
     if folds is None:
         folds = min(FOLDS, max(1, math.ceil(ASKED * FOLDS / max(labelled, 1))))
     rounds, done = (2 * folds + 1) * (CENTER_ROUNDS + NEIGHBOR_ROUNDS), 0
@@ -182,14 +208,17 @@ def _judge(
         tested |= test & known & (sample.weights > 0)
 
     rows = tested.nonzero().squeeze(1)
-    n = max(len(rows), 1)
-    logs = heldout.index_select(1, rows).double().clamp_min(1e-12).log()
-    best = int(logs.mean(dim=1).argmax()) if len(rows) > 0 else 0
-    counts = torch.bincount(sample.codes.clamp_min(0), sample.weights.double())
+    counts = torch.zeros(len(classes), dtype=torch.float64, device=device)
+    counts = parts.total(counts.index_add_(0, sample.classes, sample.weights.double()))
     base = (counts / counts.sum()).clamp_min(1e-12).log()[sample.codes[rows]]
+    logs = parts.everyone(heldout[:, rows].T).T.double().clamp_min(1e-12).log()
+    wrong, base = parts.everyone(wrong[:, rows].T).T, parts.everyone(base)
+    asked = len(base)
+    n = max(asked, 1)
+    best = int(logs.mean(dim=1).argmax()) if asked > 0 else 0
     structured, blended = models[best]
 
-    def everyone(structured: bool, blended: bool) -> tuple[Fit, float, float, float]:
+    def by_all(structured: bool, blended: bool) -> tuple[Fit, float, float, float]:
         """All labels judged by all, the rate that follows, and the rate of the core."""
         nonlocal rounds
         rounds = done + CENTER_ROUNDS + NEIGHBOR_ROUNDS * blended
@@ -198,15 +227,16 @@ def _judge(
             fit.run(with_neighbors, tick)
         fit.conclude()
         counted = fit.known & (sample.codes >= 0)
-        mean = float(((1 - fit.trust) * counted).sum() / counted.sum().clamp_min(1))
+        mistrust = parts.total(((1 - fit.trust) * counted).sum())
+        mean = float(mistrust / parts.total(counted.sum()).clamp_min(1))
         if labelled < _CROWD * len(classes):
             # A sample's few companions agree more often where its own label is not among theirs.
             return fit, mean, mean, 2 / math.sqrt(max(labelled, 1))
         return fit, mean, *fit.core_rate()
 
-    final, rate, core, width = everyone(structured, blended)
+    final, rate, core, width = by_all(structured, blended)
     gain = logs[best] - base
-    close = len(rows) > 0 and bool(
+    close = asked > 0 and bool(
         logs[best].mean() - logs[2:].mean(dim=1).amax() < _CLOSE * gain.mean()
     )
     if not structured and close and core - width > rate + _AT_ODDS:
@@ -214,12 +244,12 @@ def _judge(
         # each class in the next looks like features that tell little.
         structured = True
         blended = bool(logs[3].mean() > logs[2].mean())
-        final, rate, core, width = everyone(structured, blended)
+        final, rate, core, width = by_all(structured, blended)
     counted = final.known & (sample.codes >= 0)
     score = torch.where(counted, final.trust.double(), 1.0)
-    certainty = float(final.most[sample.codes >= 0].mean())
+    certainty = float(parts.everyone(final.most[sample.codes >= 0]).mean())
 
-    learned = len(rows) >= _FEWEST and bool(gain.mean() > 3 * gain.std() / math.sqrt(n))
+    learned = asked >= _FEWEST and bool(gain.mean() > 3 * gain.std() / math.sqrt(n))
     if not learned:
         rate, bounds, found_by = (
             math.nan,
@@ -240,18 +270,21 @@ def _judge(
         for m in range(len(models)):  # who predicts about as well may be right about the rate
             behind = logs[best] - logs[m]
             if bool(behind.mean() <= 2 * behind.std() / math.sqrt(n)):
-                other = float(wrong[m, rows].mean())
+                other = float(wrong[m].mean())
                 low, high = min(low, other), max(high, other)
         bounds = (max(min(low, rate), 0.0), min(max(high, rate), 1.0))
         if noise_rate is not None:
             rate, bounds, found_by = noise_rate, (noise_rate, noise_rate), "as was said"
-        score = shift_to_mean(score, 1 - rate, counted)
-        score = torch.where(counted, score, 1.0)
+        shifted = shift_to_mean(parts.everyone(score), 1 - rate, parts.everyone(counted))
+        score = torch.where(counted, shifted[parts.own], 1.0)
         probability = score
+    right = parts.everyone(probability.nan_to_num() * counted)
+    kept_share = float(right[right >= 0.5].sum() / right.sum().clamp_min(_TINY))
     labels_of = torch.cat([classes, classes.new_full((1,), -1)])  # -1 is the last
-    copies = order[sample.copies][place]  # one for each group, not yet the first
-    first = torch.full_like(copies, len(copies))
-    first.scatter_reduce_(0, copies, torch.arange(len(copies), device=device), "amin")
+    numbers = parts.everyone(numbers[order])
+    copies = numbers[sample.copies]  # one of each group, not yet the first
+    first = torch.full_like(numbers, len(numbers))
+    first.scatter_reduce_(0, parts.everyone(copies), numbers, "amin")
     near = sample.near[:, :_SHOWN]
     return LabelJudgement(
         score=score[place],
@@ -261,17 +294,17 @@ def _judge(
         noise_rate=rate,
         noise_rate_bounds=bounds,
         found_by=found_by,
-        copies=first[copies],
+        copies=first[copies][place],
         known=counted[place],
-        neighbors=torch.where(near < 0, -1, order[near.clamp_min(0)])[place],
+        neighbors=torch.where(near < 0, -1, numbers[near.clamp_min(0)])[place],
         structured=structured,
         certainty=certainty,
+        kept_share=kept_share,
     )
 
 
-def _nothing(labels: Tensor, k: int) -> LabelJudgement:
+def _nothing(labels: Tensor, k: int, numbers: Tensor) -> LabelJudgement:
     ones = torch.ones(len(labels), dtype=torch.float64, device=labels.device)
-    rows = torch.arange(len(labels), device=labels.device)
     return LabelJudgement(
         score=ones,
         probability=ones * math.nan,
@@ -280,9 +313,10 @@ def _nothing(labels: Tensor, k: int) -> LabelJudgement:
         noise_rate=math.nan,
         noise_rate_bounds=(0.0, 1.0),
         found_by="as there is one class at most",
-        copies=rows,
+        copies=numbers,
         known=torch.zeros_like(labels, dtype=torch.bool),
         neighbors=torch.full((len(labels), min(k, 1)), -1, device=labels.device),
         structured=False,
         certainty=0.0,
+        kept_share=0.0,
     )

@@ -103,6 +103,7 @@ class Fit:
         share = teaches / sample.weights.clamp_min(1e-12)
         self.own_weights = sample.own_weights * share  # none of a sample held out
         taught = teaches.new_zeros(sample.num_classes).index_add_(0, sample.classes, teaches)
+        taught = sample.parts.total(taught)
         self.known = (taught[sample.classes] - self.own_weights) > 1e-6
         self.trust, self.likelihood = torch.ones_like(teaches), torch.ones_like(teaches)
         self.rate, self.round = 0.2, 0
@@ -114,10 +115,12 @@ class Fit:
         if structured:
             self.true = teaches.new_empty(size, width)
         asked = self.known & (sample.weights > 0) & (True if test is None else test)
-        rows = asked.nonzero().squeeze(1)
+        rows = sample.parts.everyone(asked).nonzero().squeeze(1)
         generator = torch.Generator().manual_seed(0)
         some = torch.randperm(len(rows), generator=generator, device="cpu")
-        self.asked = rows[some[:ASKED].sort().values.to(rows.device)]
+        rows = rows[some[:ASKED].sort().values.to(rows.device)]
+        own = sample.parts.own
+        self.asked = rows[(rows >= own.start) & (rows < own.stop)] - own.start
 
     def run(self, blended: bool, tick: Callable[[], None]) -> None:
         """The rounds with centers alone, or those with neighbours that follow."""
@@ -132,19 +135,22 @@ class Fit:
             self.matrix = sample.whitening(self.teaches * self.trust.clamp_min(_LEAST_TRUST))
         self.round += 1
         self.counted = self.teaches * self.trust
+        self.all_counted = sample.parts.everyone(self.counted) if blended else self.counted
         self.own_counted = self.own_weights * self.trust
         self.sums = self.matrix.new_zeros(sample.num_classes, len(self.matrix))
         for rows in sample.blocks():
             counted = sample.directions(self.matrix, rows) * self.counted[rows].unsqueeze(1)
             self.sums.index_add_(0, sample.classes[rows], counted)
+        self.sums = sample.parts.total(self.sums)
         self.lengths = torch.linalg.vector_norm(self.sums, dim=1)
         if self.given is None:
-            evidence = self._evidence(self.asked, blended)
+            evidence = self._evidence_of_all(self.asked, blended)
             setting = self._sought(evidence, blended)
             self.rate = setting.rate
         else:
             setting = self.given[self.round - 1]
-            evidence = self._evidence(self.asked[: None if setting.none > 0 else 0], blended)
+            asked = self.asked[: None if setting.none > 0 else 0]
+            evidence = self._evidence_of_all(asked, blended)
         nearest = nearest_class(evidence.logits([setting]).squeeze(0))
         threshold = thresholds_of_none(nearest, [setting.none])
         for rows in sample.blocks():
@@ -152,7 +158,8 @@ class Fit:
         for _ in range(_EXPLAINED if self.structured else 1):
             self._explain()
         if self.given is None:
-            wrong = 1 - float(self.trust[self.asked].mean()) if len(self.asked) else 0.0
+            trust = sample.parts.everyone(self.trust[self.asked])
+            wrong = 1 - float(trust.mean()) if len(trust) else 0.0
             self.rate = min(max(wrong, 1e-4), 0.98)
         else:
             self.rate = self.given[self.round - 1].rate
@@ -171,6 +178,8 @@ class Fit:
                 counted = (self.true[rows] * self.teaches[rows].unsqueeze(1)).reshape(-1)
                 counts[0].index_add_(0, sample.pair[rows].reshape(-1), counted)
                 counts[1].index_add_(0, sample.columns[rows].reshape(-1), counted)
+        if counts is not None:
+            counts = sample.parts.total(counts[0]), sample.parts.total(counts[1])
         self.counts = counts
 
     def _explained(self, rows: slice) -> Tensor:
@@ -202,21 +211,33 @@ class Fit:
             rest = torch.cat([sample.rest[rows], least], dim=1)
         return Evidence(similarity, votes, rest, sample.num_classes)
 
+    def _evidence_of_all(self, rows: Tensor, blended: bool) -> Evidence:
+        """Of the rows of all ranks."""
+        everyone, found = self.sample.parts.everyone, self._evidence(rows, blended)
+        return Evidence(
+            similarity=everyone(found.similarity),
+            votes=None if found.votes is None else everyone(found.votes),
+            rest=None if found.rest is None else everyone(found.rest),
+            num_classes=found.num_classes,
+        )
+
     def _sought(self, evidence: Evidence, blended: bool) -> Setting:
         """The setting that suits the labels held out."""
-        rows, last = self.asked, self.setting
-        if len(rows) == 0:
+        parts, last = self.sample.parts, self.setting
+        own = parts.everyone(self.sample.own[self.asked].unsqueeze(1))
+        if len(own) == 0:
             return Setting(_TEMPERATURES[-1], 0.0, 0.0, 0.0, self.rate)
-        own = self.sample.own[rows].unsqueeze(1)
-        transition = self._transition(rows)[:, :-1] if self.structured else None
+        transition = None
+        if self.structured:
+            transition = parts.everyone(self._transition(self.asked)[:, :-1])
         begins = self.round == 1 and not self.structured
         rates = self.teaches.new_tensor(_RATES if begins else [self.rate])
         heldout = _HeldOut(evidence, own, transition, rates)
 
         # The highest first, for of equal ones the first counts.
         temperatures = self._near(_TEMPERATURES, last.temperature)[::-1]
-        parts = self._near(_PARTS, last.part)[::-1] if blended else [0.0]
-        tried = [last._replace(temperature=t, part=part) for t in temperatures for part in parts]
+        kappas = self._near(_PARTS, last.part)[::-1] if blended else [0.0]
+        tried = [last._replace(temperature=t, part=part) for t in temperatures for part in kappas]
         many = max(1, _NUMBERS // max(evidence.similarity.numel(), 1))
         edges = _EDGES if last.none > 0 else _EDGES[:1]
         found = []
@@ -234,11 +255,12 @@ class Fit:
         likely, which = heldout.values(threshold, edge, *known).max(dim=1)
         # What one number more must bring to be significant (a likelihood ratio of 95 %): the share
         # over all labels, and an edge in each part of them.
-        likely[1:] -= 2 / len(self.known)
-        likely[1 + len(_NONES) :] -= 2 / len(rows)
+        likely[1:] -= 2 / parts.size
+        likely[1 + len(_NONES) :] -= 2 / len(own)
         place = int(likely.argmax())
         rate = float(rates[which[place]])
-        return best._replace(none=nones[place], edge=sharp[place], rate=rate)
+        best = best._replace(none=nones[place], edge=sharp[place], rate=rate)
+        return Setting(*parts.first(likely.new_tensor(best, dtype=torch.float64)).tolist())
 
     @staticmethod
     def _near(values: Any, value: float) -> list[float]:
@@ -249,7 +271,7 @@ class Fit:
         """(B, K + 1) logarithm of each class's share of the votes; the last is the rest's mean."""
         sample = self.sample
         votes, width = sample.votes[rows], sample.columns.shape[1]
-        weights = self.counted[sample.near[rows].clamp_min(0)] * votes
+        weights = self.all_counted[sample.near[rows].clamp_min(0)] * votes
         ballots = weights.new_zeros(len(votes), width + 1)
         ballots.scatter_add_(1, sample.ballot[rows].long(), weights)
         floor = _FLOOR * votes.sum(dim=1, keepdim=True) + 1e-9
@@ -293,13 +315,15 @@ class Fit:
 
     def core_rate(self) -> tuple[float, float]:
         """Share of wrong labels where the features are certain of the class, and its error."""
+        everyone = self.sample.parts.everyone
         counted = (self.known & (self.sample.codes >= 0)).nonzero().squeeze(1)
-        most = self.most[counted]
+        most = everyone(self.most[counted])
         if len(most) == 0:
             return 0.0, 1.0
         least = most.sort(descending=True).values[int(_CORE * len(most))].clamp_max(_CERTAIN)
-        top = counted[most >= least]
-        certain = float(self.certain[top].mean())
-        wrong = float((~self.agrees[top]).double().mean())
-        error = 2 * math.sqrt(max(wrong * (1 - wrong), 0.25 / len(top)) / len(top))
+        top = most >= least
+        number = int(top.sum())
+        certain = float(everyone(self.certain[counted])[top].mean())
+        wrong = float((~everyone(self.agrees[counted])[top]).double().mean())
+        error = 2 * math.sqrt(max(wrong * (1 - wrong), 0.25 / number) / number)
         return 1 - (1 - wrong) / certain, error

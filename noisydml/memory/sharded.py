@@ -18,20 +18,29 @@ _CONTIGUOUS = torch.contiguous_format
 class ShardedNeighborhood(Neighborhood):
     """This rank's part of a set of labelled features: entry i is ``i // R`` of rank ``i % R``.
 
-    :meth:`build` and :meth:`voters` are called by all ranks. ``size`` and ``class_size`` are those
-    of the whole set, ``labels`` those of this part.
+    :meth:`build` and what asks are called by all ranks. ``size`` and ``class_size`` are those of
+    the whole set, ``labels`` those of this part.
     """
 
     def build(
-        self, features: Tensor, labels: Tensor, frame: tuple[Tensor, Tensor] | None = None
+        self,
+        features: Tensor,
+        labels: Tensor,
+        frame: tuple[Tensor, Tensor] | None = None,
+        start: int | None = None,
     ) -> None:
-        """Take this rank's (N, D) features and (N,) labels; negative labels are left out."""
+        """Take this rank's (N, D) features and (N,) labels; negative labels are left out.
+
+        ``start`` is the entry of its first row, where those of a rank stand together.
+        """
         if self.metric == "euclidean":
             frame = frame_of(features[labels >= 0], of_all_ranks=True)
         with distributed.together():
             super().build(features, labels, frame)
-        entries = (labels >= 0).nonzero().squeeze(1)
-        self._entry = entries * distributed.world_size() + distributed.rank()
+        ranks, rank = distributed.world_size(), distributed.rank()
+        rows = (labels >= 0).nonzero().squeeze(1)
+        self._start, self._step = (rank, ranks) if start is None else (start, 1)
+        self._entry = self._start + rows * self._step
         reports = distributed.exchange([len(self._classes)], "a part of a memory")
         sizes = [size for (size,) in reports]
         classes, counts = distributed.gather_rows([self._classes, self._counts], sizes)
@@ -39,6 +48,18 @@ class ShardedNeighborhood(Neighborhood):
         self._counts = torch.zeros_like(self._classes).index_add_(0, place, counts)
         self.size = int(self._counts.sum())
         self.class_size = int(self._counts.median()) if len(self._counts) > 0 else 0
+
+    def neighbors(
+        self, queries: Tensor, labels: Tensor, k: int, entries: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As of a whole set, with entries in the place of positions; each rank asks for itself."""
+        reports = distributed.exchange([len(queries)], "a part of a memory")
+        sizes = [size for (size,) in reports]
+        columns = [queries, labels] if entries is None else [queries, labels, entries]
+        queries, labels, *own = distributed.gather_rows(columns, sizes)
+        entries = own[0] if own else None
+        distance, entry, _, others = self._found(queries, labels, k, entries, sizes)
+        return distance, entry, others
 
     def voters(
         self, queries: Tensor, labels: Tensor, k: int, entries: Tensor | None, sizes: list[int]
@@ -58,11 +79,17 @@ class ShardedNeighborhood(Neighborhood):
             same class who could vote. To the bit what :meth:`neighbors` finds in the whole set,
             as far as the index gives a part the distances of the whole.
         """
+        distance, _, label, others = self._found(queries, labels, k, entries, sizes)
+        return distance, label, others
+
+    def _found(
+        self, queries: Tensor, labels: Tensor, k: int, entries: Tensor | None, sizes: list[int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(B, k) distances, entries and labels, and (B,) who has others of the same class."""
         ranks, columns = distributed.world_size(), k if entries is not None else k + self.copies
         own_row, own = None, torch.ones_like(labels)  # 1: the query's own entry has its label
         if entries is not None:
-            here = (entries >= 0) & (entries % ranks == distributed.rank())
-            own_row = self._rows(torch.where(here, entries // ranks, -1))
+            own_row = self._at(self._row, self._here(entries))
             own = self._has_label(labels, own_row)
         with distributed.together():
             distance, position = self._index.search(queries, columns, own_row)
@@ -81,14 +108,21 @@ class ShardedNeighborhood(Neighborhood):
         row, label = row.view(torch.int64), label.view(torch.int64)  # (R, B, K)
         distance, own = distance.view(torch.float32), own.sum(dim=(0, 2))
         distance, place = nearest_of_parts(distance, row, min(columns, self.size))
-        label = label.transpose(0, 1).flatten(1).gather(1, place)
+        row, label = (each.transpose(0, 1).flatten(1).gather(1, place) for each in (row, label))
         first = sum(sizes[: distributed.rank()]) if sum(sizes) == len(queries) else 0
         labels = labels.narrow(0, first, len(label))
         if entries is None:
             copies = self._may_be_own(label, labels)
             distance = torch.where(copies, math.inf, distance)
-            return distance, torch.where(copies, -1, label), self._count(labels) > 1
-        return distance, label, self._count(labels) > own
+            row, label = (torch.where(copies, -1, each) for each in (row, label))
+            return distance, row, label, self._count(labels) > 1
+        return distance, row, label, self._count(labels) > own
+
+    def _here(self, entries: Tensor) -> Tensor:
+        """Which row of this rank each entry is, -1 for one of another rank, or an entry of -1."""
+        row = (entries - self._start).div(self._step, rounding_mode="floor")
+        here = (entries >= 0) & (row >= 0) & (row < len(self._row))
+        return torch.where(here & (row * self._step + self._start == entries), row, -1)
 
     def labels_at(self, position: Tensor) -> Tensor:
         return self._at(self.labels, position)

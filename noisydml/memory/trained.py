@@ -45,11 +45,12 @@ def core_and_low_ranks(sample: Sample) -> tuple[float, float]:
     for rows in sample.blocks():
         weighted = sample.directions(matrix, rows) * sample.weights[rows].unsqueeze(1)
         sums.index_add_(0, sample.classes[rows], weighted)
+    sums = sample.parts.total(sums)
     support, wrong = [], []
     low = torch.zeros(2, dtype=torch.float64, device=labelled.device)
     for some in torch.split(labelled, max(1, _BLOCK // sample.num_classes)):
         mine = sample.codes[some]
-        voters = sample.classes[sample.near[some].clamp_min(0)]
+        voters = sample.all_classes[sample.near[some].clamp_min(0)]
         vote = neighbor_label_score(voters, mine, sample.votes[some])
         support.append(vote.support)
         wrong.append(vote.majority != mine)
@@ -58,5 +59,7 @@ def core_and_low_ranks(sample: Sample) -> tuple[float, float]:
         )
         similarity.scatter_(1, mine.unsqueeze(1), own.unsqueeze(1))
         low += torch.stack(low_rank_counts(similarity, own))
-    core = float(core_rate(torch.cat(support), torch.cat(wrong)))
+    everyone = sample.parts.everyone
+    core = float(core_rate(everyone(torch.cat(support)), everyone(torch.cat(wrong))))
+    low = sample.parts.total(low)
     return core, float(low[0] / low[1].clamp_min(1e-12))

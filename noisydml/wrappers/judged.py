@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from noisydml import pml
-from noisydml.distributed import gather_batch
-from noisydml.functional.checks import (
-    require_choice,
-    require_count,
-)
+from noisydml.distributed import gather_batch, together
+from noisydml.functional.checks import require_choice, require_count
 from noisydml.functional.products import scaled
 from noisydml.memory.features import FeatureMemory
 from noisydml.memory.index import NeighborIndex
@@ -80,6 +78,9 @@ class JudgeFilter(Filter):
         start: ``"judge"``, or ``"train"`` to train on all labels in the first pass.
         k: number of neighbours that the judge asks.
         index: how they are searched; see :class:`KNNDenoiser`.
+        shard: whether each rank of ``torch.distributed`` holds a part of the features: sample i is
+            one of rank ``i % R``, of R, and all judge together. It has to be initialised before,
+            and every batch needs ``sample_ids``.
         validate_args: whether values are checked; see :class:`LossWrapper`.
 
     Attributes:
@@ -100,6 +101,7 @@ class JudgeFilter(Filter):
         TypeError, ValueError: for impossible settings and bad arguments.
 
     Under ``torch.distributed`` every rank collects the features of all ranks and judges them all.
+    With ``shard`` each has a part, and a pass that is over is judged at the start of the next step.
 
     Example:
         >>> import torch
@@ -133,6 +135,7 @@ class JudgeFilter(Filter):
         start: Start = "judge",
         k: int = 50,
         index: str | NeighborIndex | None = None,
+        shard: bool = False,
         validate_args: bool = True,
     ) -> None:
         super().__init__(loss, validate_args=validate_args)
@@ -141,9 +144,9 @@ class JudgeFilter(Filter):
         if num_classes is not None:
             require_count("num_classes", num_classes)
         Neighborhood(index, "cosine")  # refuses what is none, and not a pass later
-        normalize = pml.compares_directions(loss)
-        self.memory = FeatureMemory(dataset_size, embedding_size, normalize=normalize)
-        self.reference = FeatureMemory(dataset_size, embedding_size, normalize=normalize)
+        settings: Any = {"normalize": pml.compares_directions(loss), "shard": shard}
+        self.memory = FeatureMemory(dataset_size, embedding_size, **settings)
+        self.reference = FeatureMemory(dataset_size, embedding_size, **settings)
         self.num_classes = num_classes
         self.start = start
         self.k = k
@@ -162,13 +165,16 @@ class JudgeFilter(Filter):
         return _COLLECTING if self.start == "judge" else _TRAINING
 
     def judge(self, batch: Batch) -> Judgement:
+        self._catch_up()
         everyone = gather_batch(batch.judged().to(torch.float32))  # collected, not judged
+        rows = everyone.without_synthetic()
+        memo = rows, self._pass_begins_again(rows)
         if self.counters["phase"] == _COLLECTING:
             nobody = torch.zeros_like(batch.labels, dtype=torch.bool)
             decision = Decision(keep=nobody, weight=nobody.float(), judged=nobody)
-            return Judgement(decision, memo=everyone)
+            return Judgement(decision, memo=memo)
         if self.counters["phase"] == _TRAINING:
-            return Judgement(Decision.trusting(batch), memo=everyone)
+            return Judgement(Decision.trusting(batch), memo=memo)
         entry = self._entries(batch)
         place = entry.clamp_min(0)
         probability = self.probability.take(place)
@@ -184,38 +190,62 @@ class JudgeFilter(Filter):
             noise_rate=torch.where(self.noise_rate < 0, math.nan, self.noise_rate),
             suggested_labels=torch.where(known, self.suggested.take(place), batch.labels),
             support=torch.where(known, self.support.take(place), 0.0),
-            memo=everyone,
+            memo=memo,
         )
 
     def commit(self, batch: Batch, judgement: Judgement) -> None:
-        rows: Batch = judgement.memo.without_synthetic()
+        rows, again = judgement.memo
         if len(rows) == 0:
             return
-        if self._pass_begins_again(rows):
+        if again:
             self._end_pass()
         self.memory.remember(rows.embeddings, rows.labels, rows.sample_ids)
-        seen, size = self.counters["seen"] + len(rows), len(self.memory)
+        before = self.counters["seen"]
         ids = WITHOUT_IDS if rows.sample_ids is None else WITH_IDS
-        self.counters.set(seen=seen, ids=ids)
-        if seen >= size:
+        self.counters.set(seen=before + len(rows), ids=ids)
+        if len(rows) + (0 if again else before) >= len(self.memory):
             self._end_pass()
-        elif self.counters["phase"] == _COLLECTING and self.counters["looked"] == 0:
-            self._look(seen)
+        if self.memory.ranks == 1:
+            self._catch_up()
 
     def end_epoch(self) -> None:
         """Judge what has been collected, now.
 
         Called by itself after every ``dataset_size`` samples. Call it at the end of each epoch if
-        epochs are shorter than that. Before any sample has been seen it does nothing.
+        epochs are shorter than that. Before any sample has been seen it does nothing. With
+        ``shard`` no rank waits for the others here: they judge in the next step.
         """
         self._changes += 1
         self._end_pass()
+        if self.memory.ranks == 1:
+            self._catch_up()
+
+    def full_state(self, prefix: str = "") -> dict[str, Any]:
+        """What becomes of the state where a pass has yet to be judged; all ranks call it."""
+        if self.counters["seen"] < len(self.memory):
+            return {}
+        self._catch_up()
+        state: dict[str, Any] = self.state_dict(prefix=prefix)
+        return state
 
     def _end_pass(self) -> None:
+        """What has been collected is to be judged, of which as many samples seen tell."""
         if self.memory.embedding_size is None or self.counters["seen"] == 0:
             return
         self.reference.copy_from(self.memory)
-        self._judge_reference(first=self.counters["phase"] == _COLLECTING)
+        self.counters.set(seen=len(self.memory))
+
+    def _catch_up(self) -> None:
+        """Judge a pass that is over, or look at one that begins; ranks with parts do so together.
+
+        They meet here, where a batch is judged: one whose loss fails never comes to ``commit``.
+        """
+        seen, size = self.counters["seen"], len(self.memory)
+        if seen >= size:
+            self._judge_reference(first=self.counters["phase"] == _COLLECTING)
+            self.counters.set(seen=seen - size)
+        elif self.counters["phase"] == _COLLECTING and self.counters["looked"] == 0:
+            self._look(seen)
 
     def refresh(self, features: Tensor, labels: Tensor, sample_ids: Tensor | None = None) -> None:
         """Judge these, such as the features of the data set by a pretrained network in eval mode.
@@ -227,21 +257,26 @@ class JudgeFilter(Filter):
             labels: (N,) integers, the given labels.
             sample_ids: (N,) integers, which samples they are; None for 0, 1, ..., N - 1.
 
+        With ``shard`` all ranks call it, each with all samples or with those of its own part at
+        least, which are the ids ``rank, rank + R, ...``; the others are passed over.
+
         Raises:
             TypeError, ValueError: for a wrong shape or dtype, or ids out of range.
         """
-        features, labels, sample_ids = checked_samples(
-            features, labels, sample_ids, self.reference, "dataset_size of JudgeFilter"
-        )
-        if self.num_classes is not None:
-            what = "num_classes of JudgeFilter"
-            raise_first([in_range("labels", labels, self.num_classes, what)])
+        given = None
+        with together() if self.memory.ranks > 1 else nullcontext():
+            given = checked_samples(
+                features, labels, sample_ids, self.reference, "dataset_size of JudgeFilter"
+            )
+            if self.num_classes is not None:
+                what = "num_classes of JudgeFilter"
+                raise_first([in_range("labels", given[1], self.num_classes, what)])
+        assert given is not None
         untrained = self.counters["phase"] != _JUDGING and self.counters["seen"] == 0
-        size, normalize = len(self.memory), self.memory.normalize
-        pass_features = FeatureMemory(size, features.shape[1], normalize=normalize)
-        pass_features.to(features.device).write(features, labels, sample_ids)
+        pass_features = self.memory.holding(*given, dtype=torch.float32)
         self._judge_reference(first=untrained, features=pass_features)  # the index may raise
         self._changes += 1
+        self.counters.set(seen=0)
         same_width = self.reference.embedding_size in (None, features.shape[1])
         if same_width:
             self.reference.copy_from(pass_features)
@@ -275,6 +310,9 @@ class JudgeFilter(Filter):
             require_state_in_range(f"{prefix}{name}", state.get(f"{prefix}{name}"), least, end)
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
+        self.memory.require_ranks()
+        if self.memory.ranks > 1 and batch.sample_ids is None:
+            raise ValueError("sample_ids must be given with shard=True")
         mode = self.counters["ids"]
         checks = remembered_checks(batch, self.memory, mode, "JudgeFilter", "dataset_size")
         if self.num_classes is not None:
@@ -287,7 +325,8 @@ class JudgeFilter(Filter):
             return ""
         size = len(self.memory)
         doing = "collecting" if self.counters["phase"] == _COLLECTING else "training on all labels"
-        return f"{doing}, waiting for {size - self.counters['seen']:,} of {size:,} samples"
+        missing = max(size - self.counters["seen"], 0)
+        return f"{doing}, waiting for {missing:,} of {size:,} samples"
 
     def extra_repr(self) -> str:
         settings = f"dataset_size={len(self.memory)}, start={self.start!r}, k={self.k}"
@@ -337,10 +376,15 @@ class JudgeFilter(Filter):
         """Train on all labels, for now, if the features do not tell the classes."""
         if seen < _LOOK * len(self.memory):
             return
-        held = self.memory.filled
-        features, labels = self.memory.features[held], self.memory.labels[held]
+        memory = self.memory
+        held = memory.filled
         found = judge_labels(
-            features.float(), labels, k=self.k, index=self.index, metric=self.memory.metric
+            memory.features[held].float(),
+            memory.labels[held],
+            k=self.k,
+            index=self.index,
+            metric=memory.metric,
+            shard=memory.ranks > 1,
         )
         tells = found.certainty >= _TELLING and found.kept_share >= _KEPT
         self.counters.set(looked=1, phase=_COLLECTING if tells else _TRAINING)
@@ -349,26 +393,32 @@ class JudgeFilter(Filter):
         """Whether, before anything was judged, all of a batch has been seen already."""
         if rows.sample_ids is None or self.counters["phase"] == _JUDGING:
             return False
-        return bool((self.memory.labels.take(rows.sample_ids) >= 0).all())
+        return bool((self.memory.labels_of(rows.sample_ids) >= 0).all())
 
     def _judge_reference(self, first: bool, features: FeatureMemory | None = None) -> None:
         memory = self.reference if features is None else features
-        labels = memory.labels
+        own = slice(len(memory.numbers))
+        labels = memory.of_all_parts(memory.labels[own])
         trained = not first and self.counters["told"] == 0  # on all of them from the start
         found = judge_labels(
-            memory.features.float(),
-            labels,
+            memory.features[own].float(),
+            memory.labels[own],
             k=self.k,
             index=self.index,
             metric=memory.metric,
             folds=None if first or len(labels) < _FEW else 1,
             trained=trained,
+            shard=memory.ranks > 1,
+            numbers=memory.numbers,
         )
-        judged = found.known & found.probability.isfinite()
+        judged = memory.of_all_parts(found.known & found.probability.isfinite())
         rate = found.noise_rate
         if trained and found.certainty < _TOLD and found.kept_share < _WORTH:
             judged, rate = torch.zeros_like(judged), math.nan
-        probability = torch.where(judged, found.probability, _UNKNOWN)
+        said = memory.of_all_parts(found.probability)
+        suggested = memory.of_all_parts(found.suggested_labels)
+        support = memory.of_all_parts(found.support)
+        probability = torch.where(judged, said, _UNKNOWN)
         if first:
             overwrite(self.first_probability, probability)
             self.counters.set(told=int((probability >= 0).any()))
@@ -382,8 +432,8 @@ class JudgeFilter(Filter):
             # A sampler may leave samples out of a pass: what was said of them stands.
             probability = torch.where(labels < 0, self.probability, probability)
         overwrite(self.probability, probability)
-        overwrite(self.suggested, torch.where(judged, found.suggested_labels, self.suggested))
-        overwrite(self.support, torch.where(judged, found.support, self.support))
+        overwrite(self.suggested, torch.where(judged, suggested, self.suggested))
+        overwrite(self.support, torch.where(judged, support, self.support))
         overwrite(self.judged_labels, torch.where(labels >= 0, labels, self.judged_labels))
         self.noise_rate.fill_(rate if math.isfinite(rate) else _UNKNOWN)
-        self.counters.set(seen=0, phase=_JUDGING)
+        self.counters.set(phase=_JUDGING)

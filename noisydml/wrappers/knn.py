@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from noisydml.distributed import exchange, gather_batch, sum_over_ranks, together
+from noisydml.distributed import exchange, gather_batch, together
 from noisydml.functional.checks import (
     require_count,
     require_number,
@@ -238,16 +238,7 @@ class KNNDenoiser(Filter):
                     f"features must be as wide as {width_given_by(self.memory)}, {width}, got {got}"
                 )
         assert given is not None
-        if self.memory.ranks > 1:
-            own = given[2] % self.memory.ranks == self.memory.rank
-            given = given[0][own], given[1][own], given[2][own]
-        memory, width = self.memory, given[0].shape[1]
-        shard, stored = memory.ranks > 1, memory.features
-        settings: Any = {"normalize": memory.normalize, "dtype": stored.dtype, "shard": shard}
-        refreshed = FeatureMemory(len(memory), width, **settings).to(stored.device)
-        refreshed.write(*given)
-        if shard:
-            sum_over_ranks([refreshed.total])
+        refreshed = self.memory.holding(*given)
         self._index(refreshed)  # which may raise
         self._changes += 1
         for memory in (self.memory, self.reference):

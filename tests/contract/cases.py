@@ -154,6 +154,10 @@ def judged(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     return wrapper
 
 
+def sharded_judged(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    return judged(loss, trusting, shard=True, **settings)
+
+
 def unsized_knn(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     """Takes its width from the first embeddings."""
     return knn(loss, trusting, embedding_size=None, **settings)
@@ -283,6 +287,7 @@ CASES = {
     "sharded_prism": Case(sharded_prism, drops=True),
     "sharded_knn": Case(sharded_knn, drops=True, syncs=True),
     "judged": Case(judged, drops=True, syncs=True),
+    "sharded_judged": Case(sharded_judged, drops=True, syncs=True),
     "judged(confidence)": Case(nest(judged, confidence), drops=True, **WEIGHTS, syncs=True),
     "small_loss": Case(small_loss, drops=True, has_classes=True),
     "gathered": Case(gathered),
