@@ -206,8 +206,10 @@ class _GatherRows(torch.autograd.Function):
         everyone = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(everyone, padded)
         received = torch.cat([part[:size] for part, size in zip(everyone, sizes, strict=True)])
-        return tuple(
-            part.contiguous().view(rows.dtype).reshape(-1, *rows.shape[1:])
+        return tuple(  # copies, as a single row that begins anywhere is contiguous, too
+            part.clone(memory_format=torch.contiguous_format)
+            .view(rows.dtype)
+            .reshape(-1, *rows.shape[1:])
             for part, rows in zip(torch.split(received, widths, dim=1), tensors, strict=True)
         )
 

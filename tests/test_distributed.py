@@ -1,0 +1,26 @@
+"""What crosses ranks, where no wrapper's test comes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from processes import run_ranks
+from torch import Tensor
+
+from noisydml.distributed import gather_rows
+
+
+def gather_one_row(rank: int, world: int) -> list[Tensor]:
+    """Of all ranks together, with numbers of 8 bytes behind 3 of 4."""
+    size = 1 - rank
+    features, ids = torch.ones(size, 3), torch.full((size, 2), 7)
+    return gather_rows([features, ids], [1, 0])
+
+
+@pytest.mark.slow
+def test_a_single_row_may_have_columns_of_any_width(tmp_path: Path) -> None:
+    for features, ids in run_ranks(gather_one_row, 2, tmp_path):
+        assert features.tolist() == [[1.0, 1.0, 1.0]]
+        assert ids.tolist() == [[7, 7]]
