@@ -150,6 +150,24 @@ def nearest_of_parts(distance: Tensor, row: Tensor, k: int) -> tuple[Tensor, Ten
     return nearest[:, :k], by_row.gather(1, order[:, :k])
 
 
+def smallest(distance: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k smallest of each row and their columns; of equal ones the first, and in this order."""
+    k, size = min(k, distance.shape[1]), distance.shape[1]
+    if distance.device.type != "cpu":  # CUDA's topk takes the first of equal ones
+        column = distance.topk(k, dim=1, largest=False).indices
+    else:  # which it takes here, nobody knows
+        value, column = distance.topk(min(k + 1, size), dim=1, largest=False)
+        tied = value.select(1, k - 1) == value.select(1, -1)
+        if k < size and tied.any():
+            rows, most = distance[tied], value[tied, k, None]
+            below, equal = rows < most, rows == most
+            taken = equal.cumsum(dim=1) <= k - below.sum(dim=1, keepdim=True)
+            column[tied, :k] = (below | equal & taken).nonzero()[:, 1].view(-1, k)
+    column = column.narrow(1, 0, k).sort(dim=1).values
+    value, order = distance.gather(1, column).sort(dim=1, stable=True)
+    return value, column.gather(1, order)
+
+
 def _check(neighbor_labels: Tensor, labels: Tensor, weights: Tensor | None) -> None:
     require_integer("labels", labels)
     require_tensor("neighbor_labels", neighbor_labels, "a (B, k) integer torch.Tensor")

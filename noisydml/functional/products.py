@@ -7,6 +7,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+TILE = 16, 64  # rows of both factors, above which products of any size add in one order
+
 
 def scaled(rows: Tensor) -> Tensor:
     """(..., D) rows times powers of two, so that the largest number of each is between 1/2 and 1.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, normalize, pad
 
 from noisydml.functional.checks import (
     require_count,
@@ -16,7 +17,8 @@ from noisydml.functional.checks import (
     require_positive,
     require_vector,
 )
-from noisydml.functional.products import affine
+from noisydml.functional.neighbors import smallest
+from noisydml.functional.products import TILE, affine
 
 _BLOCK = 4_000_000  # numbers that are held in float64 at once
 _DISTANCES = 16_000_000  # that are held at once
@@ -30,7 +32,12 @@ class ClassGaussians(NamedTuple):
     counts: Tensor  # (C,) int64, the samples of each class
 
 
-def class_gaussians(features: Tensor, labels: Tensor, num_classes: int) -> ClassGaussians:
+def class_gaussians(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    sum_parts: Callable[[list[Tensor]], None] | None = None,
+) -> ClassGaussians:
     r"""Mean and diagonal variance of every class (TITAN, Eq. 1-2).
 
     .. math::
@@ -41,6 +48,8 @@ def class_gaussians(features: Tensor, labels: Tensor, num_classes: int) -> Class
         features: (N, D) floating point, of a data set or a memory.
         labels: (N,) integers below ``num_classes``; rows with a negative one are left out.
         num_classes: C.
+        sum_parts: where the features are a part of a data set: replaces tensors, in place, by
+            their sums over the parts. Called with (C,) and (C, D) sums, and with a (C, D) one.
 
     Returns:
         :class:`ClassGaussians`, summed in float64 and returned in the dtype of the features,
@@ -64,15 +73,19 @@ def class_gaussians(features: Tensor, labels: Tensor, num_classes: int) -> Class
     # Row C takes what is to be left out.
     labels = torch.where(labels < 0, num_classes, labels.long())
     counts = labels.new_zeros(num_classes + 1).index_add_(0, labels, torch.ones_like(labels))
-    number = counts.clamp_min(1).unsqueeze(1)
     sums, squares = counts.new_zeros(2, num_classes + 1, width, dtype=torch.float64)
     rows = max(1, _BLOCK // max(1, width))
     blocks = list(zip(torch.split(features.detach(), rows), torch.split(labels, rows), strict=True))
     for z, y in blocks:
         sums.index_add_(0, y, z.double())
+    if sum_parts is not None:
+        sum_parts([counts.narrow(0, 0, num_classes), sums.narrow(0, 0, num_classes)])
+    number = counts.clamp_min(1).unsqueeze(1)
     means = sums / number
     for z, y in blocks:
         squares.index_add_(0, y, (z.double() - means.index_select(0, y)).square())
+    if sum_parts is not None:
+        sum_parts([squares.narrow(0, 0, num_classes)])
     dtype = torch.promote_types(features.dtype, torch.float32)
     variances = (squares / number).clamp_max_(torch.finfo(dtype).max)
     means, variances = (x.narrow(0, 0, num_classes).to(dtype) for x in (means, variances))
@@ -339,8 +352,9 @@ def refine_labels(
         counts: (C,) integers, 0 for classes that claim none; None if all do.
 
     Returns:
-        (N,) int64. Of samples at the same distance from a mean any may be claimed. O(N C D) time
-        in blocks, without an (N, C) tensor for a large data set. No transfer to the host.
+        (N,) int64. Of samples at the same distance from a mean the first are claimed. O(N C D)
+        time in blocks, without an (N, C) tensor for a large data set. No transfer to the host on
+        CUDA.
 
     Raises:
         TypeError, ValueError: for a wrong dtype, shape or ``k``.
@@ -353,33 +367,76 @@ def refine_labels(
         >>> refine_labels(features, torch.tensor([0, 1, 1, 0, 0]), means, k=2)
         tensor([0, 0, 1, 1, 0])
     """
+    distance, rows = nearest_samples(features, labels, means, k, counts)
+    return claim(labels.long(), distance, rows)
+
+
+def nearest_samples(
+    features: Tensor, labels: Tensor, means: Tensor, k: int, counts: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The samples that every mean may claim by :func:`refine_labels`, whose arguments these are.
+
+    Returns:
+        (C, K) squared distances in float32 at least, the smallest first, and (C, K) int64 rows,
+        K = min(k, N); of equally near ones the first rows. Infinite for rows with a negative label
+        and for classes that claim none. On a CPU in float32 a part of the samples has, to the bit,
+        the distances of the whole.
+
+    Raises:
+        TypeError, ValueError: for a wrong dtype, shape or ``k``.
+    """
     require_floating("features", features, ndim=2)
     require_integer("labels", labels, len(features), "feature")
     require_floating("means", means, ndim=2)
     require_count("k", k, least=0)
     _require_width("means", means, "features", features)
     present = _present(means, counts)
-    labels, num_classes, k = labels.long(), len(means), min(k, len(features))
-    if k == 0 or num_classes == 0:
-        return labels.clone()
+    num_classes, k = len(means), min(k, len(features))
     dtype = torch.promote_types(features.dtype, torch.float32)
     mu = means.detach().to(dtype)
+    distance, rows = mu.new_zeros(num_classes, 0), labels.new_zeros(num_classes, 0).long()
+    if k == 0 or num_classes == 0:
+        return distance, rows
     center = mu.mean(dim=0)  # a common offset would cost digits
-    z, mu = features.detach().to(dtype) - center, mu - center
-    z_square = torch.where(labels >= 0, z.square().sum(dim=1), math.inf)  # (N,)
+    mu = mu - center
     mu_square = torch.where(present, mu.square().sum(dim=1), math.inf).unsqueeze(1)  # (C, 1)
-    nearest = [
-        affine(-2 * block, z, z_square).topk(k, dim=1, largest=False)
-        for block in torch.split(mu, max(1, _DISTANCES // len(z)))
-    ]
-    distance = (torch.cat([block.values for block in nearest]) + mu_square).flatten()  # (C k,)
-    claimed = torch.cat([block.indices for block in nearest]).flatten()
+    slopes = pad(-2 * mu, (0, 0, 0, -num_classes % TILE[0]))
+    size = max(1, _DISTANCES // num_classes // TILE[1]) * TILE[1]
+    start = 0
+    for block, given in zip(torch.split(features, size), torch.split(labels, size), strict=True):
+        z = block.detach().to(dtype) - center
+        z_square = torch.where(given >= 0, z.square().sum(dim=1), math.inf)
+        missing = -len(block) % TILE[1]
+        products = affine(slopes, pad(z, (0, 0, 0, missing)), pad(z_square, (0, missing)))
+        found = products.narrow(0, 0, num_classes).narrow(1, 0, len(block)) + mu_square
+        least, column = smallest(found, k)
+        rows = torch.cat([rows, column + start], dim=1)
+        distance, column = smallest(torch.cat([distance, least], dim=1), k)
+        rows = rows.gather(1, column)
+        start += len(block)
+    return distance, rows
+
+
+def claim(labels: Tensor, distance: Tensor, rows: Tensor) -> Tensor:
+    """(N,) labels of samples that classes have claimed, and the given ones of all others.
+
+    Args:
+        labels: (N,) int64, as given.
+        distance: (C, K) floating point, between every class's mean and the samples that it claims;
+            infinite where it does not.
+        rows: (C, K) int64, which samples they are.
+
+    Returns:
+        (N,) int64. Of several classes the nearest gets a sample, and of equally near ones the
+        lowest.
+    """
+    num_classes, k = rows.shape
     classes = torch.arange(num_classes, device=labels.device).unsqueeze(1).expand(-1, k).flatten()
-    # Of several classes the nearest gets the sample, and of equally near ones the lowest.
-    least = z_square.new_full(labels.shape, math.inf).scatter_reduce(0, claimed, distance, "amin")
-    wins = (distance == least.gather(0, claimed)) & (distance < math.inf)
+    distance, rows = distance.flatten(), rows.flatten()
+    least = distance.new_full(labels.shape, math.inf).scatter_reduce(0, rows, distance, "amin")
+    wins = (distance == least.gather(0, rows)) & (distance < math.inf)
     winner = torch.where(wins, classes, num_classes)
-    new = torch.full_like(labels, num_classes).scatter_reduce(0, claimed, winner, "amin")
+    new = torch.full_like(labels, num_classes).scatter_reduce(0, rows, winner, "amin")
     return torch.where(new < num_classes, new, labels)
 
 

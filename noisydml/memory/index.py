@@ -16,12 +16,11 @@ from noisydml.functional.checks import (
     require_floating,
     require_integer,
 )
-from noisydml.functional.products import scaled
+from noisydml.functional.neighbors import smallest
+from noisydml.functional.products import TILE, scaled
 
 Metric = Literal["cosine", "euclidean"]
 _TRAINED = 64  # features for each cell of an inverted file, of FAISS' 256: a quarter of the time
-
-_TILE = 16, 64  # queries and rows, above which matrix products of any size add in one order
 
 
 class Neighbors(NamedTuple):
@@ -270,7 +269,7 @@ class TorchIndex(NeighborIndex):
         self._offset = torch.zeros(0)
 
     def _build(self, features: Tensor) -> None:
-        missing = -len(features) % _TILE[1]
+        missing = -len(features) % TILE[1]
         self._features = torch.nn.functional.pad(features.to(self.dtype), (0, 0, 0, missing))
         offset = features.new_zeros(len(features), dtype=torch.float32)
         if self.metric == "euclidean":
@@ -280,10 +279,10 @@ class TorchIndex(NeighborIndex):
     def _search(self, queries: Tensor, k: int) -> Neighbors:
         assert self._features is not None
         size = len(queries)
-        queries = torch.nn.functional.pad(queries, (0, 0, 0, -size % _TILE[0]))
+        queries = torch.nn.functional.pad(queries, (0, 0, 0, -size % TILE[0]))
         own_part = 0.5 * queries.square().sum(dim=1, keepdim=True)
         own_part = torch.ones_like(own_part) if self.metric == "cosine" else own_part
-        block_size = -(-self.block_size // _TILE[1]) * _TILE[1]
+        block_size = -(-self.block_size // TILE[1]) * TILE[1]
         best: Neighbors | None = None
         start = 0
         for block, offset in zip(
@@ -293,31 +292,13 @@ class TorchIndex(NeighborIndex):
         ):
             distance = torch.addmm(own_part + offset, queries, block.float().T, alpha=-1)
             distance = distance.narrow(0, 0, size).clamp_min_(0)  # (B, block)
-            distance, position = _smallest(distance, k)
+            distance, position = smallest(distance, k)
             if best is not None:
                 distance = torch.cat([best.distance, distance], dim=1)
                 position = torch.cat([best.position, position + start], dim=1)
-                distance, column = _smallest(distance, k)
+                distance, column = smallest(distance, k)
                 position = position.gather(1, column)
             best = Neighbors(distance, position)
             start += len(block)
         assert best is not None
         return best
-
-
-def _smallest(distance: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k smallest of each row and their columns; of equal ones the first, and in this order."""
-    k, size = min(k, distance.shape[1]), distance.shape[1]
-    if distance.device.type != "cpu":  # CUDA's topk takes the first of equal ones
-        column = distance.topk(k, dim=1, largest=False).indices
-    else:  # which it takes here, nobody knows
-        value, column = distance.topk(min(k + 1, size), dim=1, largest=False)
-        tied = value.select(1, k - 1) == value.select(1, -1)
-        if k < size and tied.any():
-            rows, most = distance[tied], value[tied, k, None]
-            below, equal = rows < most, rows == most
-            taken = equal.cumsum(dim=1) <= k - below.sum(dim=1, keepdim=True)
-            column[tied, :k] = (below | equal & taken).nonzero()[:, 1].view(-1, k)
-    column = column.narrow(1, 0, k).sort(dim=1).values
-    value, order = distance.gather(1, column).sort(dim=1, stable=True)
-    return value, column.gather(1, order)

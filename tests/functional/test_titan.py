@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch.nn.functional import pad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from noisydml.functional import (
@@ -25,6 +26,7 @@ from noisydml.functional import (
     retrieval_number,
     titan,
 )
+from noisydml.functional.neighbors import nearest_of_parts
 
 MEANS = torch.tensor([[0.0, 10.0], [-4.0, 3.0], [100.0, -7.0]], dtype=torch.float64)
 VARIANCES = torch.tensor([[1.0, 0.25], [9.0, 0.0], [1e-4, 4.0]], dtype=torch.float64)
@@ -94,6 +96,23 @@ def test_empty_entries_and_single_samples():
     assert means.flatten().tolist() == [8, 0, 1.5]
     assert variances.flatten().tolist() == [1, 0, 0]
     assert counts.tolist() == [2, 0, 1]
+
+
+def test_the_sums_of_a_part_may_be_those_of_all_parts():
+    """Here of two that are the same."""
+    features, labels = problem()
+    called = []
+
+    def twice(tensors):
+        called.append([tuple(tensor.shape) for tensor in tensors])
+        for tensor in tensors:
+            tensor.mul_(2)
+
+    got, want = (class_gaussians(features, labels, 7, hook) for hook in (twice, None))
+    assert called == [[(7,), (7, 5)], [(7, 5)]]
+    assert torch.equal(got.counts, 2 * want.counts)
+    assert torch.equal(got.means, want.means)
+    assert torch.equal(got.variances, want.variances)
 
 
 def test_nothing_at_all():
@@ -402,6 +421,55 @@ def test_claimed_twice_goes_to_the_nearer_prototype():
 def test_the_same_distance_goes_to_the_lower_class():
     features, means = torch.tensor([[0.5]]), torch.tensor([[1.0], [0.0]])
     assert refine_labels(features, torch.tensor([1]), means, 1).tolist() == [0]
+
+
+def corners(size, seed):
+    """Features of which many are equal, and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randint(2, (size, 4), generator=generator).float()
+    return features, torch.randint(-1, 6, (size,), generator=generator)
+
+
+@pytest.mark.parametrize("block", [1, 10**6])
+@pytest.mark.parametrize("k", [1, 7, 60, 300])
+def test_of_equally_near_samples_the_first_are_claimed(k, block, monkeypatch):
+    monkeypatch.setattr(titan, "_DISTANCES", block)
+    features, labels = corners(200, k)
+    means = corners(8, 99)[0]  # whose mean has no digits beyond 1/8
+    counts = torch.tensor([3, 1, 0, 4, 5, 2, 7, 1])
+    got = refine_labels(features, labels, means, k, counts)
+    assert got.tolist() == literal_refinement(features, labels, means, k, counts)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("parts", [2, 3, 7])
+@pytest.mark.parametrize("k", [1, 9, 200])
+def test_parts_find_what_the_whole_does(k, parts, ties, monkeypatch):
+    """Distances to the bit, and of equal ones the first samples, in blocks of other sizes."""
+    features, labels = corners(190, k)
+    means = corners(6, 98)[0]
+    if not ties:
+        generator = torch.Generator().manual_seed(k)
+        features = torch.randn(190, 33, generator=generator)
+        means = torch.randn(6, 33, generator=generator)
+    want_distance, want_rows = titan.nearest_samples(features, labels, means, k)
+    monkeypatch.setattr(titan, "_DISTANCES", 1)
+    found = [
+        titan.nearest_samples(features[part::parts], labels[part::parts], means, k)
+        for part in range(parts)
+    ]
+    missing = [k - distance.shape[1] for distance, _ in found]
+    distance = [pad(d, (0, m), value=math.inf) for (d, _), m in zip(found, missing, strict=True)]
+    rows = [
+        pad(rows * parts + part, (0, missing[part]), value=190)
+        for part, (_, rows) in enumerate(found)
+    ]
+    rows = torch.stack(rows)
+    distance, place = nearest_of_parts(torch.stack(distance), rows, min(k, 190))
+    assert torch.equal(distance, want_distance)
+    rows = rows.transpose(0, 1).flatten(1).gather(1, place)
+    there = distance < math.inf
+    assert torch.equal(rows[there], want_rows[there])
 
 
 def test_a_common_offset_costs_no_digits():
