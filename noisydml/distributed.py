@@ -179,7 +179,12 @@ def broadcast_from_first(tensors: list[Tensor]) -> None:
 
 def take_over_from_first(module: nn.Module) -> None:
     """Give a module the state of rank 0's, as by loading its ``state_dict``; parts stay apart."""
-    if getattr(module, "ranks", 1) > 1:
+    if _in_parts(module):
+        return
+    if any(map(_in_parts, module.modules())):
+        broadcast_from_first([*module.buffers(recurse=False)])
+        for child in module.children():
+            take_over_from_first(child)
         return
     state = module.state_dict()
     names = [name for name, value in state.items() if isinstance(value, Tensor)]
@@ -192,6 +197,10 @@ def take_over_from_first(module: nn.Module) -> None:
             state[name] = mine.new_empty(len(mine), size // len(mine))
     broadcast_from_first([state[name] for name in names])
     module.load_state_dict(state)
+
+
+def _in_parts(module: nn.Module) -> bool:
+    return getattr(module, "ranks", 1) > 1
 
 
 class _GatherRows(torch.autograd.Function):

@@ -237,9 +237,9 @@ class FeatureMemory(AllOrNothing):
         """(M,) bool, which entries hold something."""
         return self.labels != EMPTY
 
-    def labels_of(self, sample_ids: Tensor) -> Tensor:
-        """(B,) of entries written by id, -1 where there is none; of parts all ranks ask alike."""
-        return self._held(sample_ids, self.labels)[0]
+    def labels_of(self, entries: Tensor) -> Tensor:
+        """(B,) labels of some entries; of a memory in parts all ranks ask for the same ones."""
+        return self._held(entries, self.labels)[0]
 
     def first_filled(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         """Copies of the features and labels of a ring; None if it is empty. Asks the host."""
@@ -349,10 +349,19 @@ class FeatureMemory(AllOrNothing):
         distributed.sum_over_ranks(found)  # of which all but one are zeros
         return tuple(found)
 
+    def part_of(self, rows: Tensor, fill: float) -> Tensor:
+        """This rank's of the rows of a whole memory, (N, ...); ``fill`` in what stays empty."""
+        if self.ranks == 1:
+            return rows
+        part = rows.new_full((self.part_size, *rows.shape[1:]), fill)
+        own = rows[self.rank :: self.ranks]
+        part[: len(own)] = own
+        return part
+
     def agree(self) -> None:
         """Raise RuntimeError unless the parts are of one memory; class sums become those of all.
 
-        All ranks call it, before the first step and whenever a state was loaded.
+        All ranks call it: before the first step, whenever a state was loaded, and where they meet.
         """
         reports = distributed.exchange(
             [int(self.total), self.embedding_size or 0], "a part of a memory"
@@ -525,10 +534,7 @@ class FeatureMemory(AllOrNothing):
         if self.ranks > 1 and (kind is None or kind.ndim == 0):  # of the whole memory
             for name, fill in (("features", 0), ("labels", EMPTY), ("sample_ids", EMPTY)):
                 if (rows := state.get(f"{prefix}{name}")) is not None:
-                    part = rows.new_full((self.part_size, *rows.shape[1:]), fill)
-                    own = rows[self.rank :: self.ranks]
-                    part[: len(own)] = own
-                    state[f"{prefix}{name}"] = part
+                    state[f"{prefix}{name}"] = self.part_of(rows, fill)
         features = state.pop(f"{prefix}features", None) if self.widens else None
         if features is not None:
             self._widen(features.shape[1] or None)

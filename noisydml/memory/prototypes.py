@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from noisydml import distributed
 from noisydml.functional import titan
 from noisydml.functional.checks import require_count, require_positive
+from noisydml.functional.neighbors import nearest_of_parts
 from noisydml.functional.products import scaled
 from noisydml.memory.centers import EMPTY
 from noisydml.memory.features import FeatureMemory
@@ -35,6 +37,11 @@ class Prototypes(AllOrNothing):
         memory_size: N, samples of the data set.
         variance_floor: no variance is below this share of what is usual in its dimension.
         by_direction: whether features and means are compared by their :meth:`directions`.
+        shard: whether each rank of ``torch.distributed``, which is initialised by then, holds a
+            part of the memory, of which :class:`~noisydml.memory.FeatureMemory` says more. All
+            else is of all samples, on every rank. All ranks make the same calls of
+            :meth:`remember`, with the same rows, and of :meth:`estimate`, :meth:`refine` and
+            :meth:`refined_labels`, in which they wait for one another.
 
     Attributes:
         memory: the :class:`~noisydml.memory.FeatureMemory`, with the labels as given.
@@ -73,6 +80,7 @@ class Prototypes(AllOrNothing):
         variance_floor: float = 0.1,
         *,
         by_direction: bool = False,
+        shard: bool = False,
     ) -> None:
         super().__init__()
         require_count("num_classes", num_classes)
@@ -80,7 +88,7 @@ class Prototypes(AllOrNothing):
         require_positive("variance_floor", variance_floor)
         self.num_classes, self.variance_floor = num_classes, float(variance_floor)
         self.by_direction = by_direction
-        self.memory = FeatureMemory(memory_size, feature_size, normalize=False)
+        self.memory = FeatureMemory(memory_size, feature_size, normalize=False, shard=shard)
         self.register_buffer("means", torch.zeros(num_classes, feature_size))
         self.register_buffer("variances", torch.ones(num_classes, feature_size))
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
@@ -110,8 +118,11 @@ class Prototypes(AllOrNothing):
 
     def estimate(self) -> None:
         """Means and variances from the memory, with the labels in use."""
-        labels = torch.where(self.refined != EMPTY, self.refined, self.memory.labels)
-        gaussians = titan.class_gaussians(self.memory.features.float(), labels, self.num_classes)
+        refined = self.memory.part_of(self.refined, EMPTY)
+        labels = torch.where(refined != EMPTY, refined, self.memory.labels)
+        sum_parts = self._sum_parts if self.memory.ranks > 1 else None
+        features = self.memory.features.float()
+        gaussians = titan.class_gaussians(features, labels, self.num_classes, sum_parts)
         self.means, variances, self.counts = gaussians
         self.variances = titan.floor_variances(variances, self.counts, self.variance_floor)
 
@@ -120,7 +131,10 @@ class Prototypes(AllOrNothing):
         # Without its id a sample would not be found again.
         given = torch.where(self.memory.sample_ids != EMPTY, self.memory.labels, EMPTY)
         features, means = self._compared(self.memory.features), self._compared(self.means)
-        new = titan.refine_labels(features, given, means, k, self.counts)
+        distance, rows = titan.nearest_samples(features, given, means, k, self.counts)
+        if self.memory.ranks > 1 and k > 0:
+            distance, rows, given = self._of_all_parts(distance, rows, given, k)
+        new = titan.claim(given, distance, rows)
         since = torch.where(new == self.refined, self.refined_in, cycle)
         changed = new != given
         self.refined = torch.where(changed, new, EMPTY)
@@ -134,10 +148,14 @@ class Prototypes(AllOrNothing):
         return torch.where(refined != EMPTY, refined, labels)
 
     def refined_labels(self) -> RefinedLabels:
-        """The samples whose label in use is not the one given; waits for the device."""
+        """The samples whose label in use is not the one given; waits for the device.
+
+        With ``shard`` all ranks call it.
+        """
         ids = (self.refined != EMPTY).nonzero().squeeze(1)
-        columns = (self.memory.labels, self.refined, self.refined_in)
-        return RefinedLabels(ids, *(column.index_select(0, ids) for column in columns))
+        columns = (self.refined, self.refined_in)
+        old = self.memory.labels_of(ids)
+        return RefinedLabels(ids, old, *(column.index_select(0, ids) for column in columns))
 
     def log_density(self, features: Tensor) -> Tensor:
         """(B, C) of (B, D) features; ``-inf`` for classes without a prototype."""
@@ -161,6 +179,44 @@ class Prototypes(AllOrNothing):
     def directions(self, features: Tensor) -> Tensor:
         """(B, D) unit vectors from :attr:`center` to each of the features."""
         return normalize(scaled(features.float() - self.center))
+
+    def _sum_parts(self, tensors: list[Tensor]) -> None:
+        self.memory.agree()  # or raises: nobody adds up alone
+        distributed.sum_over_ranks(tensors)
+
+    def _of_all_parts(
+        self, distance: Tensor, rows: Tensor, given: Tensor, k: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Every class's k nearest samples, from the nearest in this part and in those of others.
+
+        Args:
+            distance: (C, K) of the nearest in this part.
+            rows: (C, K) int64, which of its entries they are.
+            given: (P,) int64, the labels as given of all its entries.
+            k: how many are wanted.
+
+        Returns:
+            (C, K') distances and samples, to the bit those that a whole memory has, and (N,) the
+            given labels of these samples, -1 for all others. Each rank merges what was found for
+            its share of the classes: O(C k) numbers.
+        """
+        memory, classes = self.memory, len(distance)
+        samples = rows * memory.ranks + memory.rank
+        found = torch.stack([samples, given.take(rows)], dim=1)  # (C, 2, K)
+        sizes = [len(range(rank, classes, memory.ranks)) for rank in range(memory.ranks)]
+        memory.agree()  # or raises: nobody waits alone
+        parts = distributed.deal_rows(distance, sizes)  # (R, B, K)
+        samples, labels = distributed.deal_rows(found, sizes).unbind(dim=2)
+        distance, place = nearest_of_parts(parts, samples, k)
+        samples, labels = (
+            each.transpose(0, 1).flatten(1).gather(1, place) for each in (samples, labels)
+        )
+        memory.agree()
+        distance, samples, labels = distributed.gather_rows([distance, samples, labels], sizes)
+        samples = samples.clamp_max(len(memory) - 1)  # what stays empty is at no distance
+        known = torch.full_like(self.refined, EMPTY)
+        known.scatter_reduce_(0, samples.flatten(), labels.flatten(), "amax")
+        return distance, samples, known
 
     def _compared(self, rows: Tensor) -> Tensor:
         """Features or means as they are compared."""

@@ -82,6 +82,9 @@ class PrototypicalMixer(LossWrapper):
         refinement: False keeps all labels as given.
         similarity: False leaves out the wrapped loss after warm-up.
         seed: of the random numbers; None takes ``torch.initial_seed()``.
+        shard: whether each rank of ``torch.distributed`` holds a part of the memory: sample i, or
+            entry i of a ring, is one of rank ``i % R``, of R. Prototypes and labels in use are of
+            all samples, on every rank. It has to be initialised before.
         validate_args: whether values are checked; see :class:`LossWrapper`.
 
     Attributes:
@@ -102,7 +105,8 @@ class PrototypicalMixer(LossWrapper):
 
     Under ``torch.distributed`` memory, prototypes and random numbers are those of one process
     with the concatenated batch. The head has to average its gradients itself: give
-    ``DistributedDataParallel(head)``.
+    ``DistributedDataParallel(head)``. With ``shard`` a cycle begins where all ranks meet: in the
+    first step after the last one is over, or in :meth:`refined_labels` if that is called before.
 
     References:
         Yang et al., Prototypical Mixing and Retrieval-based Refinement for Label Noise-resistant
@@ -147,6 +151,7 @@ class PrototypicalMixer(LossWrapper):
         refinement: bool = True,
         similarity: bool = True,
         seed: int | None = None,
+        shard: bool = False,
         validate_args: bool = True,
     ) -> None:
         loss = pml.supervised_contrastive() if loss is None else loss
@@ -176,8 +181,9 @@ class PrototypicalMixer(LossWrapper):
         require_count("seed", seed, least=0)
         self.head = head
         self.prototypes = Prototypes(
-            num_classes, feature_size, memory_size, variance_floor, by_direction=bool(normalize)
-        )
+            num_classes, feature_size, memory_size, variance_floor,
+            by_direction=bool(normalize), shard=shard,
+        )  # fmt: skip
         self.num_classes, self.feature_size = num_classes, feature_size
         self.warmup, self.cycles, self.max_retrieved = warmup, cycles, max_retrieved
         self.clustering, self.temperature = float(clustering), float(temperature)
@@ -185,7 +191,8 @@ class PrototypicalMixer(LossWrapper):
         self.alpha, self.beta = float(alpha), float(beta)
         self.mixing, self.refinement, self.similarity = mixing, refinement, similarity
         self._width: int | None = None  # of the head, once it has been asked
-        # Steps, samples in this cycle, cycles begun, was end_epoch called, had the last batch ids.
+        # Steps, samples in this cycle, cycles begun, was end_epoch called (1, and 1 more for
+        # each cycle that has yet to begin), had the last batch ids.
         self.counters = Counters(
             seed=int(seed) % 2**63, step=0, seen=0, cycle=0, explicit=0, has_ids=0
         )
@@ -194,16 +201,29 @@ class PrototypicalMixer(LossWrapper):
         """Begin a new cycle: prototypes from the memory, and labels refined by them.
 
         From the first call on no cycle ends by itself. Before the first training step nothing
-        happens. Under ``torch.distributed`` all ranks have to call it.
+        happens. Under ``torch.distributed`` all ranks have to call it; it waits for none of them,
+        and with ``shard`` the cycle begins in the next step.
         """
         self._changes += 1
-        self.counters.set(explicit=1)
-        if self.counters["step"] > 0:
-            self._begin_cycle()
+        self.counters.set(explicit=1 + self._due() + (self.counters["step"] > 0))
+        if self._is_whole():
+            self._begin_due_cycles()
 
     def refined_labels(self) -> RefinedLabels:
-        """The samples whose label in use is not the given one; one synchronisation on CUDA."""
+        """The samples whose label in use is not the given one; one synchronisation on CUDA.
+
+        With ``shard`` all ranks call it: the given label is with the rank that holds the sample.
+        """
+        self._begin_due_cycles()
         return self.prototypes.refined_labels()
+
+    def full_state(self, prefix: str = "") -> dict[str, Tensor]:
+        """What becomes of the state where a cycle has yet to begin; all ranks call it."""
+        if self._due() == 0:
+            return {}
+        self._begin_due_cycles()
+        state: dict[str, Tensor] = self.state_dict(prefix=prefix)
+        return state
 
     def run(self, batch: Batch) -> Tensor:
         if self.training:
@@ -212,6 +232,7 @@ class PrototypicalMixer(LossWrapper):
         return call_loss(self.loss, embed_batch(self.head, batch))
 
     def judge(self, batch: Batch) -> Judgement:
+        self._begin_due_cycles()
         # The features keep their graph, which the clustering loss needs.
         dtype = torch.promote_types(batch.embeddings.dtype, torch.float32)
         features = batch.embeddings.to(dtype)
@@ -265,10 +286,11 @@ class PrototypicalMixer(LossWrapper):
         self.prototypes.remember(features, everyone.labels, ids)
         step, seen = self.counters["step"] + 1, self.counters["seen"] + len(everyone)
         self.counters.set(step=step, seen=seen, has_ids=int(ids is not None))
-        if not self.counters["explicit"] and seen >= len(self.prototypes.memory):
-            self._begin_cycle()
+        if self._is_whole():
+            self._begin_due_cycles()
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
+        self.prototypes.memory.require_ranks()
         require_width(batch, self.feature_size, "feature_size")
         queue = pml.queue_size(list(self._chain())[-1].loss)
         if self.mixing and queue is not None and 2 * len(batch) > queue:
@@ -333,17 +355,29 @@ class PrototypicalMixer(LossWrapper):
         seed, step = self.counters["seed"], self.counters["step"]
         return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
 
+    def _is_whole(self) -> bool:
+        """Whether the memory is, so that a cycle may begin where a rank is alone."""
+        return self.prototypes.memory.ranks == 1
+
+    def _due(self) -> int:
+        """How many cycles have yet to begin."""
+        explicit, seen = self.counters["explicit"], self.counters["seen"]
+        return explicit - 1 if explicit else int(seen >= len(self.prototypes.memory))
+
+    def _begin_due_cycles(self) -> None:
+        for _ in range(self._due()):
+            self._begin_cycle()
+
     def _begin_cycle(self) -> None:
-        cycle = self.counters["cycle"] + 1
-        self.counters.set(cycle=cycle, seen=0)
-        if cycle < self.warmup:
-            return
-        # What begins in inference mode must be good for training, too.
-        with torch.inference_mode(False), torch.no_grad():
-            self.prototypes.estimate()
-            if self.refinement and self.counters["has_ids"]:
-                k = retrieval_number(cycle - self.warmup + 1, self.cycles, self.max_retrieved)
-                self.prototypes.refine(k, cycle)
+        cycle, explicit = self.counters["cycle"] + 1, self.counters["explicit"]
+        if cycle >= self.warmup:
+            # What begins in inference mode must be good for training, too.
+            with torch.inference_mode(False), torch.no_grad():
+                self.prototypes.estimate()
+                if self.refinement and self.counters["has_ids"]:
+                    k = retrieval_number(cycle - self.warmup + 1, self.cycles, self.max_retrieved)
+                    self.prototypes.refine(k, cycle)
+        self.counters.set(cycle=cycle, seen=0, explicit=explicit - (explicit > 1))
 
     def _mixes(self) -> bool:
         return self.counters["cycle"] >= self.warmup

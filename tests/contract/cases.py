@@ -228,6 +228,10 @@ def mixer(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     return PrototypicalMixer(loss, CLASSES, WIDTH, memory_size=SAMPLES, **settings)
 
 
+def sharded_mixer(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
+    return mixer(loss, trusting, shard=True, **settings)
+
+
 def unweighted_mixer(loss: Any, trusting: bool = False, **settings: Any) -> LossWrapper:
     return mixer(loss, trusting, weights=None, **settings)
 
@@ -333,6 +337,7 @@ CASES = {
         nest(ground_truth, gathered, regularized), **FILTERS, **GUIDED_INSIDE
     ),
     "mixer": Case(mixer),
+    "sharded_mixer": Case(sharded_mixer),
     "unweighted_mixer": Case(unweighted_mixer),
     "ground_truth(mixer)": Case(nest(ground_truth, mixer), drops=True),
     "mixer(ground_truth)": Case(nest(mixer, ground_truth), drops=True),

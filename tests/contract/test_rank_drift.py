@@ -22,7 +22,7 @@ from processes import run_ranks
 
 from noisydml import LabelAudit, LossWrapper
 
-SHARDED = ("sharded_knn", "sharded_prism", "sharded_judged")
+SHARDED = ("sharded_knn", "sharded_prism", "sharded_mixer", "sharded_judged")
 STATEFUL = (
     "running_mean", "prism", "knn", "unsized_knn", "small_loss", "super_loss", "mixer",
     "relabeler(knn)", "ground_truth(prism)", "selected(knn)", "confidence(regularized)", "judged",
@@ -54,7 +54,8 @@ def drift(rank: int, world: int) -> dict[Any, Any]:
     for case in SHARDED:  # whose state must be loaded on all ranks: tests/wrappers/test_sharded.py
         results[case, "eval"] = after_a_step_in_eval(case, rank)
     results["judged", "reset"] = after_an_epoch_of_one("judged", rank, "reset")
-    for case in ("sharded_knn", "sharded_judged", "knn", "mixer", "prism(knn)", "judged"):
+    ends_alone = ("sharded_knn", "sharded_mixer", "sharded_judged", "knn", "mixer", "judged")
+    for case in (*ends_alone, "prism(knn)"):
         results[case, "end_epoch"] = after_an_epoch_of_one(case, rank)
     for case in ("confidence(prism)", "ground_truth(confidence(regularized))"):
         results[case, "inner eval"] = after_inner_eval(case, rank)
