@@ -7,8 +7,9 @@ Ranks of gloo, a process each, call a wrapper that remembers with ``shard=True``
 turn by turn on the same rows: 64 a rank, with ids, after an epoch that has filled the memories.
 "held" is what the wrapper keeps on a rank, its index included; "sent" what a rank hands to the
 collectives in a step, counted there, and by the formulas of docs/scale.md; "time" the median time
-of a call with parts over that of one without, around a loss that costs nothing. Ends with an error
-if a decision differs, or the bytes from their formula.
+of a call with parts over that of one without, around a loss that costs nothing. "a cycle": every
+step begins one, with new prototypes and labels; other steps of a PrototypicalMixer do not. Ends
+with an error if a decision differs, or the bytes from their formula.
 
 Then 100 million samples on paper: what a rank holds and sends by the formulas, and how long it
 searches, from a search of ``--part`` features that is measured here and is linear in their number.
@@ -36,14 +37,15 @@ import noisydml
 from noisydml import distributed
 from noisydml.memory import TorchIndex
 
-CLASSES, WIDTH, ROWS, K = 100, 128, 64, 200
+CLASSES, WIDTH, ROWS, K, RETRIEVED = 100, 128, 64, 200, 20
 MANY = 100_000_000
 
 
 class Wrapper(NamedTuple):
     name: str
     make: Callable[..., noisydml.LossWrapper]  # of the number of samples
-    extra: Callable[[int], int] | None  # bytes that a rank sends beyond a whole one's, of all rows
+    # Bytes that a rank sends beyond a whole one's, of the rows of all ranks and their number.
+    extra: Callable[[int, int], int] | None
 
 
 def costs_nothing(embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -69,17 +71,46 @@ def relabeler(samples: int) -> noisydml.LossWrapper:
     return noisydml.MemoryRelabeler(inner, WIDTH, memory_size=samples)
 
 
-def mixer(samples: int) -> noisydml.LossWrapper:
-    return noisydml.PrototypicalMixer(costs_nothing, CLASSES, WIDTH, memory_size=samples)
+class BeginningCycles(noisydml.PrototypicalMixer):
+    """Begins a cycle in every step, once its memory is full."""
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Tensor:
+        memory = self.prototypes.memory
+        if int(memory.total) >= len(memory):
+            self.end_epoch()
+        return super().forward(*arguments, **keywords)
 
 
-def sent_by_knn(rows: int) -> int:
+def mixer(
+    samples: int, kind: Any = noisydml.PrototypicalMixer, **settings: Any
+) -> noisydml.PrototypicalMixer:
+    settings = {"memory_size": samples, "cycles": 1, "max_retrieved": RETRIEVED, **settings}
+    made: noisydml.PrototypicalMixer = kind(costs_nothing, CLASSES, WIDTH, seed=0, **settings)
+    return made
+
+
+def beginning(samples: int, **settings: Any) -> noisydml.PrototypicalMixer:
+    return mixer(samples, BeginningCycles, **settings)
+
+
+def sent_by_knn(rows: int, world: int) -> int:
     # Rows and staleness, whether a search failed; row, label and distance of each neighbour.
     return 2 * EXCHANGE + rows * (20 * K + 4)
 
 
-def sent_by_prism(rows: int) -> int:
+def sent_by_prism(rows: int, world: int) -> int:
     return EXCHANGE + rows * (4 * WIDTH + 8)  # what leaves, and its labels
+
+
+def sent_by_mixer(rows: int, world: int) -> int:
+    return 0
+
+
+def sent_by_a_cycle(rows: int, world: int) -> int:
+    # Counts, sums and squares; distance, row and label of what each class retrieves, from each
+    # part to the rank that merges that class, and from there to all.
+    share = -(-CLASSES // world)
+    return 4 * EXCHANGE + CLASSES * (16 * WIDTH + 8) + 20 * RETRIEVED * (CLASSES + share)
 
 
 WRAPPERS = [
@@ -87,7 +118,8 @@ WRAPPERS = [
     Wrapper("PRISMFilter", prism, sent_by_prism),
     Wrapper("JudgeFilter", judge, None),
     Wrapper("MemoryRelabeler(KNNDenoiser)", relabeler, None),
-    Wrapper("PrototypicalMixer", mixer, None),
+    Wrapper("PrototypicalMixer", mixer, sent_by_mixer),
+    Wrapper("PrototypicalMixer, a cycle", beginning, sent_by_a_cycle),
 ]
 
 
@@ -129,6 +161,14 @@ def make_batch(step: int, samples: int, rank: int, world: int) -> dict[str, Tens
     return {"embeddings": embeddings, "labels": labels[rows], "sample_ids": ids[rows]}
 
 
+def decision_of(wrapper: noisydml.LossWrapper, labels: Tensor) -> Tensor:
+    """The labels in use, -1 for samples that are dropped."""
+    decision = wrapper.decision
+    assert decision is not None
+    in_use = getattr(decision, "labels", None)
+    return torch.where(decision.keep, labels if in_use is None else in_use, -1)
+
+
 def measure(
     wrapper: Wrapper, rank: int, world: int, samples: int, steps: int, counter: Counter
 ) -> dict[str, Any]:
@@ -148,9 +188,9 @@ def measure(
             each(**batch)
             seconds[kind].append(time.perf_counter() - start)
             sent[kind] = counter.sent - before
-        keep = [each.decision.keep for each in kinds.values()]
-        different += int((keep[0] != keep[-1]).sum())
-        dropped += int(keep[0].logical_not().sum())
+        decided = [decision_of(each, batch["labels"]) for each in kinds.values()]
+        different += int((decided[0] != decided[-1]).sum())
+        dropped += int((decided[0] != batch["labels"]).sum())
     times = {kind: statistics.median(found[filling:] or [0]) for kind, found in seconds.items()}
     sizes = {kind: held(each) for kind, each in kinds.items()}
     return {"times": times, "sent": sent, "held": sizes, "different": different, "dropped": dropped}
@@ -177,7 +217,7 @@ def row(wrapper: Wrapper, world: int, by_rank: list[Any]) -> tuple[str, bool]:
     different = sum(result["different"] for result in by_rank)
     if wrapper.extra is None:
         return " | ".join([*numbers, "-", "-", "-", "-", "-", "-"]), False
-    extra = wrapper.extra(ROWS * world) if world > 1 else 0
+    extra = wrapper.extra(ROWS * world, world) if world > 1 else 0
     wrong = different > 0 or first["sent"] != {"whole": whole, "parts": whole + extra}
     ratio = statistics.median(r["times"]["parts"] / r["times"]["whole"] for r in by_rank)
     numbers += [f"{max(result['held']['parts'] for result in by_rank) / 2**20:.2f}"]
@@ -235,7 +275,7 @@ def main() -> None:
     wrong = False
     if not options.only_paper:
         header = ["wrapper", "ranks", "held whole, MiB", "held in parts, MiB", "sent whole"]
-        header += ["sent in parts", "by formula", "other decisions (dropped)", "time"]
+        header += ["sent in parts", "by formula", "other decisions (dropped or relabelled)", "time"]
         print(f"| {' | '.join(header)} |\n|{len(header) * '---|'}")
         for world in [1, 2] if options.short else options.ranks:
             with tempfile.TemporaryDirectory() as folder:
