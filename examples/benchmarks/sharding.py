@@ -8,8 +8,9 @@ turn by turn on the same rows: 64 a rank, with ids, after an epoch that has fill
 "held" is what the wrapper keeps on a rank, its index included; "sent" what a rank hands to the
 collectives in a step, counted there, and by the formulas of docs/scale.md; "time" the median time
 of a call with parts over that of one without, around a loss that costs nothing. "a cycle": every
-step begins one, with new prototypes and labels; other steps of a PrototypicalMixer do not. Ends
-with an error if a decision differs, or the bytes from their formula.
+step begins one, with new prototypes and labels; other steps of a PrototypicalMixer do not. "a
+pass": two steps judge all that has been collected, of which each rank of whole memories judges
+everything. Ends with an error if a decision differs, or the bytes from their formula.
 
 Then 100 million samples on paper: what a rank holds and sends by the formulas, and how long it
 searches, from a search of ``--part`` features that is measured here and is linear in their number.
@@ -46,6 +47,8 @@ class Wrapper(NamedTuple):
     make: Callable[..., noisydml.LossWrapper]  # of the number of samples
     # Bytes that a rank sends beyond a whole one's, of the rows of all ranks and their number.
     extra: Callable[[int, int], int] | None
+    parts: bool = True  # whether there are any
+    steps: int = 1000  # at most
 
 
 def costs_nothing(embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -62,8 +65,23 @@ def knn(samples: int, loss: Any = costs_nothing, **settings: Any) -> noisydml.KN
     return noisydml.KNNDenoiser(loss, **settings)
 
 
-def judge(samples: int) -> noisydml.LossWrapper:
-    return noisydml.JudgeFilter(costs_nothing, dataset_size=samples, embedding_size=WIDTH)
+class JudgingPasses(noisydml.JudgeFilter):
+    """Ends a pass with every step, once its memory is full, and judges all that it holds."""
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Tensor:
+        if int(self.memory.total) >= len(self.memory):
+            self.end_epoch()
+        return super().forward(*arguments, **keywords)
+
+
+def judge(samples: int, kind: Any = noisydml.JudgeFilter, **settings: Any) -> noisydml.JudgeFilter:
+    settings = {"dataset_size": samples, "embedding_size": WIDTH, **settings}
+    made: noisydml.JudgeFilter = kind(costs_nothing, **settings)
+    return made
+
+
+def judging(samples: int, **settings: Any) -> noisydml.JudgeFilter:
+    return judge(samples, JudgingPasses, **settings)
 
 
 def relabeler(samples: int) -> noisydml.LossWrapper:
@@ -102,7 +120,7 @@ def sent_by_prism(rows: int, world: int) -> int:
     return EXCHANGE + rows * (4 * WIDTH + 8)  # what leaves, and its labels
 
 
-def sent_by_mixer(rows: int, world: int) -> int:
+def sent_by_no_step(rows: int, world: int) -> int:
     return 0
 
 
@@ -116,9 +134,10 @@ def sent_by_a_cycle(rows: int, world: int) -> int:
 WRAPPERS = [
     Wrapper("KNNDenoiser", knn, sent_by_knn),
     Wrapper("PRISMFilter", prism, sent_by_prism),
-    Wrapper("JudgeFilter", judge, None),
-    Wrapper("MemoryRelabeler(KNNDenoiser)", relabeler, None),
-    Wrapper("PrototypicalMixer", mixer, sent_by_mixer),
+    Wrapper("JudgeFilter", judge, sent_by_no_step),
+    Wrapper("JudgeFilter, a pass", judging, None, steps=2),
+    Wrapper("MemoryRelabeler(KNNDenoiser)", relabeler, None, parts=False),
+    Wrapper("PrototypicalMixer", mixer, sent_by_no_step),
     Wrapper("PrototypicalMixer, a cycle", beginning, sent_by_a_cycle),
 ]
 
@@ -173,12 +192,12 @@ def measure(
     wrapper: Wrapper, rank: int, world: int, samples: int, steps: int, counter: Counter
 ) -> dict[str, Any]:
     kinds: dict[str, Any] = {"whole": wrapper.make(samples)}
-    if wrapper.extra is not None:
+    if wrapper.parts:
         kinds["parts"] = wrapper.make(samples, shard=True)
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     sent, different, dropped = dict.fromkeys(kinds, 0), 0, 0
     filling = -(-samples // (ROWS * world)) + 1
-    for step in range(filling + (steps if len(kinds) > 1 else 0)):
+    for step in range(filling + (min(steps, wrapper.steps) if len(kinds) > 1 else 0)):
         batch = make_batch(step, samples, rank, world)
         for kind in sorted(kinds, reverse=step % 2 == 0):  # the first call finds colder caches
             each, before = kinds[kind], counter.sent
@@ -215,16 +234,19 @@ def row(wrapper: Wrapper, world: int, by_rank: list[Any]) -> tuple[str, bool]:
     whole = 2 * EXCHANGE + ROWS * (4 * WIDTH + 8 + 8) if world > 1 else 0
     numbers = [f"`{wrapper.name}`", str(world), f"{first['held']['whole'] / 2**20:.2f}"]
     different = sum(result["different"] for result in by_rank)
-    if wrapper.extra is None:
+    if not wrapper.parts:
         return " | ".join([*numbers, "-", "-", "-", "-", "-", "-"]), False
-    extra = wrapper.extra(ROWS * world, world) if world > 1 else 0
-    wrong = different > 0 or first["sent"] != {"whole": whole, "parts": whole + extra}
+    expected = first["sent"]["parts"]
+    if wrapper.extra is not None:
+        expected = whole + (wrapper.extra(ROWS * world, world) if world > 1 else 0)
+    wrong = different > 0 or first["sent"] != {"whole": whole, "parts": expected}
     ratio = statistics.median(r["times"]["parts"] / r["times"]["whole"] for r in by_rank)
     numbers += [f"{max(result['held']['parts'] for result in by_rank) / 2**20:.2f}"]
     numbers += [str(first["sent"][kind]) for kind in ("whole", "parts")]
     dropped = sum(result["dropped"] for result in by_rank)
     decisions = f"{different} ({dropped})"
-    return " | ".join([*numbers, str(whole + extra), decisions, f"{ratio:.2f}"]), wrong
+    formula = "-" if wrapper.extra is None else str(expected)
+    return " | ".join([*numbers, formula, decisions, f"{ratio:.2f}"]), wrong
 
 
 def on_paper(part: int, queries: int, ranks: list[int]) -> None:

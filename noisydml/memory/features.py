@@ -239,6 +239,8 @@ class FeatureMemory(AllOrNothing):
 
     def labels_of(self, entries: Tensor) -> Tensor:
         """(B,) labels of some entries; of a memory in parts all ranks ask for the same ones."""
+        if self.ranks > 1:
+            self.agree()  # or raises: nobody asks alone
         return self._held(entries, self.labels)[0]
 
     def first_filled(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:

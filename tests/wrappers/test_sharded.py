@@ -206,7 +206,8 @@ def messages(rank: int, world: int) -> dict[str, Any]:
 
 
 def judges(features: Tensor, labels: Tensor, own: Tensor, rank: int, note: Any) -> list[Any]:
-    """What a judge of parts says of all samples or the own part; what it refuses changes nothing."""
+    """What a judge of parts says of all samples, or the own part, and what it refuses."""
+    features = features + 4 * torch.eye(WIDTH)[labels]
     wrappers = [judged(shard=True) for _ in range(2)]
     wrappers[0].refresh(features, labels)
     wrappers[1].refresh(features[own], labels[own], own)
@@ -216,13 +217,14 @@ def judges(features: Tensor, labels: Tensor, own: Tensor, rank: int, note: Any) 
     note("judge's widths", lambda: wrappers[0].refresh(features[:, rank:], labels))
     index = FaissIndex("IVF30,Flat")
     fails = judged(shard=True, index=index)
-    note("judge's index", lambda: fails.refresh(features[: 30 + 30], labels[:60]))
+    note("judge's index", lambda: fails.refresh(features[:33], labels[:33]))
     batch = make_batch("without ids", 0)
     note("without ids", lambda: wrappers[0](**batch))
+    states.append(copy.deepcopy(full_state_dict(wrappers[0])))
     audit = LabelAudit(wrappers[0], SAMPLES)
     steps("judged", wrappers[0], rank, 2, range(1))
     audited = audit.result()  # by this rank alone
-    return [*states, copy.deepcopy(full_state_dict(wrappers[0])), audited.score]
+    return [*states, audited.score]
 
 
 def untrainable(rank: int, index: FaissIndex) -> None:
@@ -352,8 +354,9 @@ class TestRefusals:
     def test_a_judge_of_parts_judges_all_samples(self, told: list[Any]) -> None:
         whole = judged()
         features = torch.randn(SAMPLES, WIDTH, generator=torch.Generator().manual_seed(3))
-        whole.refresh(features, torch.arange(SAMPLES) % CLASSES)
-        for state in told[0]["judges"][:2]:
+        labels = torch.arange(SAMPLES) % CLASSES
+        whole.refresh(features + 4 * torch.eye(WIDTH)[labels], labels)
+        for state in told[0]["judges"][:3]:
             assert_same_state(state, whole.state_dict(), ROUNDED["judged"])
         audited = [rank["judges"][3] for rank in told]
         assert audited[0].isfinite().any()
