@@ -29,15 +29,19 @@ import io
 import json
 import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import fields, is_dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[2]
 for folder in ("examples/benchmarks", "examples", ""):
@@ -59,6 +63,7 @@ import train
 from pytorch_metric_learning import losses
 from step_share import Size
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 import noisydml
 
@@ -151,46 +156,48 @@ def quartiles(values: np.ndarray) -> list[float]:
 
 
 def contract(scale: Scale, device: torch.device, seconds: float) -> Iterator[Record]:
-    """The tests, a record for each file; it stops by itself before the time is over."""
-    try:
-        import pytest
-    except ImportError:
+    """The tests, a process and a record for each file; it stops before the time is over."""
+    if find_spec("pytest") is None:
         yield {"skipped": "pytest is not installed"}
         return
     until = time.monotonic() + 0.9 * seconds
-    found: dict[str, Record] = {}
-
-    class Note:
-        def pytest_runtest_logreport(self, report: Any) -> None:
-            file = Path(report.nodeid.split("::")[0]).name
-            row = found.setdefault(file, {"file": file, "passed": 0, "skipped": 0, "failed": []})
-            if report.failed:
-                row["failed"].append(report.nodeid.split("::")[-1])
-                print(report.nodeid, report.longreprtext, sep="\n", file=sys.stderr)
-            elif report.when == "call" or report.skipped:
-                row[report.outcome] += 1
-
-        def pytest_runtest_logfinish(self, nodeid: str) -> None:
-            if time.monotonic() > until:
-                session.append("cut")
-                pytest.exit("the time is over", returncode=0)
-
-    session: list[str] = []
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # whatever else there is of pytest's
     folder = ROOT / "tests" / "contract"
     files = sorted(f for f in folder.glob("test_*.py") if "device: str" in f.read_text())
     files = [folder / "test_gradients.py"] if scale.short else [folder / "test_devices.py", *files]
     only = f"{device.type} and prism" if scale.short else device.type
-    settings = ["-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider", "-q"]
-    for file in files:  # one after another: what has been seen by then is not lost with the rest
-        with contextlib.redirect_stdout(io.StringIO()):
-            code = pytest.main([*settings, "-k", only, str(file)], plugins=[Note()])
-        yield found.get(file.name, {"file": file.name, "passed": 0, "skipped": 0, "failed": []})
-        if session:
-            yield {"cut": f"after {0.9 * seconds:.0f} s of tests"}
-            return
-        if code not in (0, 1):
-            yield {"failed": f"pytest ended with {code!r}"}
+    workers = max(1, min(len(files), (os.cpu_count() or 1) // 2))
+    with ThreadPoolExecutor(workers) as pool, tempfile.TemporaryDirectory() as reports:
+        tests = [pool.submit(tested, file, only, until, Path(reports)) for file in files]
+        yield from (done.result() for done in as_completed(tests))
+
+
+def tested(file: Path, only: str, until: float, reports: Path) -> Record:
+    """What pytest says of the tests of a file whose names have all of some words."""
+    report = reports / f"{file.stem}.xml"
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", "-q"]
+    command += ["-p", "no:cacheprovider", f"--junitxml={report}", "-k", only, str(file)]
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True,
+            timeout=max(until - time.monotonic(), 1), check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        return {"cut": f"{file.name} after {error.timeout:.0f} s"}
+    if done.returncode != 0:
+        print(done.stdout, done.stderr, file=sys.stderr)
+    if not report.exists():
+        return {"failed": f"{file.name}: pytest ended with {done.returncode}"}
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    kinds = [{child.tag for child in case} for case in cases]
+    failed = [
+        str(case.get("name"))
+        for case, kind in zip(cases, kinds, strict=True)
+        if kind & {"failure", "error"}
+    ]
+    skipped = sum("skipped" in kind for kind in kinds)
+    passed = len(cases) - skipped - len(failed)
+    return {"file": file.name, "passed": passed, "skipped": skipped, "failed": failed}
 
 
 def synchronisations(scale: Scale, device: torch.device, _: float) -> Iterator[Record]:
@@ -249,6 +256,18 @@ def called(loss: nn.Module, rows: Tensor, labels: Tensor, ids: Tensor | None = N
     return lambda: loss(rows, labels, **keywords).mean().backward()
 
 
+def work_of(step: Callable[[], object], device: torch.device) -> tuple[int, float]:
+    """How many kernels a step launches, and the milliseconds that the device works on them."""
+    if device.type != "cuda":
+        return 0, 0.0
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        step()
+        synchronize(device)
+    kernels = [e for e in found.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
+    spent = sum(event.self_device_time_total for event in kernels) / 1e3
+    return sum(event.count for event in kernels), spent
+
+
 class Network(nn.Module):
     """A ResNet-50 whose features are those of the data set, and next to nothing of its own."""
 
@@ -279,7 +298,11 @@ class Step:
 
 
 def shares(scale: Scale, device: torch.device, _: float) -> Iterator[Record]:
-    """Of whole steps: (with - without) / with; and the wrapper's own around a free loss."""
+    """Of whole steps: (with - without) / with; and the wrapper's own around a free loss.
+
+    Of these also what the device works, which is less than the step takes: it waits for the host to
+    launch the next kernel.
+    """
     body = guidance_cost.resnet50(scale.sizes[0].width)[:-1]  # each size has a head of its own
     network = Network(body.to(device, memory_format=torch.channels_last))
     for size in scale.sizes:
@@ -312,11 +335,14 @@ def shares(scale: Scale, device: torch.device, _: float) -> Iterator[Record]:
                 )
                 more = (spent["whole"] - spent["plain"]) / spent["whole"]
                 beside = (spent["own"] - spent["free"]) / spent["whole"]
+                kernels, busy = work_of(lambda: alone(ids), device)  # noqa: B023
+                others, idle = work_of(lambda: free(ids), device)  # noqa: B023
+                busy = (busy - idle) / float(np.median(spent["whole"]))
                 yield {
                     "classes": size.classes, "samples": size.samples, "batch": batch,
                     "wrapper": name, "rows": int(step.loss.decision.keep.sum()),
                     "step_ms": quartiles(spent["whole"]), "more": quartiles(more),
-                    "own": quartiles(beside),
+                    "own": quartiles(beside), "kernels": kernels - others, "busy": busy,
                 }  # fmt: skip
 
 
@@ -429,12 +455,12 @@ def omniglot(scale: Scale, device: torch.device, seeds: list[int]) -> Iterator[R
 
 Part = Callable[[Scale, torch.device, float], Iterator[Record]]
 PARTS: dict[str, tuple[Part, float]] = {
-    "contract": (contract, 150),
+    "contract": (contract, 110),
     "synchronisations": (synchronisations, 15),
-    "shares": (shares, 85),
+    "shares": (shares, 90),
     "limits": (limits, 10),
-    "judge": (judge, 70),
-    "tables": (tables, 125),
+    "judge": (judge, 60),
+    "tables": (tables, 170),
 }
 
 

@@ -50,6 +50,8 @@ COLUMNS: dict[str, dict[str, Any]] = {
         "wrapper": lambda r: r["wrapper"],
         "rows": lambda r: r["rows"],
         "step, ms": lambda r: f"{r['step_ms'][1]:.1f}",
+        "kernels": lambda r: r.get("kernels") or "-",
+        "busy, %": lambda r: f"{100 * r['busy']:.2f}" if r.get("kernels") else "-",
         "own, %": lambda r: percent(r["own"]),
         "more, %": lambda r: percent(r["more"]),
     },

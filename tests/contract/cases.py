@@ -502,9 +502,16 @@ def whole_state(wrapper: nn.Module) -> dict[str, Tensor]:
 
 
 def assert_equal(actual: Tensor, expected: Tensor) -> None:
-    """To the bit on the CPU; to rounding on CUDA, where many sums are in no certain order."""
-    exact = {"rtol": 0, "atol": 0} if actual.device.type == "cpu" else {}
-    torch.testing.assert_close(actual, expected, **exact)
+    """To the bit on the CPU; to rounding on CUDA, where many sums are in no certain order.
+
+    That of single precision, in which most of what is kept in double was computed.
+    """
+    if actual.device.type == "cpu":
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    elif actual.dtype == torch.float64:
+        torch.testing.assert_close(actual, expected, rtol=1.3e-6, atol=1e-5)  # as of float32
+    else:
+        torch.testing.assert_close(actual, expected)
 
 
 def assert_same_state(before: dict[str, Tensor], wrapper: nn.Module) -> None:
