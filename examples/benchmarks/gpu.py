@@ -175,7 +175,8 @@ def tested(file: Path, only: str, until: float, reports: Path) -> Record:
     """What pytest says of the tests of a file whose names have all of some words."""
     report = reports / f"{file.stem}.xml"
     command = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", "-q"]
-    command += ["-p", "no:cacheprovider", f"--junitxml={report}", "-k", only, str(file)]
+    command += ["-p", "no:cacheprovider", "-o", "junit_family=xunit1", f"--junitxml={report}"]
+    command += ["-k", only, str(file)]
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     try:
         done = subprocess.run(
