@@ -29,6 +29,7 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,7 +37,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import fields, is_dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -172,11 +173,13 @@ def contract(scale: Scale, device: torch.device, seconds: float) -> Iterator[Rec
 
 
 def tested(file: Path, only: str, until: float, reports: Path) -> Record:
-    """What pytest says of the tests of a file whose names have all of some words."""
+    """What pytest says of the tests of a file whose names have some words, four at a time."""
     report = reports / f"{file.stem}.xml"
     command = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", "-q"]
     command += ["-p", "no:cacheprovider", "-o", "junit_family=xunit1", f"--junitxml={report}"]
     command += ["-k", only, str(file)]
+    if find_spec("xdist"):
+        command += ["-p", "xdist", "-n", "4"]
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     try:
         done = subprocess.run(
@@ -411,47 +414,54 @@ def moved(data: Any, device: torch.device) -> Any:
     return replace(data, **{n: v.to(device) for n, v in values.items() if isinstance(v, Tensor)})
 
 
+SEEDS = (0, 1, 2)
 TABLE = ("plain", "robust", "PRISMFilter", "KNNDenoiser (0.25)", "GroundTruthFilter")
 
 
 def tables(scale: Scale, device: torch.device, _: float) -> Iterator[Record]:
-    """First a seed of Omniglot, then the quickstart, then two seeds more."""
-    yield from omniglot(scale, device, [0])
-    data = moved(quickstart.load_data(0.5, 0), device)
-    for method in quickstart.METHODS[: 2 if scale.short else None]:
-        result = quickstart.train(method, data, scale.epochs or 20, seed=0)
-        yield {
-            "table": "quickstart", "method": result.name, "p_at_1": result.p_at_1[-1],
-            "map_at_r": result.map_at_r[-1], "seconds": result.seconds,
-        }  # fmt: skip
-    yield from omniglot(scale, device, [] if scale.short else [1, 2])
+    """The quickstart and Omniglot, half of the labels wrong at random; some runs at a time."""
+    quick = quickstart.METHODS[: 2 if scale.short else None]
+    runs = [("quickstart", name, 0) for name, _, _ in quick]
+    runs += [("omniglot", method, seed) for seed in ([0] if scale.short else SEEDS)
+             for method in TABLE]  # fmt: skip
+    # This process cannot be forked any more, as it has asked CUDA for its name.
+    context = multiprocessing.get_context("spawn")
+    workers = 1 if scale.short else max(1, min(len(runs), (os.cpu_count() or 1) // 2))
+    with ProcessPoolExecutor(workers, context) as pool:
+        found = [pool.submit(trained, *run, scale.epochs, scale.short, str(device)) for run in runs]
+        yield from (done.result() for done in as_completed(found))
 
 
-def omniglot(scale: Scale, device: torch.device, seeds: list[int]) -> Iterator[Record]:
-    """Half of the labels wrong at random, multi-similarity loss."""
-    recipe = train.RECIPES["omniglot"]
-    with tempfile.TemporaryDirectory() as folder:
+def trained(
+    table: str, method: str, seed: int, epochs: int | None, short: bool, device: str
+) -> Record:
+    """A row of a table."""
+    torch.set_num_threads(1)
+    names = ("p_at_1", "map_at_r")
+    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
+        if table == "quickstart":
+            data = moved(quickstart.load_data(0.5, seed), torch.device(device))
+            named = next(each for each in quickstart.METHODS if each[0] == method)
+            found = quickstart.train(named, data, epochs or 20, seed=seed)
+            scores = {name: getattr(found, name)[-1] for name in names}
+            return {"table": table, "method": method, "seed": seed, **scores}
+        recipe = train.RECIPES["omniglot"]
         path = Path(os.environ.get("NOISYDML_DATA", folder)) / recipe.file
-        if scale.short:
+        if short:
             options = argparse.Namespace()
             train.shorten(options, Path(folder))
             path = options.data
         if not path.exists():
-            yield {"table": "omniglot", "skipped": f"no {recipe.file} in NOISYDML_DATA"}
-            return
+            return {"table": table, "skipped": f"no {recipe.file} in NOISYDML_DATA"}
         images = image_sets.load(path)
-    epochs, steps = (scale.epochs or recipe.epochs), (2 if scale.short else recipe.steps)
-    for seed in seeds:
-        given = moved(image_sets.corrupt(images, "uniform", 0.5, seed), device)
-        for method in TABLE:
-            run = train.Run(
-                "omniglot", path.stem, "multi-similarity", method, "uniform", 0.5, seed,
-                epochs=epochs, steps=steps,
-            )  # fmt: skip
-            result = train.train(run, recipe, moved(images, device), given)
-            names = ("p_at_1", "map_at_r", "seconds")
-            found = {name: result[name] for name in names}
-            yield {"table": "omniglot", "method": method, "seed": seed, **found}
+        given = moved(image_sets.corrupt(images, "uniform", 0.5, seed), torch.device(device))
+        run = train.Run(
+            "omniglot", path.stem, "multi-similarity", method, "uniform", 0.5, seed,
+            epochs=epochs or recipe.epochs, steps=2 if short else recipe.steps,
+        )  # fmt: skip
+        result = train.train(run, recipe, moved(images, torch.device(device)), given)
+        scores = {name: result[name] for name in names}
+        return {"table": table, "method": method, "seed": seed, **scores}
 
 
 Part = Callable[[Scale, torch.device, float], Iterator[Record]]
@@ -471,6 +481,7 @@ PARTS: dict[str, tuple[Part, float]] = {
 def work(name: str, scale: Scale, device_name: str, seconds: float, sender: Any) -> None:
     """In a process of its own: an error or a hang of the device is that part's alone."""
     said = "finished"
+    os.setsid()  # what it starts ends with it
     try:
         torch.manual_seed(0)
         device = torch.device(device_name)
@@ -510,6 +521,8 @@ def supervise(name: str, scale: Scale, device: str, note: Callable[[Record], Non
         else:
             part["records"].append(what)
             note(part)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.join()
     part["seconds"] = round(time.monotonic() - start, 1)

@@ -76,12 +76,13 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "tables": {
         "data": lambda r: r["table"],
         "loss": lambda r: r["method"],
-        "seed": lambda r: r.get("seed", 0),
+        "seed": lambda r: r["seed"],
         "P@1": lambda r: f"{r['p_at_1']:.1f}",
         "MAP@R": lambda r: f"{r['map_at_r']:.1f}",
-        "seconds": lambda r: f"{r['seconds']:.1f}",
     },
 }
+# Records that come as they get done.
+SORTED_BY = {"contract": ("file",), "tables": ("table", "method", "seed")}
 TOLD = ("skipped", "cut", "failed")  # a record of this one name is a sentence, not a row
 
 
@@ -93,6 +94,7 @@ def table(name: str, run: Record) -> str:
     """Markdown of what was measured of a part."""
     part = run.get("parts", {}).get(name, {"records": []})
     rows = [record for record in part["records"] if not told(record)]
+    rows.sort(key=lambda record: [record[key] for key in SORTED_BY.get(name, ())])
     if not rows:
         return "*Not measured: no run of this part is in the repository.*"
     columns = COLUMNS[name]
