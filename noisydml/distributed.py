@@ -231,7 +231,10 @@ class _GatherRows(torch.autograd.Function):
 
 def _bytes(rows: Tensor) -> Tensor:
     """(B, bytes of a row) of a tensor (B, ...)."""
-    return rows.contiguous().reshape(len(rows), math.prod(rows.shape[1:])).view(torch.uint8)
+    rows = rows.contiguous().reshape(len(rows), math.prod(rows.shape[1:]))
+    if rows.stride(1) != 1:  # a single column is contiguous however far apart its rows are
+        rows = rows.clone(memory_format=torch.contiguous_format)
+    return rows.view(torch.uint8)
 
 
 def gather_batch(batch: Batch) -> Batch:

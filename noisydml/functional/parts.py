@@ -16,9 +16,12 @@ class Whole:
 
     Attributes:
         size: number of rows of all ranks.
+        ranks: number of these.
         start: where the rows of this rank begin among them, which stand rank by rank.
         own: the slice of them.
     """
+
+    ranks = 1
 
     def __init__(self, size: int) -> None:
         self.size, self.start = size, 0

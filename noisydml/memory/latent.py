@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from noisydml.functional.judge import leave_one_out_similarity
+from noisydml.functional.parts import Whole
 from noisydml.memory.evidence import (
     Evidence,
     Sample,
@@ -46,8 +47,10 @@ def means(folds: list[list[Setting]]) -> list[Setting]:
 
 
 class _HeldOut(NamedTuple):
-    """How well settings predict labels that have taught nothing."""
+    """How well settings predict labels that have taught nothing; of some samples on each rank."""
 
+    parts: Whole
+    number: int  # of samples on all ranks
     evidence: Evidence
     own: Tensor  # (B, 1) in which column the label of each sample is
     transition: Tensor | None  # (B, K + 1) of true classes to the labels; None: all classes alike
@@ -67,6 +70,12 @@ class _HeldOut(NamedTuple):
         others = (1 - mine) / max(self.evidence.num_classes - 1, 1)
         return nearest, total, mine * (1 - self.rates) + others * self.rates
 
+    def thresholds(self, nearest: Tensor, shares: list[float]) -> Tensor:
+        """(G, S) what the nearest logit of such shares of all samples is below."""
+        if any(shares):
+            nearest = self.parts.everyone(nearest.T).T
+        return thresholds_of_none(nearest, shares)
+
     def values(
         self,
         threshold: Tensor,
@@ -78,7 +87,7 @@ class _HeldOut(NamedTuple):
         """(G, R) mean logarithm of how likely the labels are, some samples of none of them."""
         share = (logit_of_none(nearest, threshold, edge) - total).sigmoid().unsqueeze(2)
         likely = likely * (1 - share) + share / self.evidence.num_classes
-        return likely.clamp_min(1e-12).log().mean(dim=1)
+        return self.parts.total(likely.clamp_min(1e-12).log().sum(dim=1)) / self.number
 
 
 class Fit:
@@ -119,6 +128,7 @@ class Fit:
         generator = torch.Generator().manual_seed(0)
         some = torch.randperm(len(rows), generator=generator, device="cpu")
         rows = rows[some[:ASKED].sort().values.to(rows.device)]
+        self.number_asked = len(rows)
         own = sample.parts.own
         self.asked = rows[(rows >= own.start) & (rows < own.stop)] - own.start
 
@@ -144,15 +154,14 @@ class Fit:
         self.sums = sample.parts.total(self.sums)
         self.lengths = torch.linalg.vector_norm(self.sums, dim=1)
         if self.given is None:
-            evidence = self._evidence_of_all(self.asked, blended)
+            evidence = self._evidence(self.asked, blended)
             setting = self._sought(evidence, blended)
             self.rate = setting.rate
         else:
             setting = self.given[self.round - 1]
-            asked = self.asked[: None if setting.none > 0 else 0]
-            evidence = self._evidence_of_all(asked, blended)
+            evidence = self._evidence(self.asked[: None if setting.none > 0 else 0], blended)
         nearest = nearest_class(evidence.logits([setting]).squeeze(0))
-        threshold = thresholds_of_none(nearest, [setting.none])
+        threshold = thresholds_of_none(sample.parts.everyone(nearest), [setting.none])
         for rows in sample.blocks():
             self.probable[rows] = self._evidence(rows, blended).softmax(setting, threshold)
         for _ in range(_EXPLAINED if self.structured else 1):
@@ -211,52 +220,41 @@ class Fit:
             rest = torch.cat([sample.rest[rows], least], dim=1)
         return Evidence(similarity, votes, rest, sample.num_classes)
 
-    def _evidence_of_all(self, rows: Tensor, blended: bool) -> Evidence:
-        """Of the rows of all ranks."""
-        everyone, found = self.sample.parts.everyone, self._evidence(rows, blended)
-        return Evidence(
-            similarity=everyone(found.similarity),
-            votes=None if found.votes is None else everyone(found.votes),
-            rest=None if found.rest is None else everyone(found.rest),
-            num_classes=found.num_classes,
-        )
-
     def _sought(self, evidence: Evidence, blended: bool) -> Setting:
         """The setting that suits the labels held out."""
-        parts, last = self.sample.parts, self.setting
-        own = parts.everyone(self.sample.own[self.asked].unsqueeze(1))
-        if len(own) == 0:
+        rows, parts, last = self.asked, self.sample.parts, self.setting
+        if self.number_asked == 0:
             return Setting(_TEMPERATURES[-1], 0.0, 0.0, 0.0, self.rate)
-        transition = None
-        if self.structured:
-            transition = parts.everyone(self._transition(self.asked)[:, :-1])
+        own = self.sample.own[rows].unsqueeze(1)
+        transition = self._transition(rows)[:, :-1] if self.structured else None
         begins = self.round == 1 and not self.structured
         rates = self.teaches.new_tensor(_RATES if begins else [self.rate])
-        heldout = _HeldOut(evidence, own, transition, rates)
+        heldout = _HeldOut(parts, self.number_asked, evidence, own, transition, rates)
 
         # The highest first, for of equal ones the first counts.
         temperatures = self._near(_TEMPERATURES, last.temperature)[::-1]
         kappas = self._near(_PARTS, last.part)[::-1] if blended else [0.0]
         tried = [last._replace(temperature=t, part=part) for t in temperatures for part in kappas]
-        many = max(1, _NUMBERS // max(evidence.similarity.numel(), 1))
+        numbers = self.number_asked * evidence.similarity.shape[1] // parts.ranks
+        many = max(1, _NUMBERS // max(numbers, 1))
         edges = _EDGES if last.none > 0 else _EDGES[:1]
         found = []
         for start in range(0, len(tried), many):
             known = heldout.of_classes(tried[start : start + many])
-            threshold = thresholds_of_none(known[0], [last.none])
+            threshold = heldout.thresholds(known[0], [last.none])
             value = [heldout.values(threshold, edge, *known).amax(1) for edge in edges]
             found.append(torch.stack(value))
         best = tried[int(torch.cat(found, dim=1).amax(dim=0).argmax())]
 
         known = heldout.of_classes([best])
         nones, sharp = (0.0, *_NONES * len(_EDGES)), (0.0, *(e for e in _EDGES for _ in _NONES))
-        threshold = thresholds_of_none(known[0], list(nones)).reshape(-1, 1)
+        threshold = heldout.thresholds(known[0], list(nones)).reshape(-1, 1)
         edge = threshold.new_tensor(sharp).unsqueeze(1)
         likely, which = heldout.values(threshold, edge, *known).max(dim=1)
         # What one number more must bring to be significant (a likelihood ratio of 95 %): the share
         # over all labels, and an edge in each part of them.
         likely[1:] -= 2 / parts.size
-        likely[1 + len(_NONES) :] -= 2 / len(own)
+        likely[1 + len(_NONES) :] -= 2 / self.number_asked
         place = int(likely.argmax())
         rate = float(rates[which[place]])
         best = best._replace(none=nones[place], edge=sharp[place], rate=rate)

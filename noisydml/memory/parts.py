@@ -23,6 +23,7 @@ class Parts(Whole):
     def __init__(self, size: int) -> None:
         sizes = self._numbers(size)
         super().__init__(sum(sizes))
+        self.ranks = len(sizes)
         self.start = sum(sizes[: distributed.rank()])
         self.own = slice(self.start, self.start + size)
 
