@@ -13,10 +13,10 @@ from noisydml.distributed import gather_rows
 
 
 def gather_one_row(rank: int, world: int) -> list[Tensor]:
-    """Of all ranks together, with numbers of 8 bytes behind 3 of 4; and a column out of a matrix."""
+    """Of all ranks together, with numbers of 8 bytes behind 3 of 4; and a row, turned."""
     size = 1 - rank
     features, ids = torch.ones(size, 3), torch.full((size, 2), 7)
-    column = torch.arange(12.0).view(3, 4)[:, rank : rank + 1]
+    column = (torch.arange(3.0) + 10 * rank).unsqueeze(0).T
     return [*gather_rows([features, ids], [1, 0]), *gather_rows([column], [3, 3])]
 
 
@@ -25,4 +25,4 @@ def test_a_single_row_may_have_columns_of_any_width(tmp_path: Path) -> None:
     for features, ids, columns in run_ranks(gather_one_row, 2, tmp_path):
         assert features.tolist() == [[1.0, 1.0, 1.0]]
         assert ids.tolist() == [[7, 7]]
-        assert columns.squeeze(1).tolist() == [0, 4, 8, 1, 5, 9]
+        assert columns.squeeze(1).tolist() == [0, 1, 2, 10, 11, 12]
