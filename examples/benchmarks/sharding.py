@@ -1,6 +1,7 @@
 """What memories in parts take, beside whole ones: bytes on a rank, bytes on the wire, and time.
 
     python examples/benchmarks/sharding.py --threads 1
+    python examples/benchmarks/sharding.py --samples 100000 --ranks 2 --only "JudgeFilter, a pass"
     python examples/benchmarks/sharding.py --only-paper --part 1562500 --queries 4096  # on a GPU
 
 Ranks of gloo, a process each, call a wrapper that remembers with ``shard=True`` and one without,
@@ -215,13 +216,19 @@ def measure(
     return {"times": times, "sent": sent, "held": sizes, "different": different, "dropped": dropped}
 
 
-def run_rank(rank: int, world: int, folder: str, threads: int, samples: int, steps: int) -> None:
+def chosen(only: str | None) -> list[Wrapper]:
+    return [wrapper for wrapper in WRAPPERS if only in (None, wrapper.name)]
+
+
+def run_rank(
+    rank: int, world: int, folder: str, threads: int, samples: int, steps: int, only: str | None
+) -> None:
     torch.set_num_threads(threads)
     if world > 1:
         store = f"file://{Path(folder) / 'store'}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     counter = Counter()
-    results = [measure(wrapper, rank, world, samples, steps, counter) for wrapper in WRAPPERS]
+    results = [measure(wrapper, rank, world, samples, steps, counter) for wrapper in chosen(only)]
     torch.save(results, Path(folder) / f"rank{rank}.pt")
     if world > 1:
         dist.barrier()
@@ -286,6 +293,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=20_000)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--only", choices=[wrapper.name for wrapper in WRAPPERS])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--part", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=256)
@@ -301,10 +309,10 @@ def main() -> None:
         print(f"| {' | '.join(header)} |\n|{len(header) * '---|'}")
         for world in [1, 2] if options.short else options.ranks:
             with tempfile.TemporaryDirectory() as folder:
-                arguments = (world, folder, options.threads, samples, steps)
+                arguments = (world, folder, options.threads, samples, steps, options.only)
                 mp.spawn(run_rank, args=arguments, nprocs=world)
                 by_rank = [torch.load(Path(folder) / f"rank{rank}.pt") for rank in range(world)]
-            for i, wrapper in enumerate(WRAPPERS):
+            for i, wrapper in enumerate(chosen(options.only)):
                 line, bad = row(wrapper, world, [results[i] for results in by_rank])
                 print(f"| {line} |", flush=True)
                 wrong |= bad

@@ -48,7 +48,7 @@ class Sample:
         self.features = pad(features, (0, 1), value=_HEIGHT) if self.lifted else features
         self.parts = parts = Whole(len(codes)) if parts is None else parts
         self.codes, self.num_classes = codes, num_classes
-        self.classes = codes.clamp_min(0)
+        self.classes, self.labelled = codes.clamp_min(0), codes >= 0
         self.all_classes = parts.everyone(self.classes)
         weights = trust.masked_fill(codes < 0, 0)
         directions = torch.empty_like(self.features)
@@ -96,7 +96,7 @@ class Sample:
     def _neighbors(
         self, directions: Tensor, k: int, index: str | NeighborIndex | None
     ) -> tuple[Tensor, Tensor]:
-        parts, labelled = self.parts, (self.codes >= 0).nonzero().squeeze(1)
+        parts, labelled = self.parts, self.labelled.nonzero().squeeze(1)
         if index is None:
             index = default_index(parts.size, len(labelled), self.codes.device)
         metric = index.metric if isinstance(index, NeighborIndex) else "cosine"

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from noisydml.functional.judge import Rows, principal_components, shift_to_mean
-from noisydml.functional.parts import Whole
 from noisydml.functional.products import inverse_scale
 from noisydml.memory.evidence import Sample, Setting
 from noisydml.memory.index import Metric, NeighborIndex
@@ -26,8 +25,9 @@ _SHOWN = 8  # neighbours of each sample that are told
 _CROWD = 15  # labels a class, on average, from which on a core says something
 _CLOSE = 0.03  # of what a model predicts better than the classes' sizes do
 _CERTAIN = 0.5  # mean probability of a sample's class, with which nothing hides from the judge
-_TINY = 1e-30
 _AT_ODDS = 0.05  # the least by which the rate of the core must be above that of all
+_TRUSTED = 0.5  # a probability
+_TINY = 1e-30
 
 
 class LabelJudgement(NamedTuple):
@@ -117,147 +117,146 @@ def judge_labels(
         parts = parts_of(len(labels), shard)
         if numbers is None:
             numbers = torch.arange(len(labels), device=labels.device) + parts.start
-        return _judge(
-            features,
-            labels,
-            parts,
-            numbers,
-            trust,
-            k,
-            index,
-            folds,
-            trained,
-            noise_rate,
-            metric,
-            progress,
+        classes = torch.unique(parts.everyone(torch.unique(labels)))
+        classes = classes[classes >= 0]
+        if len(classes) < 2:
+            return _nothing(labels, k, numbers)
+        codes = torch.searchsorted(classes, labels.clamp_min(classes[0])).masked_fill(
+            labels < 0, -1
         )
+        trust = torch.ones_like(labels, dtype=torch.float32) if trust is None else trust.float()
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randperm(parts.size, generator=generator, device="cpu").to(labels.device)
+        fold = drawn[numbers] % FOLDS
+        components = principal_components(features, _WIDTH, parts)
+        largest = components.new_zeros(())
+        if components.numel() > 0:
+            largest = torch.stack(components.aminmax()).abs().amax()
+        components *= inverse_scale(parts.largest(largest))  # of squares none is too large
+        order = codes.argsort(stable=True)
+        columns = (components[order], codes[order], len(classes), trust[order], fold[order])
+        sample = Sample(*columns, k, index, metric, parts)
+        found = _Contest(sample, folds, progress).verdict(trained, noise_rate)
+        return _as_given(sample, found, order, classes, numbers)
 
 
-def _judge(
-    features: Rows,
-    labels: Tensor,
-    parts: Whole,
-    numbers: Tensor,
-    trust: Tensor | None,
-    k: int,
-    index: str | NeighborIndex | None,
-    folds: int | None,
-    trained: bool,
-    noise_rate: float | None,
-    metric: Metric,
-    progress: Callable[[int, int], Any] | None,
-) -> LabelJudgement:
-    device = labels.device
-    classes = torch.unique(parts.everyone(torch.unique(labels)))
-    if len(classes) > 0 and int(classes[0]) < 0:  # -1, the first of them
-        classes = classes[1:]
-    if len(classes) < 2:
-        return _nothing(labels, k, numbers)
-    codes = torch.where(labels < 0, -1, torch.searchsorted(classes, labels.clamp_min(classes[0])))
-    trust = torch.ones_like(labels, dtype=torch.float32) if trust is None else trust.float()
-    order = codes.argsort(stable=True)
-    place = order.argsort()
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randperm(parts.size, generator=generator, device="cpu")
-    folds_of = drawn.to(device)[numbers] % FOLDS
-    components = principal_components(features, _WIDTH, parts)
-    reach = components.new_zeros(())
-    if components.numel() > 0:
-        reach = torch.stack(components.aminmax()).abs().amax()
-    components *= inverse_scale(parts.largest(reach))  # of squares none is too large
-    sample = Sample(
-        components[order],
-        codes[order],
-        len(classes),
-        trust[order],
-        folds_of[order],
-        k,
-        index,
-        metric,
-        parts,
+class _Verdict(NamedTuple):
+    """What the best model says of the samples, in the judge's order."""
+
+    fit: Fit
+    probability: Tensor  # (N,) NaN where nothing can be said
+    score: Tensor
+    rate: float
+    bounds: tuple[float, float]
+    found_by: str
+    structured: bool
+    certainty: float
+
+
+class _Contest:
+    """Four models of how labels come about, of which labels held out say who predicts them best.
+
+    Args:
+        sample: the labelled features.
+        folds: how many fifths of the labels are held out in turn.
+        progress: as of :func:`judge_labels`.
+    """
+
+    models = tuple(
+        (structured, blended) for structured in (False, True) for blended in (False, True)
     )
-    labelled = int(parts.total((sample.weights > 0).sum()))
-    if folds is None:
-        folds = min(FOLDS, max(1, math.ceil(ASKED * FOLDS / max(labelled, 1))))
-    rounds, done = (2 * folds + 1) * (CENTER_ROUNDS + NEIGHBOR_ROUNDS), 0
 
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, rounds)
+    def __init__(
+        self, sample: Sample, folds: int | None, progress: Callable[[int, int], Any] | None
+    ) -> None:
+        self.sample, self.progress = sample, progress
+        self.labels = int(sample.parts.total((sample.weights > 0).sum()))
+        if folds is None:
+            folds = min(FOLDS, max(1, math.ceil(ASKED * FOLDS / max(self.labels, 1))))
+        self.rounds, self.done = (2 * folds + 1) * (CENTER_ROUNDS + NEIGHBOR_ROUNDS), 0
+        self.settings: list[list[list[Setting]]] = [[], []]
+        self._hold_out(folds)
 
-    models = [(structured, blended) for structured in (False, True) for blended in (False, True)]
-    tested = torch.zeros(len(labels), dtype=torch.bool, device=device)
-    heldout = sample.weights.new_zeros(len(models), len(labels))
-    wrong = torch.zeros_like(heldout)
-    settings: list[list[list[Setting]]] = [[], []]
-    for fold in range(folds):
-        test = sample.fold == fold
-        teaches = sample.weights * test.logical_not()
-        for structured in (False, True):
-            fit = Fit(sample, teaches, structured, test)
-            for blended in (False, True):
-                fit.run(blended, tick)
-                m = models.index((structured, blended))
-                heldout[m, test] = fit.likelihood[test]
-                wrong[m, test] = 1 - fit.trust[test]
-            settings[structured].append(fit.settings)
-        known = fit.known
-        del fit  # (N, K) numbers that nobody needs any more
-        tested |= test & known & (sample.weights > 0)
+    def _hold_out(self, folds: int) -> None:
+        """(4, n) log-likelihoods of labels held out by each model, and how likely they are wrong.
 
-    rows = tested.nonzero().squeeze(1)
-    counts = torch.zeros(len(classes), dtype=torch.float64, device=device)
-    counts = parts.total(counts.index_add_(0, sample.classes, sample.weights.double()))
-    base = (counts / counts.sum()).clamp_min(1e-12).log()[sample.codes[rows]]
-    logs = parts.everyone(heldout[:, rows].T).T.double().clamp_min(1e-12).log()
-    wrong, base = parts.everyone(wrong[:, rows].T).T, parts.everyone(base)
-    asked = len(base)
-    n = max(asked, 1)
-    best = int(logs.mean(dim=1).argmax()) if asked > 0 else 0
-    structured, blended = models[best]
+        And (n,) the log-likelihood by the classes' sizes alone.
+        """
+        sample, everyone = self.sample, self.sample.parts.everyone
+        tested = torch.zeros_like(sample.labelled)
+        likelihood = sample.weights.new_zeros(len(self.models), len(tested))
+        wrong = torch.zeros_like(likelihood)
+        for fold in range(folds):
+            test = sample.fold == fold
+            teaches = sample.weights * test.logical_not()
+            for structured in (False, True):
+                fit = Fit(sample, teaches, structured, test)
+                for blended in (False, True):
+                    fit.run(blended, self._tick)
+                    m = self.models.index((structured, blended))
+                    likelihood[m, test] = fit.likelihood[test]
+                    wrong[m, test] = 1 - fit.trust[test]
+                self.settings[structured].append(fit.settings)
+            known = fit.known
+            del fit  # (N, K) numbers that nobody needs any more
+            tested |= test & known & (sample.weights > 0)
+        rows = tested.nonzero().squeeze(1)
+        sizes = sample.weights.new_zeros(sample.num_classes, dtype=torch.float64)
+        sizes.index_add_(0, sample.classes, sample.weights.double())
+        sizes = sample.parts.total(sizes)
+        base = (sizes / sizes.sum()).clamp_min(1e-12).log()[sample.codes[rows]]
+        self.logs = everyone(likelihood[:, rows].T).T.double().clamp_min(1e-12).log()
+        self.wrong, self.base = everyone(wrong[:, rows].T).T, everyone(base)
 
-    def by_all(structured: bool, blended: bool) -> tuple[Fit, float, float, float]:
+    def _tick(self) -> None:
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.rounds)
+
+    def _by_all(self, structured: bool, blended: bool) -> tuple[Fit, float, float, float]:
         """All labels judged by all, the rate that follows, and the rate of the core."""
-        nonlocal rounds
-        rounds = done + CENTER_ROUNDS + NEIGHBOR_ROUNDS * blended
-        fit = Fit(sample, sample.weights, structured, settings=means(settings[structured]))
+        sample, parts = self.sample, self.sample.parts
+        self.rounds = self.done + CENTER_ROUNDS + NEIGHBOR_ROUNDS * blended
+        fit = Fit(sample, sample.weights, structured, settings=means(self.settings[structured]))
         for with_neighbors in (False, True)[: 1 + blended]:
-            fit.run(with_neighbors, tick)
+            fit.run(with_neighbors, self._tick)
         fit.conclude()
-        counted = fit.known & (sample.codes >= 0)
+        counted = fit.known & sample.labelled
         mistrust = parts.total(((1 - fit.trust) * counted).sum())
         mean = float(mistrust / parts.total(counted.sum()).clamp_min(1))
-        if labelled < _CROWD * len(classes):
+        if self.labels < _CROWD * sample.num_classes:
             # A sample's few companions agree more often where its own label is not among theirs.
-            return fit, mean, mean, 2 / math.sqrt(max(labelled, 1))
+            return fit, mean, mean, 2 / math.sqrt(max(self.labels, 1))
         return fit, mean, *fit.core_rate()
 
-    final, rate, core, width = by_all(structured, blended)
-    gain = logs[best] - base
-    close = asked > 0 and bool(
-        logs[best].mean() - logs[2:].mean(dim=1).amax() < _CLOSE * gain.mean()
-    )
-    if not structured and close and core - width > rate + _AT_ODDS:
-        # Labels that are wrong where the features are certain, and no rate that has them: half of
-        # each class in the next looks like features that tell little.
-        structured = True
-        blended = bool(logs[3].mean() > logs[2].mean())
-        final, rate, core, width = by_all(structured, blended)
-    counted = final.known & (sample.codes >= 0)
-    score = torch.where(counted, final.trust.double(), 1.0)
-    certainty = float(parts.everyone(final.most[sample.codes >= 0]).mean())
-
-    learned = asked >= _FEWEST and bool(gain.mean() > 3 * gain.std() / math.sqrt(n))
-    if not learned:
-        rate, bounds, found_by = (
-            math.nan,
-            (0.0, 1.0),
-            "as the features do not tell the labels",
+    def verdict(self, trained: bool, noise_rate: float | None) -> _Verdict:
+        """What the best one says; ``trained`` and ``noise_rate`` as of :func:`judge_labels`."""
+        sample, everyone, logs = self.sample, self.sample.parts.everyone, self.logs
+        asked = len(self.base)
+        best = int(logs.mean(dim=1).argmax()) if asked > 0 else 0
+        structured, blended = self.models[best]
+        fit, rate, core, width = self._by_all(structured, blended)
+        gain = logs[best] - self.base
+        close = asked > 0 and bool(
+            logs[best].mean() - logs[2:].mean(dim=1).amax() < _CLOSE * gain.mean()
         )
-        probability = torch.full_like(score, math.nan)
-    else:
+        if not structured and close and core - width > rate + _AT_ODDS:
+            # Labels that are wrong where the features are certain, and no rate that has them: half
+            # of each class in the next looks like features that tell little.
+            structured = True
+            blended = bool(logs[3].mean() > logs[2].mean())
+            fit, rate, core, width = self._by_all(structured, blended)
+        counted = fit.known & sample.labelled
+        score = torch.where(counted, fit.trust.double(), 1.0)
+        certainty = float(everyone(fit.most[sample.labelled]).mean())
+
+        error = 1 / math.sqrt(max(asked, 1))
+        if asked < _FEWEST or not bool(gain.mean() > 3 * gain.std() * error):
+            nothing, told = (
+                torch.full_like(score, math.nan),
+                "as the features do not tell the labels",
+            )
+            return _Verdict(fit, nothing, score, math.nan, (0.0, 1.0), told, structured, certainty)
         if structured:
             rate = max(rate, core)
         else:  # classes of a few samples have cores that are wrong more often than the rest
@@ -267,39 +266,46 @@ def _judge(
             rate = trained_rate(sample, rate)
         low, high = min(rate, core) - width, max(rate, core) + width
         found_by = f"if wrong labels fall on {_WHERE[structured]}"
-        for m in range(len(models)):  # who predicts about as well may be right about the rate
+        for m in range(len(self.models)):  # who predicts about as well may be right about the rate
             behind = logs[best] - logs[m]
-            if bool(behind.mean() <= 2 * behind.std() / math.sqrt(n)):
-                other = float(wrong[m].mean())
+            if bool(behind.mean() <= 2 * behind.std() * error):
+                other = float(self.wrong[m].mean())
                 low, high = min(low, other), max(high, other)
         bounds = (max(min(low, rate), 0.0), min(max(high, rate), 1.0))
         if noise_rate is not None:
             rate, bounds, found_by = noise_rate, (noise_rate, noise_rate), "as was said"
-        shifted = shift_to_mean(parts.everyone(score), 1 - rate, parts.everyone(counted))
-        score = torch.where(counted, shifted[parts.own], 1.0)
-        probability = score
-    right = parts.everyone(probability.nan_to_num() * counted)
-    kept_share = float(right[right >= 0.5].sum() / right.sum().clamp_min(_TINY))
+        shifted = shift_to_mean(everyone(score), 1 - rate, everyone(counted))[sample.parts.own]
+        score = torch.where(counted, shifted, 1.0)
+        return _Verdict(fit, score, score, rate, bounds, found_by, structured, certainty)
+
+
+def _as_given(
+    sample: Sample, found: _Verdict, order: Tensor, classes: Tensor, numbers: Tensor
+) -> LabelJudgement:
+    """What was found, for the samples in the order in which they were given."""
+    everyone, place = sample.parts.everyone, order.argsort()
+    counted = found.fit.known & sample.labelled
+    right = everyone(found.probability.nan_to_num() * counted)
     labels_of = torch.cat([classes, classes.new_full((1,), -1)])  # -1 is the last
-    numbers = parts.everyone(numbers[order])
+    numbers = everyone(numbers[order])
     copies = numbers[sample.copies]  # one of each group, not yet the first
     first = torch.full_like(numbers, len(numbers))
-    first.scatter_reduce_(0, parts.everyone(copies), numbers, "amin")
+    first.scatter_reduce_(0, everyone(copies), numbers, "amin")
     near = sample.near[:, :_SHOWN]
     return LabelJudgement(
-        score=score[place],
-        probability=probability[place],
-        suggested_labels=labels_of[final.suggested][place],
-        support=final.support.double()[place],
-        noise_rate=rate,
-        noise_rate_bounds=bounds,
-        found_by=found_by,
+        score=found.score[place],
+        probability=found.probability[place],
+        suggested_labels=labels_of[found.fit.suggested][place],
+        support=found.fit.support.double()[place],
+        noise_rate=found.rate,
+        noise_rate_bounds=found.bounds,
+        found_by=found.found_by,
         copies=first[copies][place],
         known=counted[place],
         neighbors=torch.where(near < 0, -1, numbers[near.clamp_min(0)])[place],
-        structured=structured,
-        certainty=certainty,
-        kept_share=kept_share,
+        structured=found.structured,
+        certainty=found.certainty,
+        kept_share=float(right[right >= _TRUSTED].sum() / right.sum().clamp_min(_TINY)),
     )
 
 

@@ -198,7 +198,7 @@ class Fit:
         self.likelihood[rows] = true.sum(dim=1)
         true /= self.likelihood[rows].clamp_min(1e-30).unsqueeze(1)
         own = true.gather(1, sample.own[rows].unsqueeze(1)).squeeze(1)
-        self.trust[rows] = torch.where(self.known[rows] & (sample.codes[rows] >= 0), own, 1.0)
+        self.trust[rows] = torch.where(self.known[rows] & sample.labelled[rows], own, 1.0)
         return true
 
     def _evidence(self, rows: Any, blended: bool) -> Evidence:
@@ -291,7 +291,7 @@ class Fit:
             seen = (pairs[sample.pair[rows]] - mine).clamp_min(0)
             of = (totals[sample.columns[rows]] - mine).clamp_min(0)
             at_random[:, :width] = (seen + _PRIOR * at_random[:, :width]) / (of + _PRIOR)
-        return torch.where((sample.codes[rows] >= 0).unsqueeze(1), at_random, 1.0)
+        return torch.where(sample.labelled[rows].unsqueeze(1), at_random, 1.0)
 
     def conclude(self) -> None:
         """The class that each sample is of, -1 for none of them, and how certain that is."""
@@ -305,7 +305,7 @@ class Fit:
             self.most[rows], column = probable[:, :-2].max(dim=1)
             self.agrees[rows] = column == own
             self.certain[rows] = self.most[rows] / (1 - probable[:, -1])  # if it is of any class
-            distrusted = (self.trust[rows] < 0.5) & (sample.codes[rows] >= 0)
+            distrusted = (self.trust[rows] < 0.5) & sample.labelled[rows]
             others = true.scatter(1, own.unsqueeze(1), -1.0)
             support, column = torch.where(distrusted.unsqueeze(1), others, true).max(dim=1)
             suggested = pad(sample.columns[rows], (0, 2), value=-1).gather(1, column.unsqueeze(1))
@@ -314,7 +314,7 @@ class Fit:
     def core_rate(self) -> tuple[float, float]:
         """Share of wrong labels where the features are certain of the class, and its error."""
         everyone = self.sample.parts.everyone
-        counted = (self.known & (self.sample.codes >= 0)).nonzero().squeeze(1)
+        counted = (self.known & self.sample.labelled).nonzero().squeeze(1)
         most = everyone(self.most[counted])
         if len(most) == 0:
             return 0.0, 1.0

@@ -39,7 +39,7 @@ def trained_rate(sample: Sample, rate: float) -> float:
 
 def core_and_low_ranks(sample: Sample) -> tuple[float, float]:
     """The shares of wrong labels where neighbours agree most, and by low ranks."""
-    labelled = (sample.codes >= 0).nonzero().squeeze(1)
+    labelled = sample.labelled.nonzero().squeeze(1)
     matrix = sample.whitening(sample.weights)
     sums = matrix.new_zeros(sample.num_classes, len(matrix))
     for rows in sample.blocks():
