@@ -121,9 +121,8 @@ def judge_labels(
         classes = classes[classes >= 0]
         if len(classes) < 2:
             return _nothing(labels, k, numbers)
-        codes = torch.searchsorted(classes, labels.clamp_min(classes[0])).masked_fill(
-            labels < 0, -1
-        )
+        codes = torch.searchsorted(classes, labels.clamp_min(classes[0]))
+        codes = codes.masked_fill(labels < 0, -1)
         trust = torch.ones_like(labels, dtype=torch.float32) if trust is None else trust.float()
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randperm(parts.size, generator=generator, device="cpu").to(labels.device)
@@ -134,7 +133,8 @@ def judge_labels(
             largest = torch.stack(components.aminmax()).abs().amax()
         components *= inverse_scale(parts.largest(largest))  # of squares none is too large
         order = codes.argsort(stable=True)
-        columns = (components[order], codes[order], len(classes), trust[order], fold[order])
+        components = components[order]
+        columns = (components, codes[order], len(classes), trust[order], fold[order])
         sample = Sample(*columns, k, index, metric, parts)
         found = _Contest(sample, folds, progress).verdict(trained, noise_rate)
         return _as_given(sample, found, order, classes, numbers)
