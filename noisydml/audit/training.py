@@ -14,12 +14,11 @@ from noisydml.audit.find import find_label_issues
 from noisydml.audit.issues import LabelIssues
 from noisydml.functional.checks import require_count, require_decay, require_number
 from noisydml.memory.features import FeatureMemory, last_of_equals
+from noisydml.memory.latent import TRUSTED
 from noisydml.memory.state import AllOrNothing
 from noisydml.wrappers.base import LossWrapper, is_training_step
 from noisydml.wrappers.checks import in_range, raise_first
 from noisydml.wrappers.decision import Decision
-
-_TRUSTED = 0.5  # labels that are trusted less than this are issues
 
 
 class LabelAudit(AllOrNothing):
@@ -109,7 +108,7 @@ class LabelAudit(AllOrNothing):
         if found is not None:
             return found
         seen = self.judged > 0
-        flagged = seen & (self.trust < _TRUSTED)
+        flagged = seen & (self.trust < TRUSTED)
         order = self.evidence.argsort(stable=True)
         order = order[self.trust[order].argsort(stable=True)]
         suggests = bool((self.suggested >= 0).any())

@@ -13,7 +13,15 @@ from noisydml.functional.judge import Rows, principal_components, shift_to_mean
 from noisydml.functional.products import inverse_scale
 from noisydml.memory.evidence import Sample, Setting
 from noisydml.memory.index import Metric, NeighborIndex
-from noisydml.memory.latent import ASKED, CENTER_ROUNDS, FOLDS, NEIGHBOR_ROUNDS, Fit, means
+from noisydml.memory.latent import (
+    ASKED,
+    CENTER_ROUNDS,
+    FOLDS,
+    NEIGHBOR_ROUNDS,
+    TRUSTED,
+    Fit,
+    means,
+)
 from noisydml.memory.parts import parts_of
 from noisydml.memory.trained import trained_rate
 
@@ -26,7 +34,6 @@ _CROWD = 15  # labels a class, on average, from which on a core says something
 _CLOSE = 0.03  # of what a model predicts better than the classes' sizes do
 _CERTAIN = 0.5  # mean probability of a sample's class, with which nothing hides from the judge
 _AT_ODDS = 0.05  # the least by which the rate of the core must be above that of all
-_TRUSTED = 0.5  # a probability
 _TINY = 1e-30
 
 
@@ -262,7 +269,7 @@ class _Contest:
         else:  # classes of a few samples have cores that are wrong more often than the rest
             rate += min(max(core - width - rate, 0.0), _AT_ODDS)
         rate = min(max(rate, 0.0), 0.99)
-        if trained and structured and certainty < _CERTAIN:
+        if trained and structured and certainty < _CERTAIN and noise_rate is None:
             rate = trained_rate(sample, rate)
         low, high = min(rate, core) - width, max(rate, core) + width
         found_by = f"if wrong labels fall on {_WHERE[structured]}"
@@ -305,7 +312,7 @@ def _as_given(
         neighbors=torch.where(near < 0, -1, numbers[near.clamp_min(0)])[place],
         structured=found.structured,
         certainty=found.certainty,
-        kept_share=float(right[right >= _TRUSTED].sum() / right.sum().clamp_min(_TINY)),
+        kept_share=float(right[right >= TRUSTED].sum() / right.sum().clamp_min(_TINY)),
     )
 
 

@@ -21,6 +21,7 @@ from noisydml.memory.evidence import (
     thresholds_of_none,
 )
 
+TRUSTED = 0.5  # probability of a label, from which on it counts as right
 _NUMBERS = 2**16  # probabilities at once, where settings are compared
 _FLOOR = 0.02  # of a vote, shared by all classes
 _LEAST_TRUST = 0.02  # with which a label counts in the covariance
@@ -305,7 +306,7 @@ class Fit:
             self.most[rows], column = probable[:, :-2].max(dim=1)
             self.agrees[rows] = column == own
             self.certain[rows] = self.most[rows] / (1 - probable[:, -1])  # if it is of any class
-            distrusted = (self.trust[rows] < 0.5) & sample.labelled[rows]
+            distrusted = (self.trust[rows] < TRUSTED) & sample.labelled[rows]
             others = true.scatter(1, own.unsqueeze(1), -1.0)
             support, column = torch.where(distrusted.unsqueeze(1), others, true).max(dim=1)
             suggested = pad(sample.columns[rows], (0, 2), value=-1).gather(1, column.unsqueeze(1))

@@ -17,6 +17,7 @@ from noisydml.functional.products import scaled
 from noisydml.memory.features import FeatureMemory
 from noisydml.memory.index import NeighborIndex
 from noisydml.memory.judge import judge_labels
+from noisydml.memory.latent import TRUSTED
 from noisydml.memory.neighbors import Neighborhood
 from noisydml.memory.state import Counters, overwrite, require_state_in_range
 from noisydml.pml.batch import Batch
@@ -41,7 +42,6 @@ _LOOK = 0.2  # of the data set, after which it is asked whether the features tel
 _TELLING, _KEPT = 0.12, 0.75
 _UNKNOWN = -1.0  # of a probability or rate
 _FEW = 1000  # samples, of which a fifth held out says too little
-_THRESHOLD = 0.5  # of a probability
 # After training on all labels: share of the right ones that is kept, by the judge's own account,
 # from which on dropping pays while the classes of most samples are not told, and the certainty of
 # a class from which on they are. docs/results.md, CIFAR-100, where they are 0.7 to 0.84 and 0.25.
@@ -183,10 +183,10 @@ class JudgeFilter(Filter):
         return self.filtered(
             batch,
             batch,
-            score >= _THRESHOLD,
+            score >= TRUSTED,
             score,
             judged=known,
-            threshold=score.new_full((), _THRESHOLD),
+            threshold=score.new_full((), TRUSTED),
             noise_rate=torch.where(self.noise_rate < 0, math.nan, self.noise_rate),
             suggested_labels=torch.where(known, self.suggested.take(place), batch.labels),
             support=torch.where(known, self.support.take(place), 0.0),
