@@ -130,18 +130,18 @@ class Sample:
         ends = torch.bincount(self.classes).cumsum(0)
         targets = torch.arange(_BLOCK, size + _BLOCK, _BLOCK, device=ends.device).clamp_max(size)
         cuts = torch.unique(ends[torch.searchsorted(ends, targets)]).tolist()
-        occur: list[Tensor] = []
+        self.pairs, occur = 0, [self.classes[:0]]
         for rows in map(slice, [0, *cuts], cuts):
             keys = self.columns[rows] + number * self.classes[rows].unsqueeze(1)
             found, pair = torch.unique(keys, return_inverse=True)
-            self.pair[rows] = (pair + sum(len(keys) for keys in occur)).int()
-            occur.append(found)
-        found = torch.cat(occur or [self.classes])
-        self.pairs = len(found)
+            self.pair[rows] = (pair + self.pairs).int()
+            self.pairs += len(found)
+            if shared(self.parts):
+                occur.append(found)
         if shared(self.parts):  # the same pair may occur on several ranks
-            everywhere = torch.unique(self.parts.everyone(found))
-            place = torch.searchsorted(everywhere, found).int()
-            self.pair = place[self.pair.long()]
+            here = torch.cat(occur)
+            everywhere = torch.unique(self.parts.everyone(here))
+            self.pair = torch.searchsorted(everywhere, here).int()[self.pair.long()]
             self.pairs = len(everywhere)
         # In which column each neighbour votes; one more for a class that is no candidate.
         self.ballot = torch.empty_like(self.near, dtype=torch.uint8)
