@@ -10,6 +10,7 @@ import pytest
 import torch
 from processes import run_ranks
 from pytorch_metric_learning import losses
+from shared_batches import BATCH, CLASSES, SAMPLES, WIDTH, corners, drawn, share
 from torch import Tensor
 
 from noisydml import (
@@ -24,7 +25,6 @@ from noisydml import (
 from noisydml.distributed import full_state_dict
 from noisydml.memory.index import FaissIndex
 
-SAMPLES, WIDTH, CLASSES, BATCH = 61, 8, 5, 26
 STEPS, MORE = 9, 5
 
 
@@ -87,25 +87,11 @@ ROUNDED = {"in a mixer": 1e-6, "judged": 0.02}
 
 
 def make_batch(name: str, step: int) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(step)
-    ids = torch.randperm(SAMPLES, generator=generator)[:BATCH]
-    true = ids % CLASSES
-    centers = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(99))
-    embeddings = centers[true] + 0.7 * torch.randn(BATCH, WIDTH, generator=generator)
+    embeddings, labels, ids = drawn(step, spread=0.7)
     if name.startswith("ties"):  # 16 directions in all, of all labels, and one of each length
-        corners = torch.tensor([[(i >> bit) & 1 for bit in range(4)] for i in range(16)])
-        embeddings = torch.nn.functional.pad(corners[ids % 16].float() + 1, (0, WIDTH - 4))
-    labels = torch.where(ids % 3 == 0, (true + 1) % CLASSES, true)
+        embeddings = torch.nn.functional.pad(corners(ids) + 1, (0, WIDTH - 4))
     batch = {"embeddings": embeddings, "labels": labels}
     return {**batch, "sample_ids": ids} if MAKE[name][1] else batch
-
-
-def share(step: int, rank: int, world: int) -> slice:
-    """Uneven; the last rank has none in every fifth step."""
-    ends = [BATCH * r * (r + 1) // (world * (world + 1)) for r in range(world + 1)]
-    if step % 5 == 3 and world > 1:
-        ends[-2] = BATCH
-    return slice(ends[rank], ends[rank + 1])
 
 
 def steps(name: str, wrapper: LossWrapper, rank: int, world: int, which: range) -> list[Any]:

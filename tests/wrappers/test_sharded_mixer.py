@@ -11,13 +11,13 @@ import pytest
 import torch
 from processes import run_ranks
 from pytorch_metric_learning import losses
+from shared_batches import CLASSES, SAMPLES, WIDTH, corners, drawn, share
 from torch import Tensor
 
 from noisydml import GatheredLoss, KNNDenoiser, PrototypicalMixer, distributed
 from noisydml.distributed import full_state_dict
 from noisydml.memory import FeatureMemory, Prototypes
 
-SAMPLES, WIDTH, CLASSES, BATCH = 61, 8, 5, 26
 STEPS, MORE = 11, 6  # a cycle is over, and the next one has yet to begin, after 3, 6, 9, 12 steps
 
 
@@ -49,29 +49,15 @@ MAKE: dict[str, Callable[..., PrototypicalMixer]] = {
 
 
 def make_batch(name: str, step: int) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(step)
-    ids = torch.randperm(SAMPLES, generator=generator)[:BATCH]
-    true = ids % CLASSES
-    centers = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(99))
-    embeddings = centers[true] + 0.4 * torch.randn(BATCH, WIDTH, generator=generator)
+    embeddings, labels, ids = drawn(step, spread=0.4)
     if name.startswith("ties"):  # the corners of a cube, of all labels
-        corners = torch.tensor([[(i >> bit) & 1 for bit in range(4)] for i in range(16)])
-        embeddings = torch.nn.functional.pad(corners[ids % 16].float(), (0, WIDTH - 4), value=1.0)
-    labels = torch.where(ids % 3 == 0, (true + 1) % CLASSES, true)
+        embeddings = torch.nn.functional.pad(corners(ids), (0, WIDTH - 4), value=1.0)
     if name == "classes of one rank":  # 0, 1 and 2 of rank 0, 3 and 4 of rank 1, of two
         labels = torch.where(ids % 2 == 0, ids // 2 % 3, 3 + ids // 2 % 2)
     if name == "few samples":
         ids = ids % 7
     batch = {"embeddings": embeddings, "labels": labels % (1 if name == "one class" else CLASSES)}
     return batch if name == "without ids" else {**batch, "sample_ids": ids}
-
-
-def share(step: int, rank: int, world: int) -> slice:
-    """Uneven; the last rank has none in every fifth step."""
-    ends = [BATCH * r * (r + 1) // (world * (world + 1)) for r in range(world + 1)]
-    if step % 5 == 3 and world > 1:
-        ends[-2] = BATCH
-    return slice(ends[rank], ends[rank + 1])
 
 
 def steps(name: str, wrapper: PrototypicalMixer, rank: int, world: int, which: range) -> list[Any]:
