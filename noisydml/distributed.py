@@ -164,6 +164,10 @@ def full_state_dict(module: nn.Module) -> dict[str, Any]:
         >>> full_state_dict(loss_fn)["memory.features"].shape
         torch.Size([10, 4])
     """
+    for part in module.modules():
+        catch_up = getattr(part, "catch_up", None)  # on what is over, where all ranks meet
+        if catch_up is not None:
+            catch_up()
     state = dict(module.state_dict())
     for name, part in module.named_modules():
         if hasattr(part, "full_state"):

@@ -29,6 +29,14 @@ def run_ranks(train: Callable[..., Any], world: int, folder: Path, *arguments: A
     return [torch.load(_result(folder, rank), weights_only=False) for rank in range(world)]
 
 
+def run_resumed(
+    resume: Callable[..., Any], world: int, folder: Path, states: dict[str, Any]
+) -> list[Any]:
+    """What ``resume(rank, world, path)`` returned on each rank, with the states in a file there."""
+    torch.save(states, folder / "saved.pt")
+    return run_ranks(resume, world, folder, str(folder / "saved.pt"))
+
+
 def _rank(
     rank: int, world: int, folder: str, file: str, name: str, arguments: tuple[Any, ...]
 ) -> None:

@@ -78,8 +78,7 @@ def principal_components(features: Rows, number: int, parts: Whole | None = None
 
     basis = None
     if width > number and parts.size > 0:
-        leading = _leading(centred, (width, number), parts, mean.device)
-        basis = parts.first(leading)
+        basis = parts.first(_leading(centred, width, number, parts, mean.device))
     components = mean.new_empty(size, min(width, number))
     for rows, block in centred():
         components[rows] = block if basis is None else block @ basis
@@ -88,12 +87,12 @@ def principal_components(features: Rows, number: int, parts: Whole | None = None
 
 def _leading(
     blocks: Callable[[], Iterator[tuple[slice, Tensor]]],
-    shape: tuple[int, int],
+    width: int,
+    number: int,
     parts: Whole,
     device: torch.device,
 ) -> Tensor:
     """(D, number) the directions in which centred rows vary most."""
-    width, number = shape
     generator = torch.Generator().manual_seed(0)
     shape = width, min(number + _SPARE, width)
     start = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)

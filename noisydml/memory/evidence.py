@@ -18,7 +18,6 @@ from noisydml.functional.neighbors import neighbor_weights
 from noisydml.functional.parts import Whole
 from noisydml.memory.index import Metric, NeighborIndex, TorchIndex
 from noisydml.memory.neighbors import Neighborhood, default_index
-from noisydml.memory.parts import shared
 from noisydml.memory.sharded import ShardedNeighborhood
 
 _ALL, _SOME = 128, 64  # classes that a sample is compared with: all, or the nearest of more
@@ -100,8 +99,10 @@ class Sample:
         if index is None:
             index = default_index(parts.size, len(labelled), self.codes.device)
         metric = index.metric if isinstance(index, NeighborIndex) else "cosine"
-        hood = ShardedNeighborhood(index, metric) if shared(parts) else Neighborhood(index, metric)
-        hood.build(directions, self.codes, start=parts.start)
+        hood = Neighborhood(index, metric)
+        if parts.ranks > 1:
+            hood = ShardedNeighborhood(index, metric, parts.start)
+        hood.build(directions, self.codes)
         width = min(k, hood.size)
         distance = directions.new_empty(len(self.codes), width)
         near = torch.empty_like(distance, dtype=torch.int32)
@@ -110,7 +111,7 @@ class Sample:
             distance[rows], position, _ = hood.neighbors(
                 directions[rows], self.codes[rows], k, entries[rows]
             )
-            if not shared(parts):
+            if parts.ranks == 1:
                 position = torch.where(position < 0, -1, labelled[position.clamp_min(0)])
             near[rows] = position.int()
         return distance, near
@@ -136,9 +137,9 @@ class Sample:
             found, pair = torch.unique(keys, return_inverse=True)
             self.pair[rows] = (pair + self.pairs).int()
             self.pairs += len(found)
-            if shared(self.parts):
+            if self.parts.ranks > 1:
                 occur.append(found)
-        if shared(self.parts):  # the same pair may occur on several ranks
+        if self.parts.ranks > 1:  # the same pair may occur on several ranks
             here = torch.cat(occur)
             everywhere = torch.unique(self.parts.everyone(here))
             self.pair = torch.searchsorted(everywhere, here).int()[self.pair.long()]

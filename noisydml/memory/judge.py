@@ -141,8 +141,17 @@ def judge_labels(
         components *= inverse_scale(parts.largest(largest))  # of squares none is too large
         order = codes.argsort(stable=True)
         components = components[order]
-        columns = (components, codes[order], len(classes), trust[order], fold[order])
-        sample = Sample(*columns, k, index, metric, parts)
+        sample = Sample(
+            components,
+            codes[order],
+            len(classes),
+            trust[order],
+            fold[order],
+            k,
+            index,
+            metric,
+            parts,
+        )
         found = _Contest(sample, folds, progress).verdict(trained, noise_rate)
         return _as_given(sample, found, order, classes, numbers)
 
@@ -151,9 +160,8 @@ class _Verdict(NamedTuple):
     """What the best model says of the samples, in the judge's order."""
 
     fit: Fit
-    probability: Tensor  # (N,) NaN where nothing can be said
-    score: Tensor
-    rate: float
+    score: Tensor  # (N,)
+    rate: float  # NaN where nothing can be said
     bounds: tuple[float, float]
     found_by: str
     structured: bool
@@ -185,9 +193,10 @@ class _Contest:
         self._hold_out(folds)
 
     def _hold_out(self, folds: int) -> None:
-        """(4, n) log-likelihoods of labels held out by each model, and how likely they are wrong.
+        """Find how well each model predicts n labels held out, and the settings that it does with.
 
-        And (n,) the log-likelihood by the classes' sizes alone.
+        ``logs`` are (4, n) log-likelihoods, ``wrong`` (4, n) how likely the labels are wrong, and
+        ``base`` (n,) the log-likelihoods by the classes' sizes alone.
         """
         sample, everyone = self.sample, self.sample.parts.everyone
         tested = torch.zeros_like(sample.labelled)
@@ -259,11 +268,8 @@ class _Contest:
 
         error = 1 / math.sqrt(max(asked, 1))
         if asked < _FEWEST or not bool(gain.mean() > 3 * gain.std() * error):
-            nothing, told = (
-                torch.full_like(score, math.nan),
-                "as the features do not tell the labels",
-            )
-            return _Verdict(fit, nothing, score, math.nan, (0.0, 1.0), told, structured, certainty)
+            told = "as the features do not tell the labels"
+            return _Verdict(fit, score, math.nan, (0.0, 1.0), told, structured, certainty)
         if structured:
             rate = max(rate, core)
         else:  # classes of a few samples have cores that are wrong more often than the rest
@@ -283,7 +289,7 @@ class _Contest:
             rate, bounds, found_by = noise_rate, (noise_rate, noise_rate), "as was said"
         shifted = shift_to_mean(everyone(score), 1 - rate, everyone(counted))[sample.parts.own]
         score = torch.where(counted, shifted, 1.0)
-        return _Verdict(fit, score, score, rate, bounds, found_by, structured, certainty)
+        return _Verdict(fit, score, rate, bounds, found_by, structured, certainty)
 
 
 def _as_given(
@@ -292,7 +298,9 @@ def _as_given(
     """What was found, for the samples in the order in which they were given."""
     everyone, place = sample.parts.everyone, order.argsort()
     counted = found.fit.known & sample.labelled
-    right = everyone(found.probability.nan_to_num() * counted)
+    said = math.isfinite(found.rate)
+    probability = found.score if said else torch.full_like(found.score, math.nan)
+    right = everyone(probability.nan_to_num() * counted)
     labels_of = torch.cat([classes, classes.new_full((1,), -1)])  # -1 is the last
     numbers = everyone(numbers[order])
     copies = numbers[sample.copies]  # one of each group, not yet the first
@@ -301,7 +309,7 @@ def _as_given(
     near = sample.near[:, :_SHOWN]
     return LabelJudgement(
         score=found.score[place],
-        probability=found.probability[place],
+        probability=probability[place],
         suggested_labels=labels_of[found.fit.suggested][place],
         support=found.fit.support.double()[place],
         noise_rate=found.rate,

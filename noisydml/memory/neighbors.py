@@ -65,16 +65,11 @@ class Neighborhood:
         self.size = self.class_size = 0
 
     def build(
-        self,
-        features: Tensor,
-        labels: Tensor,
-        frame: tuple[Tensor, Tensor] | None = None,
-        start: int | None = None,
+        self, features: Tensor, labels: Tensor, frame: tuple[Tensor, Tensor] | None = None
     ) -> None:
         """Take (N, D) features and their (N,) labels; rows with a negative label are left out.
 
-        ``frame`` is what the index takes with them; ``start`` is for who has a part of them. Asks
-        the host.
+        ``frame`` is what the index takes with them. Asks the host.
         """
         rows = (labels >= 0).nonzero().squeeze(1)
         self.labels = labels.index_select(0, rows)

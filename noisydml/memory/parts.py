@@ -74,8 +74,3 @@ class Parts(Whole):
 def parts_of(size: int, shard: bool) -> Whole:
     """Of a set of rows that ranks share, or of one that this process has for itself."""
     return Parts(size) if shard and distributed.world_size() > 1 else Whole(size)
-
-
-def shared(parts: Whole) -> bool:
-    """Whether other ranks may have rows of the set."""
-    return isinstance(parts, Parts)

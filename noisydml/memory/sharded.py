@@ -9,7 +9,7 @@ from torch import Tensor
 
 from noisydml import distributed
 from noisydml.functional.neighbors import nearest_of_parts
-from noisydml.memory.index import frame_of
+from noisydml.memory.index import Metric, NeighborIndex, frame_of
 from noisydml.memory.neighbors import Neighborhood
 
 _CONTIGUOUS = torch.contiguous_format
@@ -20,27 +20,33 @@ class ShardedNeighborhood(Neighborhood):
 
     :meth:`build` and what asks are called by all ranks. ``size`` and ``class_size`` are those of
     the whole set, ``labels`` those of this part.
+
+    Args:
+        index: as of :class:`Neighborhood`.
+        metric: likewise.
+        start: the entry of this rank's first row, where those of a rank stand together.
     """
 
-    def build(
-        self,
-        features: Tensor,
-        labels: Tensor,
-        frame: tuple[Tensor, Tensor] | None = None,
-        start: int | None = None,
-    ) -> None:
-        """Take this rank's (N, D) features and (N,) labels; negative labels are left out.
+    start: int | None = None
 
-        ``start`` is the entry of its first row, where those of a rank stand together.
-        """
+    def __init__(
+        self, index: str | NeighborIndex | None, metric: Metric, start: int | None = None
+    ) -> None:
+        super().__init__(index, metric)
+        self.start = start
+
+    def build(
+        self, features: Tensor, labels: Tensor, frame: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        """Take this rank's (N, D) features and (N,) labels; negative labels are left out."""
         if self.metric == "euclidean":
             frame = frame_of(features[labels >= 0], of_all_ranks=True)
         with distributed.together():
             super().build(features, labels, frame)
         ranks, rank = distributed.world_size(), distributed.rank()
         rows = (labels >= 0).nonzero().squeeze(1)
-        self._start, self._step = (rank, ranks) if start is None else (start, 1)
-        self._entry = self._start + rows * self._step
+        self._first, self._step = (rank, ranks) if self.start is None else (self.start, 1)
+        self._entry = self._first + rows * self._step
         reports = distributed.exchange([len(self._classes)], "a part of a memory")
         sizes = [size for (size,) in reports]
         classes, counts = distributed.gather_rows([self._classes, self._counts], sizes)
@@ -120,9 +126,9 @@ class ShardedNeighborhood(Neighborhood):
 
     def _here(self, entries: Tensor) -> Tensor:
         """Which row of this rank each entry is, -1 for one of another rank, or an entry of -1."""
-        row = (entries - self._start).div(self._step, rounding_mode="floor")
+        row = (entries - self._first).div(self._step, rounding_mode="floor")
         here = (entries >= 0) & (row >= 0) & (row < len(self._row))
-        return torch.where(here & (row * self._step + self._start == entries), row, -1)
+        return torch.where(here & (row * self._step + self._first == entries), row, -1)
 
     def labels_at(self, position: Tensor) -> Tensor:
         return self._at(self.labels, position)

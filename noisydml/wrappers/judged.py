@@ -165,7 +165,7 @@ class JudgeFilter(Filter):
         return _COLLECTING if self.start == "judge" else _TRAINING
 
     def judge(self, batch: Batch) -> Judgement:
-        self._catch_up()
+        self.catch_up()
         everyone = gather_batch(batch.judged().to(torch.float32))  # collected, not judged
         rows = everyone.without_synthetic()
         memo = rows, self._pass_begins_again(rows)
@@ -206,7 +206,7 @@ class JudgeFilter(Filter):
         if len(rows) + (0 if again else before) >= len(self.memory):
             self._end_pass()
         if self.memory.ranks == 1:
-            self._catch_up()
+            self.catch_up()
 
     def end_epoch(self) -> None:
         """Judge what has been collected, now.
@@ -218,15 +218,7 @@ class JudgeFilter(Filter):
         self._changes += 1
         self._end_pass()
         if self.memory.ranks == 1:
-            self._catch_up()
-
-    def full_state(self, prefix: str = "") -> dict[str, Any]:
-        """What becomes of the state where a pass has yet to be judged; all ranks call it."""
-        if self.counters["seen"] < len(self.memory):
-            return {}
-        self._catch_up()
-        state: dict[str, Any] = self.state_dict(prefix=prefix)
-        return state
+            self.catch_up()
 
     def _end_pass(self) -> None:
         """What has been collected is to be judged, of which as many samples seen tell."""
@@ -235,7 +227,7 @@ class JudgeFilter(Filter):
         self.reference.copy_from(self.memory)
         self.counters.set(seen=len(self.memory))
 
-    def _catch_up(self) -> None:
+    def catch_up(self) -> None:
         """Judge a pass that is over, or look at one that begins; ranks with parts do so together.
 
         They meet here, where a batch is judged: one whose loss fails never comes to ``commit``.

@@ -207,23 +207,15 @@ class PrototypicalMixer(LossWrapper):
         self._changes += 1
         self.counters.set(explicit=1 + self._due() + (self.counters["step"] > 0))
         if self._is_whole():
-            self._begin_due_cycles()
+            self.catch_up()
 
     def refined_labels(self) -> RefinedLabels:
         """The samples whose label in use is not the given one; one synchronisation on CUDA.
 
         With ``shard`` all ranks call it: the given label is with the rank that holds the sample.
         """
-        self._begin_due_cycles()
+        self.catch_up()
         return self.prototypes.refined_labels()
-
-    def full_state(self, prefix: str = "") -> dict[str, Tensor]:
-        """What becomes of the state where a cycle has yet to begin; all ranks call it."""
-        if self._due() == 0:
-            return {}
-        self._begin_due_cycles()
-        state: dict[str, Tensor] = self.state_dict(prefix=prefix)
-        return state
 
     def run(self, batch: Batch) -> Tensor:
         if self.training:
@@ -232,7 +224,7 @@ class PrototypicalMixer(LossWrapper):
         return call_loss(self.loss, embed_batch(self.head, batch))
 
     def judge(self, batch: Batch) -> Judgement:
-        self._begin_due_cycles()
+        self.catch_up()
         # The features keep their graph, which the clustering loss needs.
         dtype = torch.promote_types(batch.embeddings.dtype, torch.float32)
         features = batch.embeddings.to(dtype)
@@ -287,7 +279,7 @@ class PrototypicalMixer(LossWrapper):
         step, seen = self.counters["step"] + 1, self.counters["seen"] + len(everyone)
         self.counters.set(step=step, seen=seen, has_ids=int(ids is not None))
         if self._is_whole():
-            self._begin_due_cycles()
+            self.catch_up()
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
         self.prototypes.memory.require_ranks()
@@ -364,7 +356,8 @@ class PrototypicalMixer(LossWrapper):
         explicit, seen = self.counters["explicit"], self.counters["seen"]
         return explicit - 1 if explicit else int(seen >= len(self.prototypes.memory))
 
-    def _begin_due_cycles(self) -> None:
+    def catch_up(self) -> None:
+        """Begin the cycles that have yet to begin; ranks with parts do so together."""
         for _ in range(self._due()):
             self._begin_cycle()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import run_ranks
+from processes import run_ranks, run_resumed
 from pytorch_metric_learning import losses
 from shared_batches import BATCH, CLASSES, SAMPLES, WIDTH, corners, drawn, share
 from torch import Tensor
@@ -288,9 +288,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory, two: list[Any]) -> list[Any]:
     """Going on from what two ranks have saved."""
-    folder = tmp_path_factory.mktemp("four")
-    torch.save({name: state for name, (_, state, _) in two[0].items()}, folder / "saved.pt")
-    return run_ranks(resume, 4, folder, str(folder / "saved.pt"))
+    states = {name: state for name, (_, state, _) in two[0].items()}
+    return run_resumed(resume, 4, tmp_path_factory.mktemp("four"), states)
 
 
 @pytest.fixture(scope="module")

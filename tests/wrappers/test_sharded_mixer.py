@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import run_ranks
+from processes import run_ranks, run_resumed
 from pytorch_metric_learning import losses
 from shared_batches import CLASSES, SAMPLES, WIDTH, corners, drawn, share
 from torch import Tensor
@@ -172,17 +172,15 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory, two: list[Any]) -> list[Any]:
     """Going on from what two ranks have saved."""
-    folder = tmp_path_factory.mktemp("four")
-    torch.save({name: found[1] for name, found in two[0].items()}, folder / "saved.pt")
-    return run_ranks(resume, 4, folder, str(folder / "saved.pt"))
+    states = {name: found[1] for name, found in two[0].items()}
+    return run_resumed(resume, 4, tmp_path_factory.mktemp("four"), states)
 
 
 @pytest.fixture(scope="module")
 def two_after_one(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """Going on from what one process has saved."""
-    folder = tmp_path_factory.mktemp("two_after_one")
-    torch.save({name: one_process(name)[1] for name in MAKE}, folder / "saved.pt")
-    return run_ranks(resume, 2, folder, str(folder / "saved.pt"))
+    states = {name: one_process(name)[1] for name in MAKE}
+    return run_resumed(resume, 2, tmp_path_factory.mktemp("two_after_one"), states)
 
 
 @pytest.mark.slow
