@@ -50,6 +50,7 @@ class Wrapper(NamedTuple):
     extra: Callable[[int, int], int] | None
     parts: bool = True  # whether there are any
     steps: int = 1000  # at most
+    ends: bool = False  # whether an epoch ends before every step, once the memories are full
 
 
 def costs_nothing(embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -66,23 +67,9 @@ def knn(samples: int, loss: Any = costs_nothing, **settings: Any) -> noisydml.KN
     return noisydml.KNNDenoiser(loss, **settings)
 
 
-class JudgingPasses(noisydml.JudgeFilter):
-    """Ends a pass with every step, once its memory is full, and judges all that it holds."""
-
-    def forward(self, *arguments: Any, **keywords: Any) -> Tensor:
-        if int(self.memory.total) >= len(self.memory):
-            self.end_epoch()
-        return super().forward(*arguments, **keywords)
-
-
-def judge(samples: int, kind: Any = noisydml.JudgeFilter, **settings: Any) -> noisydml.JudgeFilter:
+def judge(samples: int, **settings: Any) -> noisydml.LossWrapper:
     settings = {"dataset_size": samples, "embedding_size": WIDTH, **settings}
-    made: noisydml.JudgeFilter = kind(costs_nothing, **settings)
-    return made
-
-
-def judging(samples: int, **settings: Any) -> noisydml.JudgeFilter:
-    return judge(samples, JudgingPasses, **settings)
+    return noisydml.JudgeFilter(costs_nothing, **settings)
 
 
 def relabeler(samples: int) -> noisydml.LossWrapper:
@@ -90,26 +77,9 @@ def relabeler(samples: int) -> noisydml.LossWrapper:
     return noisydml.MemoryRelabeler(inner, WIDTH, memory_size=samples)
 
 
-class BeginningCycles(noisydml.PrototypicalMixer):
-    """Begins a cycle in every step, once its memory is full."""
-
-    def forward(self, *arguments: Any, **keywords: Any) -> Tensor:
-        memory = self.prototypes.memory
-        if int(memory.total) >= len(memory):
-            self.end_epoch()
-        return super().forward(*arguments, **keywords)
-
-
-def mixer(
-    samples: int, kind: Any = noisydml.PrototypicalMixer, **settings: Any
-) -> noisydml.PrototypicalMixer:
+def mixer(samples: int, **settings: Any) -> noisydml.LossWrapper:
     settings = {"memory_size": samples, "cycles": 1, "max_retrieved": RETRIEVED, **settings}
-    made: noisydml.PrototypicalMixer = kind(costs_nothing, CLASSES, WIDTH, seed=0, **settings)
-    return made
-
-
-def beginning(samples: int, **settings: Any) -> noisydml.PrototypicalMixer:
-    return mixer(samples, BeginningCycles, **settings)
+    return noisydml.PrototypicalMixer(costs_nothing, CLASSES, WIDTH, seed=0, **settings)
 
 
 def sent_by_knn(rows: int, world: int) -> int:
@@ -136,10 +106,10 @@ WRAPPERS = [
     Wrapper("KNNDenoiser", knn, sent_by_knn),
     Wrapper("PRISMFilter", prism, sent_by_prism),
     Wrapper("JudgeFilter", judge, sent_by_no_step),
-    Wrapper("JudgeFilter, a pass", judging, None, steps=2),
+    Wrapper("JudgeFilter, a pass", judge, None, steps=2, ends=True),
     Wrapper("MemoryRelabeler(KNNDenoiser)", relabeler, None, parts=False),
     Wrapper("PrototypicalMixer", mixer, sent_by_no_step),
-    Wrapper("PrototypicalMixer, a cycle", beginning, sent_by_a_cycle),
+    Wrapper("PrototypicalMixer, a cycle", mixer, sent_by_a_cycle, ends=True),
 ]
 
 
@@ -205,6 +175,8 @@ def measure(
             if world > 1:
                 dist.barrier()
             start = time.perf_counter()
+            if wrapper.ends and step * ROWS * world >= samples:
+                each.end_epoch()
             each(**batch)
             seconds[kind].append(time.perf_counter() - start)
             sent[kind] = counter.sent - before
