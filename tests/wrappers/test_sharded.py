@@ -385,7 +385,13 @@ def test_what_needs_all_entries_is_refused() -> None:
 
 
 def test_ranks_that_came_later_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for wrapper in (knn(pairs(), shard=True), prism(pairs(), noise_rate=0.3, shard=True)):
+    wrappers = [
+        knn(pairs(), shard=True),
+        prism(pairs(), noise_rate=0.3, shard=True),
+        judged(shard=True),
+        PrototypicalMixer(None, CLASSES, WIDTH, memory_size=SAMPLES, shard=True),
+    ]
+    for wrapper in wrappers:
         before = copy.deepcopy(wrapper.state_dict())
         with monkeypatch.context() as patch:
             patch.setattr("noisydml.memory.features._place", lambda shard: (1, 2))

@@ -379,18 +379,6 @@ def test_what_a_cycle_sends(tmp_path_factory: pytest.TempPathFactory) -> None:
         assert begins["parts"] == begins["whole"] + cycle
 
 
-def test_ranks_that_came_later_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrapper = mixer(shard=True)
-    before = copy.deepcopy(wrapper.state_dict())
-    with monkeypatch.context() as patch:
-        patch.setattr("noisydml.memory.features._place", lambda shard: (1, 2))
-        patch.setattr(wrapper, "_trains", lambda: False)  # there is nobody to agree with
-        with pytest.raises(RuntimeError, match=r"after torch.distributed is init"):
-            wrapper(**make_batch("directions", 0))
-    for name, value in wrapper.state_dict().items():
-        assert torch.equal(value, before[name])
-
-
 def test_one_rank_may_end_an_epoch_and_save_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both are without a collective: there is no process group here."""
     monkeypatch.setattr(
