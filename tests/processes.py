@@ -37,6 +37,15 @@ def run_resumed(
     return run_ranks(resume, world, folder, str(folder / "saved.pt"))
 
 
+def message(call: Callable[[], object]) -> str:
+    """What this rank is told."""
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
 def _rank(
     rank: int, world: int, folder: str, file: str, name: str, arguments: tuple[Any, ...]
 ) -> None:

@@ -18,7 +18,7 @@ from contract.cases import (
     spy,
     whole_state,
 )
-from processes import run_ranks
+from processes import message, run_ranks
 
 from noisydml import LabelAudit, LossWrapper
 
@@ -33,14 +33,6 @@ FAILURES: dict[str, Callable[[], Exception]] = {
 }
 
 pytestmark = pytest.mark.slow
-
-
-def message(call: Callable[[], object]) -> str:
-    try:
-        call()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
 
 
 def drift(rank: int, world: int) -> dict[Any, Any]:

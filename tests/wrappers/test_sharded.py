@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import run_ranks, run_resumed
+from processes import message, run_ranks, run_resumed
 from pytorch_metric_learning import losses
 from shared_batches import BATCH, CLASSES, SAMPLES, WIDTH, corners, drawn, share
 from torch import Tensor
@@ -132,11 +132,7 @@ def messages(rank: int, world: int) -> dict[str, Any]:
     told: dict[str, Any] = {}
 
     def note(name: str, call: Callable[[], object]) -> None:
-        try:
-            call()
-            told[name] = "no error"
-        except Exception as error:
-            told[name] = f"{type(error).__name__}: {error}"
+        told[name] = message(call)
 
     features = torch.randn(SAMPLES, WIDTH, generator=torch.Generator().manual_seed(3))
     labels = torch.arange(SAMPLES) % CLASSES

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import run_ranks, run_resumed
+from processes import message, run_ranks, run_resumed
 from pytorch_metric_learning import losses
 from shared_batches import CLASSES, SAMPLES, WIDTH, corners, drawn, share
 from torch import Tensor
@@ -234,11 +234,7 @@ def messages(rank: int, world: int) -> dict[str, Any]:
         return embeddings.square().sum(dim=1)
 
     def note(name: str, call: Callable[[], object]) -> None:
-        try:
-            call()
-            told[name] = "no error"
-        except Exception as error:
-            told[name] = f"{type(error).__name__}: {error}"
+        told[name] = message(call)
 
     def go_on(wrapper: PrototypicalMixer, step: int) -> list[Any]:
         return steps("directions", wrapper, rank, world, range(step, step + 1))
