@@ -421,12 +421,12 @@ TABLE = ("plain", "robust", "PRISMFilter", "KNNDenoiser (0.25)", "GroundTruthFil
 def tables(scale: Scale, device: torch.device, _: float) -> Iterator[Record]:
     """The quickstart and Omniglot, half of the labels wrong at random; some runs at a time."""
     quick = quickstart.METHODS[: 2 if scale.short else None]
-    runs = [("quickstart", name, 0) for name, _, _ in quick]
-    runs += [("omniglot", method, seed) for seed in ([0] if scale.short else SEEDS)
-             for method in TABLE]  # fmt: skip
+    runs = [("omniglot", method, seed) for seed in ([0] if scale.short else SEEDS)
+            for method in TABLE]  # fmt: skip
+    runs += [("quickstart", name, 0) for name, _, _ in quick]
     # This process cannot be forked any more, as it has asked CUDA for its name.
     context = multiprocessing.get_context("spawn")
-    workers = 1 if scale.short else max(1, min(len(runs), (os.cpu_count() or 1) // 2))
+    workers = 1 if scale.short else max(1, min(len(runs), (os.cpu_count() or 1) - 2))
     with ProcessPoolExecutor(workers, context) as pool:
         found = [pool.submit(trained, *run, scale.epochs, scale.short, str(device)) for run in runs]
         yield from (done.result() for done in as_completed(found))
