@@ -226,8 +226,11 @@ METHODS: dict[str, Method] = {
     "TITAN (normalize=False)": titan(normalize=False),
     "robust": Method(robust_loss),
     "robust (judged start)": Method(robust_loss, start="features"),
+    "robust (judged start), threshold 0.5": Method(
+        lambda s: JudgeFilter(s.loss(), dataset_size=s.size, threshold=0.5), start="features"
+    ),
     "robust (judged start), relabelled": Method(
-        lambda s: JudgeRelabeler(s.loss(), dataset_size=s.size), start="features"
+        lambda s: JudgeRelabeler(s.loss(), dataset_size=s.size, threshold=0.5), start="features"
     ),
     "robust (trained start)": Method(lambda s: robust_loss(s, start="train")),
 }

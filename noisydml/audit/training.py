@@ -27,7 +27,8 @@ class LabelAudit(AllOrNothing):
     It hooks itself onto the wrapper: the training loop stays as it is, but must pass
     ``sample_ids``. Whenever a sample has been judged, its trust
     :math:`t \leftarrow d\, t + (1 - d)\, w` moves towards the weight w that the wrapper gave it
-    (0 if it was dropped); the first judgement sets it. What nobody could judge
+    (0 if it was dropped), or to the probability that its label is right where the decision has
+    one; the first judgement sets it. What nobody could judge
     (``decision.judged``: in warm-up, of a class never seen, in eval mode) does not count.
 
     Args:
@@ -175,7 +176,8 @@ class LabelAudit(AllOrNothing):
             raise ValueError("LabelAudit needs sample_ids in every call of the wrapper it audits")
         labels = args[1] if len(args) > 1 else kwargs["labels"]
         device = decision.keep.device
-        weight = torch.where(decision.judged, decision.weight.clamp(0, 1).double(), math.nan)
+        trust = decision.weight if decision.probability is None else decision.probability
+        weight = torch.where(decision.judged, trust.clamp(0, 1).double(), math.nan)
         none = torch.full_like(weight, -1)
         said = (decision.suggested_labels, decision.score, decision.support)
         suggested, score, support = (none if value is None else value for value in said)

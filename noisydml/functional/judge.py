@@ -360,3 +360,32 @@ def shift_to_mean(probability: Tensor, mean: float, weights: Tensor) -> Tensor:
         low, high = torch.where(above, low, middle), torch.where(above, middle, high)
     shifted: Tensor = (logit + low).sigmoid()
     return shifted
+
+
+def strict_threshold(probability: Tensor, kept: float, least: float, most: float) -> Tensor:
+    """The highest threshold at which a share of the right labels is kept.
+
+    A sample counts with the probability that its label is right, so that this share is expected,
+    not known.
+
+    Args:
+        probability: (N,) floating point in ``[0, 1]``.
+        kept: the share of their sum that those at or above the threshold have at least, in
+            ``(0, 1]``.
+        least: what the threshold is not below, even if less is kept then.
+        most: what it is not above.
+
+    Returns:
+        0-dim, of the dtype of the probabilities; ``least`` where there are none.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional.judge import strict_threshold
+        >>> probability = torch.tensor([0.9, 0.9, 0.7, 0.6, 0.1], dtype=torch.float64)
+        >>> [strict_threshold(probability, kept, 0.5, 0.8).item() for kept in (0.5, 0.75, 1)]
+        [0.8, 0.7, 0.5]
+    """
+    ordered = probability.sort(descending=True).values
+    right = ordered.cumsum(dim=0)
+    highest = torch.where(right >= kept * right[-1:], ordered, least)
+    return torch.nn.functional.pad(highest, (0, 1), value=least).amax().clamp(least, most)

@@ -35,6 +35,8 @@ class Decision:
             could judge (in warm-up, before there is a reference, of a class never seen) are kept,
             which is no evidence that their labels are right. Rows that a wrapper has made up are
             no samples, and never count as judged. Every sample, unless a wrapper says otherwise.
+        probability: (B,) float in [0, 1], that the label is right, NaN for a sample that was not
+            judged. None where the method has none.
     """
 
     keep: Tensor
@@ -46,6 +48,7 @@ class Decision:
     support: Tensor | None = None
     runner_up: Tensor | None = None
     judged: Tensor = None  # type: ignore[assignment]
+    probability: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.judged is None:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from noisydml import pml
 from noisydml.distributed import gather_batch, together
-from noisydml.functional.checks import require_choice, require_count
+from noisydml.functional.checks import require_choice, require_count, require_number
+from noisydml.functional.judge import strict_threshold
 from noisydml.functional.products import scaled
 from noisydml.memory.features import FeatureMemory
 from noisydml.memory.index import NeighborIndex
@@ -42,9 +43,10 @@ _LOOK = 0.2  # of the data set, after which it is asked whether the features tel
 _TELLING, _KEPT = 0.12, 0.75
 _UNKNOWN = -1.0  # of a probability or rate
 _FEW = 1000  # samples, of which a fifth held out says too little
-# After training on all labels: share of the right ones that is kept, by the judge's own account,
-# from which on dropping pays while the classes of most samples are not told, and the certainty of
-# a class from which on they are. docs/results.md, CIFAR-100, where they are 0.7 to 0.84 and 0.25.
+# Share of the right labels that is to be kept, by the judge's own account, with a strict threshold
+# as after training on all labels, where dropping pays from it on while the classes of most samples
+# are not told; and the certainty of a class from which on they are. docs/results.md, CIFAR-100,
+# where they are 0.7 to 0.84 and 0.25.
 _WORTH, _TOLD = 0.85, 0.5
 _TINY = 1e-30
 _BLOCK = 65_536  # features that a batch is compared with at once
@@ -57,6 +59,9 @@ class JudgeFilter(Filter):
     (:func:`noisydml.memory.judge.judge_labels`) says of every sample how likely its label is
     right, and how many are wrong. In the next pass those of a probability below one half are left
     out. No noise rate is asked for; where the features do not tell the labels, nobody is dropped.
+    Where the untrained features told them, a label has to be more certain, since a wrong one does
+    more harm than a right one does good: ``threshold``, or as much as leaves 85 % of the right
+    labels, by the judge's own account.
 
     A pretrained network should not be trained on labels that nobody has judged: an epoch on wrong
     ones costs more than later filtering brings back. Call :meth:`refresh` with its features before
@@ -76,6 +81,8 @@ class JudgeFilter(Filter):
             that is loaded in place, tensor by tensor, needs it.
         num_classes: number of classes, C, if labels beyond it are to be refused.
         start: ``"judge"``, or ``"train"`` to train on all labels in the first pass.
+        threshold: probability that a label is right, below which its sample is left out, in
+            ``[0.5, 1)``, as far as that goes: see above.
         k: number of neighbours that the judge asks.
         index: how they are searched; see :class:`KNNDenoiser`.
         shard: whether each rank of ``torch.distributed`` holds a part of the features: sample i is
@@ -89,6 +96,7 @@ class JudgeFilter(Filter):
         probability: (N,) float64, of each entry of ``reference``; -1 where it was not judged.
         noise_rate: 0-dim float64, the estimated share of wrong labels; -1 where nothing can be
             said, for which the decision has NaN.
+        current_threshold: 0-dim float64, the probability below which a sample is left out now.
 
     Forward:
         As every wrapper. With ``sample_ids`` (in every batch or in none) a sample is looked up by
@@ -124,6 +132,7 @@ class JudgeFilter(Filter):
     suggested: Tensor
     support: Tensor
     noise_rate: Tensor
+    current_threshold: Tensor
 
     def __init__(
         self,
@@ -133,6 +142,7 @@ class JudgeFilter(Filter):
         embedding_size: int | None = None,
         num_classes: int | None = None,
         start: Start = "judge",
+        threshold: float = 0.8,  # docs/robust.md has the table
         k: int = 50,
         index: str | NeighborIndex | None = None,
         shard: bool = False,
@@ -140,6 +150,9 @@ class JudgeFilter(Filter):
     ) -> None:
         super().__init__(loss, validate_args=validate_args)
         require_choice("start", start, get_args(Start))
+        require_number("threshold", threshold)
+        if not TRUSTED <= threshold < 1:
+            raise ValueError(f"threshold must be in [{TRUSTED}, 1), got {threshold}")
         require_count("k", k)
         if num_classes is not None:
             require_count("num_classes", num_classes)
@@ -149,6 +162,7 @@ class JudgeFilter(Filter):
         self.reference = FeatureMemory(dataset_size, embedding_size, **settings)
         self.num_classes = num_classes
         self.start = start
+        self.threshold = float(threshold)
         self.k = k
         self.index = index
         unknown = torch.full((dataset_size,), _UNKNOWN, dtype=torch.float64)
@@ -158,6 +172,8 @@ class JudgeFilter(Filter):
         self.register_buffer("suggested", torch.full((dataset_size,), -1))
         self.register_buffer("support", torch.zeros(dataset_size, dtype=torch.float64))
         self.register_buffer("noise_rate", torch.full((), _UNKNOWN, dtype=torch.float64))
+        least = torch.full((), TRUSTED, dtype=torch.float64)
+        self.register_buffer("current_threshold", least)
         self.counters = Counters(seen=0, ids=0, looked=0, told=0, phase=self._first_phase)
 
     @property
@@ -183,10 +199,11 @@ class JudgeFilter(Filter):
         return self.filtered(
             batch,
             batch,
-            score >= TRUSTED,
+            score >= self.current_threshold,
             score,
             judged=known,
-            threshold=score.new_full((), TRUSTED),
+            threshold=self.current_threshold.clone(),
+            probability=torch.where(known, probability, math.nan),
             noise_rate=torch.where(self.noise_rate < 0, math.nan, self.noise_rate),
             suggested_labels=torch.where(known, self.suggested.take(place), batch.labels),
             support=torch.where(known, self.support.take(place), 0.0),
@@ -282,6 +299,7 @@ class JudgeFilter(Filter):
             memory.reset()
         for buffer in (self.probability, self.first_probability, self.noise_rate):
             buffer.fill_(_UNKNOWN)
+        self.current_threshold.fill_(TRUSTED)
         self.judged_labels.fill_(-1)
         self.suggested.fill_(-1)
         self.support.zero_()
@@ -297,6 +315,7 @@ class JudgeFilter(Filter):
             **dict.fromkeys(labels, (-1, stop)),
             "counters.phase": (_COLLECTING, _JUDGING + 1),
             "counters.told": (0, 2),
+            "current_threshold": (TRUSTED, 1),
         }
         for name, (least, end) in limits.items():
             require_state_in_range(f"{prefix}{name}", state.get(f"{prefix}{name}"), least, end)
@@ -321,7 +340,8 @@ class JudgeFilter(Filter):
         return f"{doing}, waiting for {missing:,} of {size:,} samples"
 
     def extra_repr(self) -> str:
-        settings = f"dataset_size={len(self.memory)}, start={self.start!r}, k={self.k}"
+        size, start, threshold = len(self.memory), self.start, self.threshold
+        settings = f"dataset_size={size}, {start=!r}, {threshold=}, k={self.k}"
         return ", ".join(filter(None, [settings, self.status()]))
 
     def _unjudged(self, batch: Batch, entry: Tensor) -> Tensor:
@@ -424,6 +444,9 @@ class JudgeFilter(Filter):
             # A sampler may leave samples out of a pass: what was said of them stands.
             probability = torch.where(labels < 0, self.probability, probability)
         overwrite(self.probability, probability)
+        said, most = probability[probability >= 0], self.threshold
+        most = most if self.counters["told"] else TRUSTED
+        overwrite(self.current_threshold, strict_threshold(said, _WORTH, TRUSTED, most))
         overwrite(self.suggested, torch.where(judged, suggested, self.suggested))
         overwrite(self.support, torch.where(judged, support, self.support))
         overwrite(self.judged_labels, torch.where(labels >= 0, labels, self.judged_labels))

@@ -1,5 +1,7 @@
 """The judge's mathematics against slow literal forms."""
 
+import math
+
 import pytest
 import torch
 from sklearn.decomposition import PCA
@@ -9,7 +11,7 @@ from noisydml.functional import (
     principal_components,
     within_class_whitening,
 )
-from noisydml.functional.judge import shift_to_mean
+from noisydml.functional.judge import shift_to_mean, strict_threshold
 
 
 def test_principal_components_are_those_of_scikit_learn() -> None:
@@ -81,3 +83,24 @@ def test_shift_has_the_mean_and_keeps_the_order(mean: float) -> None:
     weighted = (shifted * weights).sum() / weights.double().sum()
     torch.testing.assert_close(weighted.item(), mean, rtol=0, atol=1e-6)
     assert torch.equal(shifted.argsort(), probability.argsort())
+
+
+@pytest.mark.parametrize("kept", [0.2, 0.7, 0.85, 1.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_strict_threshold_is_the_highest_that_keeps_enough(kept: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    probability = torch.rand(50, generator=generator, dtype=torch.float64)
+    probability[::7] = probability[3]  # some are equal
+    right = math.fsum(probability.tolist())
+    candidates = [0.5, 0.8, *(p for p in probability.tolist() if 0.5 <= p <= 0.8)]
+    enough = [
+        t
+        for t in candidates
+        if math.fsum(p for p in probability.tolist() if p >= t) >= (kept - 1e-12) * right
+    ]
+    expected = max(enough, default=0.5)
+    assert strict_threshold(probability, kept, 0.5, 0.8).item() == expected
+
+
+def test_strict_threshold_of_nothing_is_the_least() -> None:
+    assert strict_threshold(torch.zeros(0), 0.85, 0.5, 0.8).item() == 0.5

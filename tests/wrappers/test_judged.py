@@ -181,3 +181,83 @@ def test_a_loss_that_compares_distances_is_judged_by_distances() -> None:
     loss_fn.refresh(embeddings, labels)
     loss_fn(embeddings, labels, sample_ids=torch.arange(600))
     assert (loss_fn.decision.keep.numpy() == (given.labels == true)).mean() > 0.98
+
+
+def unclear(size: int = 600, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features of overlapping classes, given labels, of which 0.3 are wrong, and true ones."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.arange(5).repeat(size // 5)
+    centers = 1.3 * torch.eye(5, WIDTH)
+    features = centers[truth] + 0.6 * torch.randn(size, WIDTH, generator=generator)
+    other = (truth + torch.randint(1, 5, (size,), generator=generator)) % 5
+    wrong = torch.rand(size, generator=generator) < 0.3
+    return features, torch.where(wrong, other, truth), truth
+
+
+def refreshed(features: torch.Tensor, labels: torch.Tensor, **settings: float) -> JudgeFilter:
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=len(labels), **settings)
+    loss_fn.refresh(features, labels)
+    loss_fn(features, labels, sample_ids=torch.arange(len(labels)))
+    return loss_fn
+
+
+def test_where_the_untrained_features_told_a_label_has_to_be_more_certain() -> None:
+    features, labels, truth = unclear()
+    right = labels == truth
+    usual, lax = refreshed(features, labels), refreshed(features, labels, threshold=0.5)
+    probability = usual.decision.probability
+    torch.testing.assert_close(probability, lax.decision.probability, rtol=0, atol=0)
+    assert float(lax.decision.threshold) == 0.5 < float(usual.decision.threshold) <= 0.8
+    for each in (usual, lax):
+        assert (each.decision.keep == (probability >= each.decision.threshold)).all()
+        # By its own account it keeps what it says, and that is about so.
+        kept = each.decision.keep
+        assert probability[kept].sum() >= 0.85 * probability.sum()
+        assert (kept & right).sum() >= 0.8 * right.sum()
+    wrong_kept = [(each.decision.keep & ~right).sum() for each in (usual, lax)]
+    assert wrong_kept[0] < 0.8 * wrong_kept[1]
+
+
+def test_of_right_labels_the_strict_threshold_leaves_what_is_asked() -> None:
+    features, labels, _ = unclear()
+    loss_fn = refreshed(features, labels, threshold=0.99)  # as strict as the right ones allow
+    probability, threshold = loss_fn.decision.probability, float(loss_fn.decision.threshold)
+    left = probability[probability >= threshold].sum() / probability.sum()
+    stricter = probability[probability > threshold].sum() / probability.sum()
+    assert stricter < 0.85 <= left
+
+
+def test_after_training_on_all_labels_one_half_is_enough() -> None:
+    features, labels, _ = unclear()
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=len(labels), start="train")
+    for _ in range(2):
+        for ids in torch.arange(len(labels)).split(60):
+            loss_fn(features[ids], labels[ids], sample_ids=ids)
+    assert loss_fn.decision.judged.all()
+    assert float(loss_fn.decision.threshold) == 0.5
+
+
+@pytest.mark.parametrize("threshold", [0.4, 1.0, -1])
+def test_impossible_threshold(threshold: float) -> None:
+    with pytest.raises(ValueError, match=r"threshold must be in \[0.5, 1\)"):
+        JudgeFilter(losses.ContrastiveLoss(), dataset_size=9, threshold=threshold)
+
+
+def test_the_strictness_is_state() -> None:
+    features, labels, _ = unclear()
+    loss_fn = refreshed(features, labels)
+    other = JudgeFilter(losses.ContrastiveLoss(), dataset_size=len(labels))
+    other.load_state_dict(loss_fn.state_dict())
+    assert float(other.current_threshold) == float(loss_fn.current_threshold) > 0.5
+    other.reset()
+    assert float(other.current_threshold) == 0.5
+
+
+def test_an_audit_trusts_the_probability_and_not_what_was_left_out() -> None:
+    features, labels, _ = unclear()
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=len(labels))
+    loss_fn.refresh(features, labels)
+    audit = noisydml.LabelAudit(loss_fn, dataset_size=len(labels), decay=0.0)
+    loss_fn(features, labels, sample_ids=torch.arange(len(labels)))
+    torch.testing.assert_close(audit.trust, loss_fn.decision.probability, rtol=0, atol=0)
+    assert (audit.trust < 0.5).sum() < loss_fn.decision.keep.logical_not().sum()
