@@ -177,14 +177,14 @@ class LabelAudit(AllOrNothing):
         labels = args[1] if len(args) > 1 else kwargs["labels"]
         device = decision.keep.device
         trust = decision.weight if decision.probability is None else decision.probability
-        weight = torch.where(decision.judged, trust.clamp(0, 1).double(), math.nan)
-        none = torch.full_like(weight, -1)
+        trust = torch.where(decision.judged, trust.clamp(0, 1).double(), math.nan)
+        none = torch.full_like(trust, -1)
         said = (decision.suggested_labels, decision.score, decision.support)
         suggested, score, support = (none if value is None else value for value in said)
         columns = [column.to(device, torch.int64) for column in (ids, labels, suggested)]
-        columns += [column.double() for column in (weight, score, support)]
+        columns += [column.double() for column in (trust, score, support)]
         if distributed.world_size() > 1:
-            sizes = [size for (size,) in distributed.exchange([len(weight)], "a label audit")]
+            sizes = [size for (size,) in distributed.exchange([len(trust)], "a label audit")]
             columns = distributed.gather_rows(columns, sizes)
         if self.trust.device != device:
             self.to(device)
@@ -192,12 +192,12 @@ class LabelAudit(AllOrNothing):
         raise_first([in_range("sample_ids", ids, self.dataset_size, "dataset_size of LabelAudit")])
         # Of rows with the same id the last counts, but each as a judgement.
         last = last_of_equals(ids)
-        ids, labels, suggested, weight, score, support = (column[last] for column in columns)
-        judged = ~weight.isnan()
+        ids, labels, suggested, trust, score, support = (column[last] for column in columns)
+        judged = ~trust.isnan()
         past = torch.where(self.judged[ids] > 0, self.decay, 0.0)
         self.given[ids] = labels
         for name, value in (
-            ("trust", past * self.trust[ids] + (1 - past) * weight),
+            ("trust", past * self.trust[ids] + (1 - past) * trust),
             ("evidence", score),
             ("suggested", suggested),
             ("support", support.clamp_min(0)),

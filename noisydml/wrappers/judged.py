@@ -43,10 +43,9 @@ _LOOK = 0.2  # of the data set, after which it is asked whether the features tel
 _TELLING, _KEPT = 0.12, 0.75
 _UNKNOWN = -1.0  # of a probability or rate
 _FEW = 1000  # samples, of which a fifth held out says too little
-# Share of the right labels that is to be kept, by the judge's own account, with a strict threshold
-# as after training on all labels, where dropping pays from it on while the classes of most samples
-# are not told; and the certainty of a class from which on they are. docs/results.md, CIFAR-100,
-# where they are 0.7 to 0.84 and 0.25.
+# Share of the right labels that is to be kept, by the judge's own account: for it a threshold is
+# less strict (docs/robust.md), and after training on all labels nobody is dropped where less would
+# be kept and a class is less certain than this (docs/results.md, CIFAR-100: 0.7 to 0.84, 0.25).
 _WORTH, _TOLD = 0.85, 0.5
 _TINY = 1e-30
 _BLOCK = 65_536  # features that a batch is compared with at once
@@ -444,9 +443,9 @@ class JudgeFilter(Filter):
             # A sampler may leave samples out of a pass: what was said of them stands.
             probability = torch.where(labels < 0, self.probability, probability)
         overwrite(self.probability, probability)
-        said, most = probability[probability >= 0], self.threshold
-        most = most if self.counters["told"] else TRUSTED
-        overwrite(self.current_threshold, strict_threshold(said, _WORTH, TRUSTED, most))
+        most = self.threshold if self.counters["told"] else TRUSTED
+        threshold = strict_threshold(probability[probability >= 0], _WORTH, TRUSTED, most)
+        overwrite(self.current_threshold, threshold)
         overwrite(self.suggested, torch.where(judged, suggested, self.suggested))
         overwrite(self.support, torch.where(judged, support, self.support))
         overwrite(self.judged_labels, torch.where(labels >= 0, labels, self.judged_labels))
