@@ -230,7 +230,7 @@ class _Contest:
             self.progress(self.done, self.rounds)
 
     def _by_all(self, structured: bool, blended: bool) -> tuple[Fit, float, float, float, float]:
-        """All labels judged by all, the rate that follows, and that of the core with its limit."""
+        """All labels judged by all, the rate that follows, and what the core says of it."""
         sample, parts = self.sample, self.sample.parts
         self.rounds = self.done + CENTER_ROUNDS + NEIGHBOR_ROUNDS * blended
         fit = Fit(sample, sample.weights, structured, settings=means(self.settings[structured]))
@@ -251,7 +251,7 @@ class _Contest:
         asked = len(self.base)
         best = int(logs.mean(dim=1).argmax()) if asked > 0 else 0
         structured, blended = self.models[best]
-        fit, rate, core, width, limit = self._by_all(structured, blended)
+        fit, rate, core, width, part = self._by_all(structured, blended)
         gain = logs[best] - self.base
         close = asked > 0 and bool(
             logs[best].mean() - logs[2:].mean(dim=1).amax() < _CLOSE * gain.mean()
@@ -261,7 +261,7 @@ class _Contest:
             # of each class in the next looks like features that tell little.
             structured = True
             blended = bool(logs[3].mean() > logs[2].mean())
-            fit, rate, core, width, limit = self._by_all(structured, blended)
+            fit, rate, core, width, part = self._by_all(structured, blended)
         counted = fit.known & sample.labelled
         score = torch.where(counted, fit.trust.double(), 1.0)
         certainty = float(everyone(fit.most[sample.labelled]).mean())
@@ -279,7 +279,7 @@ class _Contest:
             rate = trained_rate(sample, rate)
         low, high = min(rate, core) - width, max(rate, core) + width
         if not trained:  # features agree with wrong labels that they were trained on
-            rate = min(rate, limit)
+            rate *= part
         found_by = f"if wrong labels fall on {_WHERE[structured]}"
         for m in range(len(self.models)):  # who predicts about as well may be right about the rate
             behind = logs[best] - logs[m]

@@ -37,7 +37,8 @@ _NONES = (0.005, 0.02, 0.05, 0.1, 0.2, 0.3)  # shares that may be of none of the
 _EDGES = (0.0, 3.0)  # how sharply these are told from the others
 _RATES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # to begin with; distrust, which may vanish
 _CORE, _CERTAIN = 0.1, 0.99  # of the samples, those whose class is most certain, or as good as
-_UNSURE = 0.2  # of what a certainty falls short of one, that may be missing by mistake
+_UNSURE = 0.2  # of what a certainty falls short of one: so much may be missing by mistake
+_LEAST_PART = 1 / 3  # of the rate: labels that are wrong may lie outside the core, such as junk
 
 
 def means(folds: list[list[Setting]]) -> list[Setting]:
@@ -314,10 +315,11 @@ class Fit:
             self.suggested[rows], self.support[rows] = suggested.squeeze(1), support.clamp_min(0)
 
     def core_rate(self) -> tuple[float, float, float]:
-        """Share of wrong labels where the features are certain of the class, its error, and a limit.
+        """Share of wrong labels where the features are certain of the class, its error, and a part.
 
-        The limit is what the rate is at most where the model expects more wrong labels there than
-        there are, by three standard errors: it takes right labels of hard samples for wrong ones.
+        It is the part of its rate that a model can be right about: less than one where it expects
+        more wrong labels there than there are, by three standard errors, since then it takes right
+        labels of hard samples for wrong ones.
         """
         everyone = self.sample.parts.everyone
         counted = (self.known & self.sample.labelled).nonzero().squeeze(1)
@@ -329,9 +331,10 @@ class Fit:
         number = int(top.sum())
         certain = float(everyone(self.certain[counted])[top].mean())
         wrong = float((~everyone(self.agrees[counted])[top]).double().mean())
-        expected = 1 - float(everyone(self.trust[counted])[top].double().mean())
         error = 2 * math.sqrt(max(wrong * (1 - wrong), 0.25 / number) / number)
-        core, limit = 1 - (1 - wrong) / certain, 1.0
+        core, part = 1 - (1 - wrong) / certain, 1.0
+        expected = 1 - float(everyone(self.trust[counted])[top].double().mean())
         if expected > core + 1.5 * error:
-            limit = max(1 - (1 - wrong) / (certain + _UNSURE * (1 - certain)), 0.0) + error
-        return core, error, limit
+            there = 1 - (1 - wrong) / (certain + _UNSURE * (1 - certain))
+            part = min(max(there / expected, _LEAST_PART), 1.0)
+        return core, error, part
