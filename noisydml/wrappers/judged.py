@@ -410,7 +410,7 @@ class JudgeFilter(Filter):
         memory = self.reference if features is None else features
         own = slice(len(memory.numbers))
         labels = memory.of_all_parts(memory.labels[own])
-        trained = not first and self.counters["told"] == 0  # on all of them from the start
+        on_all = not first and self.counters["told"] == 0  # trained from the start
         found = judge_labels(
             memory.features[own].float(),
             memory.labels[own],
@@ -418,13 +418,13 @@ class JudgeFilter(Filter):
             index=self.index,
             metric=memory.metric,
             folds=None if first or len(labels) < _FEW else 1,
-            trained=trained,
+            trained="no" if first else "all" if on_all else "some",
             shard=memory.ranks > 1,
             numbers=memory.numbers,
         )
         judged = memory.of_all_parts(found.known & found.probability.isfinite())
         rate = found.noise_rate
-        if trained and found.certainty < _TOLD and found.kept_share < _WORTH:
+        if on_all and found.certainty < _TOLD and found.kept_share < _WORTH:
             judged, rate = torch.zeros_like(judged), math.nan
         said = memory.of_all_parts(found.probability)
         suggested = memory.of_all_parts(found.suggested_labels)
