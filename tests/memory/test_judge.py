@@ -81,6 +81,22 @@ def test_what_similar_classes_hide_is_counted(seed: int) -> None:
     assert recall(found, wrong) > 0.45
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_hard_samples_are_not_taken_for_wrong(seed: int) -> None:
+    """Classes of unequal spread, with true labels: none is wrong where features are certain."""
+    generator = torch.Generator().manual_seed(seed)
+    true = torch.arange(50).repeat_interleave(60)
+    spread = torch.linspace(0.3, 1.6, 50)[true, None]
+    centers = torch.randn(50, 10, generator=generator)
+    features = centers[true] + spread * torch.randn(3000, 10, generator=generator)
+    found, fitted = judge_labels(features, true), judge_labels(features, true, trained="some")
+    assert found.noise_rate < 0.04 < 0.05 < fitted.noise_rate  # of the model that fits best
+    assert (found.probability < 0.5).double().mean() < 0.03
+    low, high = found.noise_rate_bounds
+    assert low <= found.noise_rate <= fitted.noise_rate <= high
+    assert torch.equal(found.score.argsort(), fitted.score.argsort())
+
+
 @pytest.mark.parametrize("size", [60, 600])
 def test_permuted_labels_say_nothing(size: int) -> None:
     features, true = gaussians(6, size // 6, 0.5)
