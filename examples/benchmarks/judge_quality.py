@@ -6,9 +6,9 @@
 Pixels of handwritten digits, Gaussian classes of five, and the features of a network pretrained on
 ImageNet (EfficientNet-Lite0, frozen; pretrained.py): Cars196's training half with PRISM's published
 lists, and CIFAR-100 with uniform, semantic and pair-flip noise and with labels drawn from a
-confusion matrix of people; and a few samples of both. The image sets are npz files in the folder
-NOISYDML_DATA, in the format of image_sets.py. Three methods see the same features and labels and
-are told nothing:
+confusion matrix of people; a few samples of both; and CIFAR-100's pixels, which hardly tell its
+classes. The image sets are npz files in the folder NOISYDML_DATA, in the format of image_sets.py.
+Three methods see the same features and labels and are told nothing:
 ``noisydml`` (find_label_issues), ``cleanlab`` (Datalab on the features) and ``cleanlab 5-fold``
 (its strongest form: out-of-sample probabilities of a logistic regression).
 
@@ -116,6 +116,17 @@ def gaussians(seed: int, classes: int = 1000, per_class: int = 5, width: int = 1
     return Problem(features.numpy(), given, truth.numpy())
 
 
+def spreads(rate: float, seed: int, classes: int = 50, per_class: int = 60) -> Problem:
+    """Classes of ten columns, from a third to 1.6 times as wide as their centers are apart."""
+    generator = np.random.default_rng(seed)
+    truth = np.arange(classes).repeat(per_class)
+    spread = np.linspace(0.3, 1.6, classes)[truth, None]
+    features = generator.normal(size=(classes, 10))[truth]
+    features += spread * generator.normal(size=(len(truth), 10))
+    given = noise.uniform(truth, rate, seed=seed).labels
+    return Problem(features.astype(np.float32), given, truth)
+
+
 def pretrained_features(path: Path, folder: Path, side: int) -> np.ndarray:
     import pretrained
 
@@ -174,6 +185,8 @@ def problems(data: Path | None, cache: Path | None) -> Iterator[Made]:
             ),
         )
     yield "1,000 Gaussian classes of 5, 20%", SEEDS, gaussians
+    for rate in (0.0, 0.2):
+        yield (f"50 Gaussian classes of unequal spread, {rate:.0%}", SEEDS, partial(spreads, rate))
     if data is None or cache is None:
         return
     cars = data / "cars196_128.npz"
@@ -194,6 +207,7 @@ def problems(data: Path | None, cache: Path | None) -> Iterator[Made]:
     with np.load(cifar, allow_pickle=False) as file:
         things = file["labels"].astype(np.int64)
         coarse, confusion = file["class_coarse"].tolist(), file["human_confusion"]
+        small = file["images"].reshape(-1, 8, 4, 8, 4, 3).mean((2, 4), dtype=np.float32)
     of_things = pretrained_features(cifar, cache, 96)
     tree = noise.ClassHierarchy.from_paths([f"{group}/{c}" for c, group in enumerate(coarse)])
     models_of_noise: dict[str, Callable[[float, int], Any]] = {
@@ -214,6 +228,18 @@ def problems(data: Path | None, cache: Path | None) -> Iterator[Made]:
         SEEDS,
         lambda seed: Problem(of_things, by_people(things, confusion, seed), things),
     )
+    of_pixels = small.reshape(len(small), -1)
+    for name, rate in (("true", 0.0), ("uniform", 0.2), ("uniform", 0.5), ("pair flip", 0.2)):
+        spoil = models_of_noise.get(name)
+        yield (
+            f"CIFAR-100's 8 x 8 pixels, {name} labels"
+            if spoil is None
+            else f"CIFAR-100's 8 x 8 pixels, {name} {rate:.0%}",
+            1 if spoil is None else SEEDS,
+            lambda seed, rate=rate, spoil=spoil: Problem(
+                of_pixels, things if spoil is None else spoil(rate, seed), things
+            ),
+        )
     unequal = [max(2, 150 // place) for place in range(1, 101)]
     for name, features, truth, sizes in (
         ("CIFAR-100, two classes of 150", of_things, things, [150] * 2),
