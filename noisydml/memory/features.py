@@ -18,6 +18,7 @@ from noisydml.functional.checks import (
 )
 from noisydml.functional.products import finite
 from noisydml.memory.centers import EMPTY, ClassCenters, unit_features
+from noisydml.memory.dealt import Dealt
 from noisydml.memory.index import Metric
 from noisydml.memory.state import AllOrNothing, overwrite, require_state_in_range
 
@@ -40,22 +41,22 @@ class FeatureMemory(AllOrNothing):
         normalize: whether features are divided by their Euclidean norm on the way in. Centers
             need it.
         dtype: of the stored features; ``torch.float16`` halves the memory.
-        shard: whether each rank of ``torch.distributed``, which is initialised by then, holds a
-            part: entry i is entry ``i // R`` of rank ``i % R``, of R. All ranks make the same
-            calls with the same rows. Centers are of all entries, on every rank; to keep them so
-            each call sends what leaves, and ``.half()`` the sums.
+        shard: whether each rank of ``torch.distributed`` holds a part:
+            :class:`~noisydml.memory.dealt.Dealt`. All ranks make the same calls with the same
+            rows. Centers are of all entries, on every rank; to keep them so each call sends what
+            leaves, and ``.half()`` the sums.
 
     Attributes:
         features: (M, D), on entry normalised and detached, zeros where nothing is stored. M is
-            :attr:`part_size` where the memory is in parts, here and below.
+            ``dealt.part_size`` where the memory is in parts, here and below.
         labels: (M,) int64, -1 where nothing is stored.
         sample_ids: (M,) int64, -1 where unknown.
         total: 0-dim int64, how many entries have been enqueued in all.
         version: a number on the host that changes whenever an entry may have.
         centers: (C, D) float32, zeros for a class without entries. Only with ``num_classes``.
         counts: (C,) int64, entries of each class. Only with ``num_classes``.
-        rank, ranks: whose part this is, and of how many; 0 and 1 for a whole.
-        part_size: entries of a part, the same on all ranks; the last may stay empty.
+        dealt: which rank holds which entries, if it is in parts.
+        ranks: how many parts; 1 for a whole.
 
     Everything is in ``state_dict`` but what follows from it, the centers and counts, which are
     computed afresh by ``load_state_dict``. No method transfers anything to the host. Memory:
@@ -115,16 +116,15 @@ class FeatureMemory(AllOrNothing):
         self.embedding_size = embedding_size
         self.num_classes = num_classes
         self.normalize = normalize
-        self.shard = shard
-        self.rank, self.ranks = _place(shard)
-        self.part_size = -(-memory_size // self.ranks)
+        self.dealt = Dealt(memory_size, shard)
+        self.ranks = self.dealt.ranks
         self.widens = embedding_size is None
-        features = torch.zeros(self.part_size, embedding_size or 0, dtype=dtype)
+        features = torch.zeros(self.dealt.part_size, embedding_size or 0, dtype=dtype)
         if self.widens:  # no buffer, as their shapes stay
             self.features = features
         else:
             self.register_buffer("features", features)
-        empty = torch.full((self.part_size,), EMPTY, dtype=torch.int64)
+        empty = torch.full((self.dealt.part_size,), EMPTY, dtype=torch.int64)
         self.register_buffer("labels", empty)
         self.register_buffer("sample_ids", empty.clone())
         self.register_buffer("total", torch.zeros((), dtype=torch.int64))
@@ -185,7 +185,8 @@ class FeatureMemory(AllOrNothing):
         """
         if self.ranks == 1 or self.num_classes is None or len(embeddings) == 0:
             return None
-        features, labels = self._held(self._ring(embeddings, keep)[0], self.features, self.labels)
+        slots, *_ = self._ring(embeddings, keep)
+        features, labels = self.dealt.at(slots, self.features, self.labels)
         return features, labels
 
     def _ring(
@@ -241,7 +242,7 @@ class FeatureMemory(AllOrNothing):
         """(B,) labels of some entries; of a memory in parts all ranks ask for the same ones."""
         if self.ranks > 1:
             self.agree()  # or raises: nobody asks alone
-        return self._held(entries, self.labels)[0]
+        return self.dealt.at(entries, self.labels)[0]
 
     def first_filled(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         """Copies of the features and labels of a ring; None if it is empty. Asks the host."""
@@ -296,7 +297,7 @@ class FeatureMemory(AllOrNothing):
         self.version += 1
         self.embedding_size = width
         with torch.inference_mode(False):  # what is made in it is no good for training
-            self.features = self.features.new_zeros(self.part_size, width or 0)
+            self.features = self.features.new_zeros(self.dealt.part_size, width or 0)
 
     def _store(
         self,
@@ -319,14 +320,11 @@ class FeatureMemory(AllOrNothing):
         if sample_ids is not None:
             ids = sample_ids.index_select(0, rows).to(torch.int64)
         if self.classes is not None:
-            held = leaving or self._held(slots, self.features, self.labels)
-            old_features, old_labels = held
+            old_features, old_labels = leaving or self.dealt.at(slots, self.features, self.labels)
             self.classes.exchange(features, labels, old_features, old_labels, counted)
-        if self.ranks > 1:  # own rows; in the place of the others the first of those once more
-            own = slots.remainder(self.ranks) == self.rank
-            place = torch.where(own, torch.arange(len(own), device=own.device), own.long().argmax())
-            slots, fresh = slots.take(place) // self.ranks, (fresh & own).take(place)
-            features, labels, ids = features[place], labels.take(place), ids.take(place)
+        slots, fresh, features, labels, ids = self.dealt.to_write(
+            slots, fresh, features, labels, ids
+        )
         old = [each.index_select(0, slots) for each in self._entries()]
         old_features, old_labels, old_ids = old
         features = torch.where(fresh.unsqueeze(1), features, old_features)
@@ -337,44 +335,12 @@ class FeatureMemory(AllOrNothing):
     def _entries(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.features, self.labels, self.sample_ids
 
-    def _held(self, slots: Tensor, *entries: Tensor) -> tuple[Tensor, ...]:
-        """Rows of the entries at slots, from the ranks that hold them; of parts all ranks ask."""
-        if self.ranks == 1:
-            return tuple(rows.index_select(0, slots) for rows in entries)
-        other = slots.remainder(self.ranks) != self.rank
-        found = [rows.index_select(0, slots // self.ranks) for rows in entries]
-        for i, rows in enumerate(found):
-            exact = torch.promote_types(rows.dtype, torch.float32)
-            rows = rows.to(exact) if rows.is_floating_point() else rows
-            found[i] = rows.masked_fill(other.view(-1, *[1] * (rows.ndim - 1)), 0)
-        distributed.exchange([0], "a part of a memory")  # or raises: nobody adds up alone
-        distributed.sum_over_ranks(found)  # of which all but one are zeros
-        return tuple(found)
-
-    def part_of(self, rows: Tensor, fill: float) -> Tensor:
-        """This rank's of the rows of a whole memory, (N, ...); ``fill`` in what stays empty."""
-        if self.ranks == 1:
-            return rows
-        part = rows.new_full((self.part_size, *rows.shape[1:]), fill)
-        own = rows[self.rank :: self.ranks]
-        part[: len(own)] = own
-        return part
-
     def agree(self) -> None:
         """Raise RuntimeError unless the parts are of one memory; class sums become those of all.
 
         All ranks call it: before the first step, whenever a state was loaded, and where they meet.
         """
-        reports = distributed.exchange(
-            [int(self.total), self.embedding_size or 0], "a part of a memory"
-        )
-        for rank, report in enumerate(reports):
-            if report != reports[0]:
-                raise RuntimeError(
-                    f"the part of a memory on rank {rank} has seen {report[0]} entries of width "
-                    f"{report[1]}, that on rank 0 {reports[0][0]} of width {reports[0][1]}: load "
-                    "one state on all ranks"
-                )
+        self.dealt.require_same(int(self.total), self.embedding_size or 0)
         self._recount(parts=True)
 
     def _recount(self, *_: Any, parts: bool = False) -> None:
@@ -397,7 +363,7 @@ class FeatureMemory(AllOrNothing):
     def get_extra_state(self) -> Tensor:
         """Whether features are normalised, 0-dim int64; of a part (3,), with rank and ranks."""
         kind = torch.full_like(self.total, self.normalize)
-        place = [torch.full_like(kind, value) for value in (self.rank, self.ranks)]
+        place = [torch.full_like(kind, value) for value in (self.dealt.rank, self.ranks)]
         return torch.stack([kind, *place]) if self.ranks > 1 else kind
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -418,14 +384,15 @@ class FeatureMemory(AllOrNothing):
                     f"{prefix}_extra_state must be that of a memory with normalize="
                     f"{self.normalize}, which follows from metric, got {bool(normalize)}"
                 )
-            if place and place != [self.rank, self.ranks]:
+            rank = self.dealt.rank
+            if place and place != [rank, self.ranks]:
                 raise ValueError(
                     f"{prefix}_extra_state must be that of the whole memory, from "
-                    f"noisydml.distributed.full_state_dict, or of the part of rank {self.rank} of "
+                    f"noisydml.distributed.full_state_dict, or of the part of rank {rank} of "
                     f"{self.ranks}, got the part of rank {place[0]} of {place[1]}"
                 )
-        own = slice(None) if place else slice(self.rank, None, self.ranks)
-        size = self.part_size if place else self.memory_size
+        own = slice(None) if place else slice(self.dealt.rank, None, self.ranks)
+        size = self.dealt.part_size if place else self.memory_size
         width = None if self.widens else self.embedding_size  # None: any
         stop = math.inf if self.num_classes is None else self.num_classes
         limits: dict[str, tuple[tuple[int | None, ...], float, float]] = {
@@ -446,44 +413,15 @@ class FeatureMemory(AllOrNothing):
         """The names in a state whose shapes are for :meth:`refuse_values` to check."""
         return ["features", "labels", "sample_ids", "_extra_state"]
 
-    def require_ranks(self) -> None:
-        """Raise RuntimeError if the ranks are not those that the memory was made for."""
-        now = _place(self.shard)
-        if now != (self.rank, self.ranks):
-            raise RuntimeError(
-                f"shard=True was given on rank {self.rank} of {self.ranks}, and this is rank "
-                f"{now[0]} of {now[1]}: make the wrapper after torch.distributed is initialised"
-            )
-
     def full_state(self, prefix: str = "") -> dict[str, Tensor]:
         """On rank 0 the entries of a whole memory, on the CPU; all ranks call it."""
         if self.ranks == 1:
             return {}
         names = ("features", "labels", "sample_ids")
-        parts = [distributed.gather_to_first(entries) for entries in self._entries()]
-        whole = {
-            f"{prefix}{name}": part.flatten(0, 1)[: self.memory_size]
-            for name, part in zip(names, parts, strict=True)
-            if part is not None
-        }
+        parts = [self.dealt.whole_on_first(entries) for entries in self._entries()]
+        found = zip(names, parts, strict=True)
+        whole = {f"{prefix}{name}": rows for name, rows in found if rows is not None}
         return {**whole, f"{prefix}_extra_state": torch.tensor(int(self.normalize))}
-
-    @property
-    def numbers(self) -> Tensor:
-        """Which entries of all parts those of this part are; the last of a part may be none."""
-        return torch.arange(self.rank, self.memory_size, self.ranks, device=self.labels.device)
-
-    def of_all_parts(self, values: Tensor) -> Tensor:
-        """(M,) on every rank, from what each has for its :attr:`numbers`; all ranks call it."""
-        if self.ranks == 1:
-            return values
-        distributed.exchange([0], "a part of a memory")
-        sizes = [len(range(rank, self.memory_size, self.ranks)) for rank in range(self.ranks)]
-        (found,) = distributed.gather_rows([values], sizes)
-        whole = torch.empty_like(found)
-        for rank, part in enumerate(torch.split(found, sizes)):
-            whole[rank :: self.ranks] = part
-        return whole
 
     def holding(
         self,
@@ -506,10 +444,10 @@ class FeatureMemory(AllOrNothing):
             shard=self.ranks > 1,
         ).to(self.features.device)
         if self.ranks > 1:
-            widths = [each for (each,) in distributed.exchange([width], "a part of a memory")]
+            widths = [each for (each,) in self.dealt.exchange([width])]
             if len(set(widths)) > 1:
                 raise ValueError(f"features must be as wide on all ranks, got {widths}")
-            own = sample_ids % self.ranks == self.rank
+            own = self.dealt.mine(sample_ids)
             features, labels, sample_ids = features[own], labels[own], sample_ids[own]
         other.write(features, labels, sample_ids)
         if self.ranks > 1:
@@ -536,16 +474,11 @@ class FeatureMemory(AllOrNothing):
         if self.ranks > 1 and (kind is None or kind.ndim == 0):  # of the whole memory
             for name, fill in (("features", 0), ("labels", EMPTY), ("sample_ids", EMPTY)):
                 if (rows := state.get(f"{prefix}{name}")) is not None:
-                    state[f"{prefix}{name}"] = self.part_of(rows, fill)
+                    state[f"{prefix}{name}"] = self.dealt.part_of(rows, fill)
         features = state.pop(f"{prefix}features", None) if self.widens else None
         if features is not None:
             self._widen(features.shape[1] or None)
             self.features.copy_(features)
-
-
-def _place(shard: bool) -> tuple[int, int]:
-    """This rank and the number of ranks of a memory in parts; 0 and 1 of a whole one."""
-    return (distributed.rank(), distributed.world_size()) if shard else (0, 1)
 
 
 def last_of_equals(ids: Tensor) -> Tensor:

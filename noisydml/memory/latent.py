@@ -37,7 +37,8 @@ _NONES = (0.005, 0.02, 0.05, 0.1, 0.2, 0.3)  # shares that may be of none of the
 _EDGES = (0.0, 3.0)  # how sharply these are told from the others
 _RATES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # to begin with; distrust, which may vanish
 _CORE, _CERTAIN = 0.1, 0.99  # of the samples, those whose class is most certain, or as good as
-_UNSURE = 0.2  # of what a certainty falls short of one: so much may be missing by mistake
+_SURE = 0.6  # certainty of the core, from which on it refutes a model
+_UNSURE = 0.2  # of what that falls short of one: so much may be missing by mistake
 _LEAST_PART = 1 / 3  # of the rate: labels that are wrong may lie outside the core, such as junk
 
 
@@ -317,9 +318,9 @@ class Fit:
     def core_rate(self) -> tuple[float, float, float]:
         """Share of wrong labels where the features are certain of the class, its error, and a part.
 
-        It is the part of its rate that a model can be right about: less than one where it expects
-        more wrong labels there than there are, by three standard errors, since then it takes right
-        labels of hard samples for wrong ones.
+        It is the part of its rate that a model can be right about: less than one where features
+        are certain enough and it expects more wrong labels there than there are, by three standard
+        errors, since then it takes right labels of hard samples for wrong ones.
         """
         everyone = self.sample.parts.everyone
         counted = (self.known & self.sample.labelled).nonzero().squeeze(1)
@@ -334,7 +335,7 @@ class Fit:
         error = 2 * math.sqrt(max(wrong * (1 - wrong), 0.25 / number) / number)
         core, part = 1 - (1 - wrong) / certain, 1.0
         expected = 1 - float(everyone(self.trust[counted])[top].double().mean())
-        if expected > core + 1.5 * error:
+        if certain >= _SURE and expected > core + 1.5 * error:
             there = 1 - (1 - wrong) / (certain + _UNSURE * (1 - certain))
             part = min(max(there / expected, _LEAST_PART), 1.0)
         return core, error, part

@@ -118,7 +118,7 @@ class Prototypes(AllOrNothing):
 
     def estimate(self) -> None:
         """Means and variances from the memory, with the labels in use."""
-        refined = self.memory.part_of(self.refined, EMPTY)
+        refined = self.memory.dealt.part_of(self.refined, EMPTY)
         labels = torch.where(refined != EMPTY, refined, self.memory.labels)
         sum_parts = self._sum_parts if self.memory.ranks > 1 else None
         features = self.memory.features.float()
@@ -201,7 +201,7 @@ class Prototypes(AllOrNothing):
             its share of the classes: O(C k) numbers.
         """
         memory, classes = self.memory, len(distance)
-        samples = rows * memory.ranks + memory.rank
+        samples = rows * memory.ranks + memory.dealt.rank
         found = torch.stack([samples, given.take(rows)], dim=1)  # (C, 2, K)
         sizes = [len(range(rank, classes, memory.ranks)) for rank in range(memory.ranks)]
         memory.agree()  # or raises: nobody waits alone

@@ -320,7 +320,7 @@ class JudgeFilter(Filter):
             require_state_in_range(f"{prefix}{name}", state.get(f"{prefix}{name}"), least, end)
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
-        self.memory.require_ranks()
+        self.memory.dealt.require_ranks()
         if self.memory.ranks > 1 and batch.sample_ids is None:
             raise ValueError("sample_ids must be given with shard=True")
         mode = self.counters["ids"]
@@ -408,8 +408,9 @@ class JudgeFilter(Filter):
 
     def _judge_reference(self, first: bool, features: FeatureMemory | None = None) -> None:
         memory = self.reference if features is None else features
-        own = slice(len(memory.numbers))
-        labels = memory.of_all_parts(memory.labels[own])
+        numbers = memory.dealt.numbers(memory.labels.device)
+        own = slice(len(numbers))
+        labels = memory.dealt.of_all_parts(memory.labels[own])
         on_all = not first and self.counters["told"] == 0  # trained from the start
         found = judge_labels(
             memory.features[own].float(),
@@ -420,15 +421,15 @@ class JudgeFilter(Filter):
             folds=None if first or len(labels) < _FEW else 1,
             trained="no" if first else "all" if on_all else "some",
             shard=memory.ranks > 1,
-            numbers=memory.numbers,
+            numbers=numbers,
         )
-        judged = memory.of_all_parts(found.known & found.probability.isfinite())
+        judged = memory.dealt.of_all_parts(found.known & found.probability.isfinite())
         rate = found.noise_rate
         if on_all and found.certainty < _TOLD and found.kept_share < _WORTH:
             judged, rate = torch.zeros_like(judged), math.nan
-        said = memory.of_all_parts(found.probability)
-        suggested = memory.of_all_parts(found.suggested_labels)
-        support = memory.of_all_parts(found.support)
+        said = memory.dealt.of_all_parts(found.probability)
+        suggested = memory.dealt.of_all_parts(found.suggested_labels)
+        support = memory.dealt.of_all_parts(found.support)
         probability = torch.where(judged, said, _UNKNOWN)
         if first:
             overwrite(self.first_probability, probability)

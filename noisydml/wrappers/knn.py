@@ -247,7 +247,7 @@ class KNNDenoiser(Filter):
         self.counters.set(seen=0)
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
-        self.memory.require_ranks()
+        self.memory.dealt.require_ranks()
         mode = self.counters["ids"]
         return remembered_checks(batch, self.memory, mode, "KNNDenoiser", "memory_size")
 

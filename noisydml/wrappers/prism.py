@@ -247,7 +247,7 @@ class PRISMFilter(Filter):
         self.structured.fill_(found.noise_rate if says else 0.0)
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
-        self.memory.require_ranks()
+        self.memory.dealt.require_ranks()
         require_width(batch, self.memory.embedding_size, "embedding_size")
         if self.memory_loss and batch.ref_emb is not None:
             raise ValueError(

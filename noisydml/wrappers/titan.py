@@ -282,7 +282,7 @@ class PrototypicalMixer(LossWrapper):
             self.catch_up()
 
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
-        self.prototypes.memory.require_ranks()
+        self.prototypes.memory.dealt.require_ranks()
         require_width(batch, self.feature_size, "feature_size")
         queue = pml.queue_size(list(self._chain())[-1].loss)
         if self.mixing and queue is not None and 2 * len(batch) > queue:

@@ -17,7 +17,9 @@ WITH_FOUR = ("at random", "copies, some without a label", "many")
 Problem = tuple[Tensor, Tensor, dict[str, Any]]
 
 
-def classes(number: int, per_class: int, spread: float, width: int) -> tuple[Tensor, Tensor]:
+def classes(
+    number: int, per_class: int, spread: float | Tensor, width: int
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(4)
     true = torch.arange(number).repeat_interleave(per_class)
     centers = torch.randn(number, width, generator=generator)
@@ -34,16 +36,19 @@ def problems() -> dict[str, Problem]:
     many, kinds = classes(150, 6, 0.6, width=16)  # of which a sample is compared with some
     trained = features + 0.9 * torch.randn(12)[flipped % 12, None]
     wide, few = classes(6, 30, 1.5, width=300)
+    unequal = torch.linspace(0.3, 1.8, 20).repeat_interleave(60).unsqueeze(1)
+    hard, right = classes(20, 60, unequal, width=8)  # samples that are not taken for wrong
     return {
         "at random": (features, at_random, {"folds": 2}),
         "particular classes": (features, flipped, {"folds": 1}),
         "distances": (features, at_random, {"metric": "euclidean", "folds": 1}),
         "copies, some without a label": (features[rows], unlabelled[rows], {"folds": 1}),
         "distrusted": (features, at_random, {"trust": (at_random == true) / 2 + 0.5, "folds": 1}),
-        "trained": (trained, flipped, {"trained": True, "folds": 1}),
+        "trained": (trained, flipped, {"trained": "all", "folds": 1}),
         "told": (features, flipped, {"noise_rate": 0.2, "folds": 1}),
         "many": (many, torch.from_numpy(noise.uniform(kinds, 0.2, seed=0).labels), {"folds": 1}),
         "wide": (wide, torch.from_numpy(noise.uniform(few, 0.2, seed=0).labels), {"folds": 1}),
+        "hard": (hard, right, {"folds": 1}),
         "nothing to say": (features[:40], at_random[torch.randperm(40)], {"folds": 1}),
         "one class": (features[:40], true[:40], {}),
     }
@@ -119,5 +124,6 @@ def test_the_problems_differ(whole: dict[str, LabelJudgement]) -> None:
     assert {found.structured for found in whole.values()} == {False, True}
     told = {found.found_by for found in whole.values()}
     assert len(told) == 5, told
+    assert whole["hard"].noise_rate < 0.5 * whole["hard"].noise_rate_bounds[1]
     copied = whole["copies, some without a label"].copies != torch.arange(360)
     assert copied.sum() == 2 * (20 - 7)  # those without a label are not asked for

@@ -390,7 +390,7 @@ def test_ranks_that_came_later_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
     for wrapper in wrappers:
         before = copy.deepcopy(wrapper.state_dict())
         with monkeypatch.context() as patch:
-            patch.setattr("noisydml.memory.features._place", lambda shard: (1, 2))
+            patch.setattr("noisydml.memory.dealt._place", lambda shard: (1, 2))
             patch.setattr(wrapper, "_trains", lambda: False)  # there is nobody to agree with
             with pytest.raises(RuntimeError, match=r"after torch.distributed is init"):
                 wrapper(**make_batch("weighted", 0))

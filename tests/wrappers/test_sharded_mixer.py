@@ -377,9 +377,7 @@ def test_what_a_cycle_sends(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 def test_one_rank_may_end_an_epoch_and_save_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both are without a collective: there is no process group here."""
-    monkeypatch.setattr(
-        "noisydml.memory.features._place", lambda shard: (1, 2) if shard else (0, 1)
-    )
+    monkeypatch.setattr("noisydml.memory.dealt._place", lambda shard: (1, 2) if shard else (0, 1))
     wrapper = mixer(lambda embeddings, labels: embeddings.square().sum(dim=1), shard=True)
     assert isinstance(wrapper.prototypes.memory, FeatureMemory)
     for step in range(3):
