@@ -408,7 +408,7 @@ def pml_takes(target: Any, name: str) -> bool:
 README = DOCS.parent / "README.md"
 RESULTS = DOCS.parent / "examples" / "benchmarks" / "results"
 ROBUST = ("plain", "robust", "robust (judged start)", "GroundTruthFilter")
-TRAINED = ("plain", "PRISMFilter", "", "GroundTruthFilter")  # robust with start="train"
+TRAINED = ("plain", "PRISMFilter", "robust (judged start)", "GroundTruthFilter")
 DATA = {
     "cars196": "Cars196, fine-tuned",
     "features_cars196": "Cars196, frozen",

@@ -15,7 +15,7 @@ import argparse
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,11 +72,11 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return ", ".join(filter(None, [said, "nan" if len(known) < len(values) else ""]))
 
 
-def show(sets: dict[str, Images], seeds: list[int]) -> None:
+def show(sets: Iterable[tuple[str, Images]], seeds: list[int]) -> None:
     """Print the table."""
     print("| recipe | wrong labels | samples | certainty | kept | estimated rate | collects |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    for name, images in sets.items():
+    for name, images in sets:
         half = "published" if "cars196" in name else "uniform"
         for noise, rate in (("none", 0.0), (half, 0.5)):
             looks = [look(RECIPES[name], images, noise, rate, seed) for seed in seeds]
@@ -94,9 +94,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.short:
         with tempfile.TemporaryDirectory() as folder:
-            show({"omniglot": load(RECIPES["omniglot"], made_up(Path(folder)))}, [0])
+            show([("omniglot", load(RECIPES["omniglot"], made_up(Path(folder))))], [0])
     else:
-        show({name: load(RECIPES[name]) for name in options.recipes}, options.seeds)
+        show(((name, load(RECIPES[name])) for name in options.recipes), options.seeds)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ HALF = ("uniform", 0.5)
 NOISES = [HALF, ("none", 0.0), ("semantic", 0.5), ("small_cluster", 0.25), ("pair_flip", 0.5),
           ("uniform", 0.2)]  # fmt: skip
 FILTERS = ["PRISMFilter", "KNNDenoiser (0.25)"]
-TRAINED = "robust (trained start)"
+JUDGED, TRAINED = "robust (judged start)", "robust (trained start)"
 PARTS = ("similarity loss", "clustering", "mixing", "refinement", "weights")
 
 
@@ -17,7 +17,7 @@ def omniglot() -> list[Cell]:
     cells: list[Cell] = []
     for noise in NOISES:
         ceiling = ["GroundTruthFilter"] if noise[1] else []
-        cells += [(MS, method, *noise) for method in ["plain", *ceiling, *FILTERS]]
+        cells += [(MS, method, *noise) for method in ["plain", *ceiling, *FILTERS, JUDGED]]
     others = ["MemoryRelabeler (KNN, 0.25)", "the same, nobody relabelled",
               "KNNDenoiser (0.25), no ids", "SmallLossFilter (rate given)",
               "ConfidenceWeightedLoss", "SuperLoss", "SelectedInteractions (KNN)",
@@ -57,21 +57,22 @@ def mnist() -> list[Cell]:
     cells += [(loss, "KNNDenoiser (IVF)", *HALF) for loss in ("MS", "SCAF", "ST")]
     cells += [(loss, TRAINED, *HALF) for loss in ("MS", "SCAF", "ST")]
     cells += [("MS", TRAINED, "uniform", rate) for rate in (0.2, 0.1)]
+    cells.append(("MS", JUDGED, *HALF))
     return cells + [("MS", method, *HALF) for method in ("KNNDenoiser (counts)", "KNNDenoiser")]
 
 
 def cifar100() -> list[Cell]:
-    methods = ["plain", "GroundTruthFilter", TRAINED, *FILTERS]
+    methods = ["plain", "GroundTruthFilter", JUDGED, TRAINED, *FILTERS]
     cells = [
         ("SupCon", method, kind, 0.5) for kind in ("semantic", "uniform") for method in methods
     ]
-    return cells + [("SupCon", method, "none", 0.0) for method in ("plain", TRAINED)]
+    return cells + [("SupCon", method, "none", 0.0) for method in ("plain", JUDGED, TRAINED)]
 
 
 PRETRAINED = ["plain", "GroundTruthFilter", "PRISMFilter", "PRISMFilter (rate given)",
               "KNNDenoiser", "KNNDenoiser (judged start)", "ConfidenceWeightedLoss",
               "ConfidenceWeightedLoss and language", "TITAN", "robust",
-              "robust (judged start)"]  # fmt: skip
+              JUDGED]  # fmt: skip
 
 
 def pretrained(noises: list[tuple[str, float]], told: list[str]) -> list[Cell]:

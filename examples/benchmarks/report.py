@@ -61,10 +61,13 @@ PUBLISHED = {
 for _loss in ("MS", "SCAF", "ST"):  # the same by an index that is quicker
     PUBLISHED[_loss, "KNNDenoiser (counts, IVF)"] = PUBLISHED[_loss, "KNNDenoiser (counts)"]
 RATES = (0.1, 0.2, 0.5)
-# What ``robust`` is: around a pretrained network, and with start="train".
-PRETRAINED = ("robust (judged start)", "robust")
-TRAINED = "robust (trained start)"
-FROM_SCRATCH = {"omniglot": ("PRISMFilter",), "mnist": (TRAINED,), "cifar100": (TRAINED,)}
+# What ``robust`` is: with a judgement before the first step, else the one line, which from scratch
+# is start="train".
+JUDGED, TRAINED = "robust (judged start)", "robust (trained start)"
+PRETRAINED = (JUDGED, "robust")
+FROM_SCRATCH = {
+    "omniglot": (JUDGED, "PRISMFilter"), "mnist": (JUDGED, TRAINED), "cifar100": (JUDGED, TRAINED)
+}  # fmt: skip
 TOLD = ("PRISMFilter (rate given)", "SmallLossFilter (rate given)")
 FIGURE = ("plain", "PRISMFilter", "PRISMFilter (rate given)", "KNNDenoiser (0.25)",
           "GroundTruthFilter")  # fmt: skip

@@ -62,15 +62,16 @@ class JudgeFilter(Filter):
     more harm than a right one does good: ``threshold``, or as much as leaves 85 % of the right
     labels, by the judge's own account.
 
-    A pretrained network should not be trained on labels that nobody has judged: an epoch on wrong
-    ones costs more than later filtering brings back. Call :meth:`refresh` with its features before
-    the first step; or with ``start="judge"`` the first pass only collects them, and the loss is a
-    zero with a graph. If a fifth of that pass shows that the features do not tell the classes, as
-    those of a network from scratch, it trains on all labels until the pass is over. What the
-    untrained features said is remembered: from then on both judgements count, as the mean of their
-    log-odds, since features agree in time with the wrong labels that they were trained on. Where
-    all labels were trained on and the features tell the classes of few samples, nobody is dropped
-    if more than 15 % of the right labels would go, by the judge's own account.
+    A network should not be trained on labels that nobody has judged: an epoch on wrong ones costs
+    more than later filtering brings back. Call :meth:`refresh` with its features before the first
+    step, even if it is from scratch, as random layers tell some classes, too; or with
+    ``start="judge"`` the first pass only collects them, and the loss is a zero with a graph. If a
+    fifth of that pass shows that the features do not tell the classes, it trains on all labels
+    until the pass is over. What the untrained features said is remembered: from then on both
+    judgements count, as the mean of their log-odds, since features agree in time with the wrong
+    labels that they were trained on. Where all labels were trained on and the features tell the
+    classes of few samples, nobody is dropped if more than 15 % of the right labels would go, by
+    the judge's own account.
 
     Args:
         loss: any loss that a wrapper takes.
@@ -256,7 +257,7 @@ class JudgeFilter(Filter):
             self._look(seen)
 
     def refresh(self, features: Tensor, labels: Tensor, sample_ids: Tensor | None = None) -> None:
-        """Judge these, such as the features of the data set by a pretrained network in eval mode.
+        """Judge these: features of the data set by the network, in eval mode, or by any other.
 
         Before the first step they are what is remembered of the untrained network.
 
