@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import html
-import json
 import math
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -15,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noisydml.audit import page
+from noisydml.audit import page, storage
 from noisydml.audit.labels import Classes, names_of, read_embeddings
 from noisydml.audit.page import ClassNames
 from noisydml.functional.checks import require_count, require_number
 from noisydml.functional.extras import optional
-from noisydml.functional.files import read_arrays, replacing
+from noisydml.functional.files import replacing
 from noisydml.memory.index import Metric
 from noisydml.memory.neighbors import Neighborhood
 
@@ -276,22 +275,7 @@ class LabelIssues:
         Raises:
             TypeError: for names that are neither strings, bytes nor numbers.
         """
-        odd = [x for x in self.classes or () if not isinstance(x, (str, bytes, int, float))]
-        if odd:
-            raise TypeError(
-                f"classes must be strings or numbers to be saved, got {type(odd[0]).__name__}"
-            )
-        values = {name: value for name, value in vars(self).items() if name != "contradictions"}
-        arrays: dict[str, Any] = {n: v.numpy() for n, v in values.items() if isinstance(v, Tensor)}
-        groups = self.contradictions
-        arrays["group_sizes"] = np.array([len(group) for group in groups], dtype=np.int64)
-        arrays["grouped"] = torch.cat([self.issues[:0], *groups]).numpy()
-        others = {name: value for name, value in values.items() if name not in arrays}
-        # Names that are bytes are put in a list.
-        words = json.dumps(others, default=lambda name: [name.decode("latin-1")])
-        arrays["others"] = np.frombuffer(words.encode(), dtype=np.uint8)
-        with replacing(path, "wb") as file:
-            np.savez_compressed(file, **arrays)
+        storage.write(path, vars(self))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> LabelIssues:
@@ -302,19 +286,7 @@ class LabelIssues:
             ValueError: if it is not such a file, or broken.
         """
         try:
-            content = read_arrays(path)
-            others = json.loads(content.pop("others").tobytes())
-            sizes, grouped = content.pop("group_sizes").tolist(), content.pop("grouped")
-            values: dict[str, Any] = {n: torch.from_numpy(x) for n, x in content.items()}
-            groups = torch.split(torch.from_numpy(grouped), sizes)
-            values["contradictions"] = groups if sizes else ()
-            if (classes := others["classes"]) is not None:
-                others["classes"] = tuple(
-                    x[0].encode("latin-1") if isinstance(x, list) else x for x in classes
-                )
-            if (bounds := others["noise_rate_bounds"]) is not None:
-                others["noise_rate_bounds"] = tuple(bounds)
-            loaded = cls(**values, **others)
+            loaded = cls(**storage.read(path))
             if len({len(loaded.score), len(loaded.given_labels)}) > 1:
                 raise ValueError("lengths differ")
         except OSError:
