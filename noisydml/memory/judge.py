@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from noisydml.functional.checks import require_choice
 from noisydml.functional.judge import Rows, principal_components, shift_to_mean
 from noisydml.functional.products import inverse_scale
 from noisydml.memory.evidence import Sample, Setting
@@ -25,8 +24,6 @@ from noisydml.memory.latent import (
 )
 from noisydml.memory.parts import parts_of
 from noisydml.memory.trained import trained_rate
-
-Trained = Literal["no", "some", "all"]
 
 # docs/judge.md lists these, and those of evidence.py and latent.py.
 _WHERE = ("all classes alike", "particular classes")
@@ -67,7 +64,8 @@ def judge_labels(
     k: int = 50,
     index: str | NeighborIndex | None = None,
     folds: int | None = None,
-    trained: Trained = "no",
+    trained: bool = False,
+    core_refutes: bool = True,
     noise_rate: float | None = None,
     metric: Metric = "cosine",
     progress: Callable[[int, int], Any] | None = None,
@@ -94,12 +92,14 @@ def judge_labels(
             as bring 10,000 labels.
         index: what finds them; see :class:`~noisydml.memory.neighbors.Neighborhood`. None for an
             exact one, on the CPU up to 131,072 samples, and an inverted file beyond.
-        trained: whether the features are of a network that was trained on these labels: ``"no"``,
-            on ``"some"``, or on ``"all"``. Features agree with wrong ones that they were trained
-            on, so that nothing follows for the rate from labels that are right where the features
-            are certain; and if it was all, the rate is that of
-            :func:`noisydml.memory.trained.trained_rate`, as the judge takes a part of the wrong
-            ones for right, most of all where they fall on similar classes.
+        trained: whether the features are of a network that was trained on all of these labels.
+            Such features agree with wrong ones, of which the judge takes a part for right ones,
+            most of all where they fall on similar classes. The rate is then that of
+            :func:`noisydml.memory.trained.trained_rate`.
+        core_refutes: whether the rate is less than a model's that expects more wrong labels than
+            there are where the features are certain. Then right labels of hard samples are not
+            taken for wrong ones, but more of those that lie far from every class for right. Not
+            with ``trained``.
         noise_rate: the share of wrong labels in ``[0, 1)``, from somebody who knows; None to
             estimate it. It moves the probabilities and leaves their order.
         metric: ``"cosine"`` to compare directions from the mean of the features, ``"euclidean"``
@@ -125,7 +125,6 @@ def judge_labels(
         >>> (found.probability < 0.5).nonzero().tolist(), round(found.noise_rate, 2)
         ([[3]], 0.02)
     """
-    require_choice("trained", trained, get_args(Trained))
     with torch.autocast(labels.device.type, enabled=False):
         parts = parts_of(len(labels), shard)
         if numbers is None:
@@ -158,7 +157,7 @@ def judge_labels(
             metric,
             parts,
         )
-        found = _Contest(sample, folds, progress).verdict(trained, noise_rate)
+        found = _Contest(sample, folds, progress).verdict(trained, core_refutes, noise_rate)
         return _as_given(sample, found, order, classes, numbers)
 
 
@@ -251,8 +250,8 @@ class _Contest:
             return fit, mean, mean, 2 / math.sqrt(max(self.labels, 1)), 1.0
         return fit, mean, *fit.core_rate()
 
-    def verdict(self, trained: Trained, noise_rate: float | None) -> _Verdict:
-        """What the best one says; ``trained`` and ``noise_rate`` as of :func:`judge_labels`."""
+    def verdict(self, trained: bool, core_refutes: bool, noise_rate: float | None) -> _Verdict:
+        """What the best one says; the arguments are those of :func:`judge_labels`."""
         sample, everyone, logs = self.sample, self.sample.parts.everyone, self.logs
         asked = len(self.base)
         best = int(logs.mean(dim=1).argmax()) if asked > 0 else 0
@@ -281,10 +280,10 @@ class _Contest:
         else:  # classes of a few samples have cores that are wrong more often than the rest
             rate += min(max(core - width - rate, 0.0), _AT_ODDS)
         rate = min(max(rate, 0.0), 0.99)
-        if trained == "all" and structured and certainty < _CERTAIN and noise_rate is None:
+        if trained and structured and certainty < _CERTAIN and noise_rate is None:
             rate = trained_rate(sample, rate)
         low, high = min(rate, core) - width, max(rate, core) + width
-        if trained == "no":
+        if core_refutes and not trained:
             rate *= part
         found_by = f"if wrong labels fall on {_WHERE[structured]}"
         for m in range(len(self.models)):  # who predicts about as well may be right about the rate

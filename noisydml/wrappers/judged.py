@@ -396,6 +396,7 @@ class JudgeFilter(Filter):
             k=self.k,
             index=self.index,
             metric=memory.metric,
+            core_refutes=False,
             shard=memory.ranks > 1,
         )
         tells = found.certainty >= _TELLING and found.kept_share >= _KEPT
@@ -420,7 +421,8 @@ class JudgeFilter(Filter):
             index=self.index,
             metric=memory.metric,
             folds=None if first or len(labels) < _FEW else 1,
-            trained="no" if first else "all" if on_all else "some",
+            trained=on_all,
+            core_refutes=False,  # to lose a hard sample costs less than to train on a wrong label
             shard=memory.ranks > 1,
             numbers=numbers,
         )

@@ -242,7 +242,7 @@ class PRISMFilter(Filter):
 
     def _end_pass(self, recent: FeatureMemory) -> None:
         """Ask the judge about noise among similar classes, which the ranks do not show."""
-        found = judge_labels(recent.features.float(), recent.labels, folds=1, trained="all")
+        found = judge_labels(recent.features.float(), recent.labels, folds=1, trained=True)
         says = found.structured and math.isfinite(found.noise_rate)
         self.structured.fill_(found.noise_rate if says else 0.0)
 

@@ -44,7 +44,7 @@ def problems() -> dict[str, Problem]:
         "distances": (features, at_random, {"metric": "euclidean", "folds": 1}),
         "copies, some without a label": (features[rows], unlabelled[rows], {"folds": 1}),
         "distrusted": (features, at_random, {"trust": (at_random == true) / 2 + 0.5, "folds": 1}),
-        "trained": (trained, flipped, {"trained": "all", "folds": 1}),
+        "trained": (trained, flipped, {"trained": True, "folds": 1}),
         "told": (features, flipped, {"noise_rate": 0.2, "folds": 1}),
         "many": (many, torch.from_numpy(noise.uniform(kinds, 0.2, seed=0).labels), {"folds": 1}),
         "wide": (wide, torch.from_numpy(noise.uniform(few, 0.2, seed=0).labels), {"folds": 1}),

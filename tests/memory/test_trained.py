@@ -83,8 +83,8 @@ def test_it_is_what_a_loop_over_samples_finds(kind: object) -> None:
 def test_it_is_the_judges_or_more_and_never_twice_as_much(rate: float, spread: float) -> None:
     features, true = classes(40, 25, spread)
     given = torch.from_numpy(noise.pair_flip(true, rate, seed=0).labels)
-    found = judge_labels(features, given, folds=1, trained="some").noise_rate
-    trained = judge_labels(features, given, folds=1, trained="all")
+    found = judge_labels(features, given, folds=1, core_refutes=False).noise_rate
+    trained = judge_labels(features, given, folds=1, trained=True)
     assert found <= trained.noise_rate <= 2 * found
     if rate == 0 or spread < 1:  # certain of the classes, or nothing to see
         assert trained.noise_rate == pytest.approx(found)
