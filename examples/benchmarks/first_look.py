@@ -59,7 +59,8 @@ def look(recipe: Recipe, images: Images, noise: str, rate: float, seed: int) -> 
         loss_fn(embeddings.requires_grad_(), labels[ids], sample_ids=ids)
         if looked:
             break
-    found = judge_labels(loss_fn.memory.features[held], loss_fn.memory.labels[held])
+    memory = loss_fn.memory
+    found = judge_labels(memory.features[held], memory.labels[held], core_refutes=False)
     collects = not loss_fn.decision.keep.any()
     return Look(int(held.sum()), found.certainty, found.kept_share, found.noise_rate, collects)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from noisydml.audit.issues import LabelIssues
-from noisydml.audit.labels import read_labels
+from noisydml.audit.labels import Classes, read_labels
 from noisydml.audit.rows import EmbeddingRows
 from noisydml.functional.checks import (
     require_count,
@@ -22,7 +23,7 @@ from noisydml.functional.checks import (
 )
 from noisydml.functional.extras import optional
 from noisydml.memory.index import Metric, NeighborIndex, require_metric
-from noisydml.memory.judge import judge_labels
+from noisydml.memory.judge import LabelJudgement, judge_labels
 
 
 def find_label_issues(
@@ -127,6 +128,14 @@ def find_label_issues(
             metric=metric,
             progress=advance,
         )
+    issues = issues_of(found, labels, threshold, classes)
+    return issues if noise_rate is None else replace(issues, noise_rate_bounds=None)
+
+
+def issues_of(
+    found: LabelJudgement, labels: Tensor, threshold: float = 0.5, classes: Classes = None
+) -> LabelIssues:
+    """What the judge found, as a table of the labels less probable than the threshold."""
     given = labels >= 0
     score = torch.where(given, found.score, math.nan)
     probability = torch.where(given, found.probability, math.nan)
@@ -141,7 +150,7 @@ def find_label_issues(
         noise_rate=found.noise_rate,
         neighbors=found.neighbors[issues].cpu(),
         probability=probability.cpu(),
-        noise_rate_bounds=found.noise_rate_bounds if noise_rate is None else None,
+        noise_rate_bounds=found.noise_rate_bounds,
         found_by=found.found_by,
         contradictions=_contradictions(found.copies, labels),
         classes=classes,

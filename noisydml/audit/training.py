@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from noisydml import distributed
-from noisydml.audit.find import find_label_issues
+from noisydml.audit.find import issues_of
 from noisydml.audit.issues import LabelIssues
 from noisydml.functional.checks import require_count, require_decay, require_number
 from noisydml.memory.features import FeatureMemory, last_of_equals
+from noisydml.memory.judge import judge_labels
 from noisydml.memory.latent import TRUSTED
 from noisydml.memory.state import AllOrNothing
 from noisydml.wrappers.base import LossWrapper, is_training_step
@@ -139,9 +140,9 @@ class LabelAudit(AllOrNothing):
         if not bool((labels >= 0).any() & (self.judged > 0).any()):
             return None
         rows = (labels >= 0).nonzero().squeeze(1)
-        found = find_label_issues(
-            reference.features[rows].float(), labels[rows], metric=reference.metric
-        )
+        features, given = reference.features[rows].float(), labels[rows]
+        judged = judge_labels(features, given, metric=reference.metric, core_refutes=False)
+        found = issues_of(judged, given)  # trained on these labels, so that the core tells nothing
         if math.isnan(found.noise_rate) or found.suggested_labels is None or found.support is None:
             return None
         rows = rows.cpu()
