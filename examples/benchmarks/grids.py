@@ -31,6 +31,7 @@ def omniglot() -> list[Cell]:
     for loss in ("SoftTriple", "SupCon", "contrastive + memory"):
         cells += [(loss, method, *HALF) for method in ("plain", "GroundTruthFilter", *FILTERS)]
     cells += [(loss, "PRISMFilter (rate given)", *HALF) for loss in ("SoftTriple", "SupCon")]
+    cells += [(loss, JUDGED, *HALF) for loss in ("SupCon", "contrastive + memory")]
     cells.append(("contrastive + memory", "PRISMFilter (rate given, no warm-up)", *HALF))
     return cells + titan()
 
