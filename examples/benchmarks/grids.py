@@ -72,8 +72,7 @@ def cifar100() -> list[Cell]:
 
 PRETRAINED = ["plain", "GroundTruthFilter", "PRISMFilter", "PRISMFilter (rate given)",
               "KNNDenoiser", "KNNDenoiser (judged start)", "ConfidenceWeightedLoss",
-              "ConfidenceWeightedLoss and language", "TITAN", "robust",
-              JUDGED]  # fmt: skip
+              "ConfidenceWeightedLoss and language", "TITAN", "robust", JUDGED]  # fmt: skip
 
 
 def pretrained(noises: list[tuple[str, float]], told: list[str]) -> list[Cell]:

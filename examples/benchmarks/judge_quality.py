@@ -229,15 +229,13 @@ def problems(data: Path | None, cache: Path | None) -> Iterator[Made]:
         lambda seed: Problem(of_things, by_people(things, confusion, seed), things),
     )
     of_pixels = small.reshape(len(small), -1)
-    for name, rate in (("true", 0.0), ("uniform", 0.2), ("uniform", 0.5), ("pair flip", 0.2)):
-        spoil = models_of_noise.get(name)
+    yield "CIFAR-100's 8 x 8 pixels, true labels", 1, lambda _: Problem(of_pixels, things, things)
+    for name, rate in (("uniform", 0.2), ("uniform", 0.5), ("pair flip", 0.2)):
         yield (
-            f"CIFAR-100's 8 x 8 pixels, {name} labels"
-            if spoil is None
-            else f"CIFAR-100's 8 x 8 pixels, {name} {rate:.0%}",
-            1 if spoil is None else SEEDS,
-            lambda seed, rate=rate, spoil=spoil: Problem(
-                of_pixels, things if spoil is None else spoil(rate, seed), things
+            f"CIFAR-100's 8 x 8 pixels, {name} {rate:.0%}",
+            SEEDS,
+            lambda seed, rate=rate, spoil=models_of_noise[name]: Problem(
+                of_pixels, spoil(rate, seed), things
             ),
         )
     unequal = [max(2, 150 // place) for place in range(1, 101)]

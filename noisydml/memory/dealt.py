@@ -7,7 +7,7 @@ from torch import Tensor
 
 from noisydml import distributed
 
-_MEETING = "a part of a memory"
+MEETING = "a part of a memory"
 
 
 class Dealt:
@@ -52,7 +52,7 @@ class Dealt:
 
     def exchange(self, numbers: list[int]) -> list[list[int]]:
         """The numbers of every rank."""
-        return distributed.exchange(numbers, _MEETING)
+        return distributed.exchange(numbers, MEETING)
 
     def numbers(self, device: torch.device) -> Tensor:
         """Which entries of the memory those of this part are; the last of a part may be none."""

@@ -117,7 +117,6 @@ class FeatureMemory(AllOrNothing):
         self.num_classes = num_classes
         self.normalize = normalize
         self.dealt = Dealt(memory_size, shard)
-        self.ranks = self.dealt.ranks
         self.widens = embedding_size is None
         features = torch.zeros(self.dealt.part_size, embedding_size or 0, dtype=dtype)
         if self.widens:  # no buffer, as their shapes stay
@@ -137,6 +136,10 @@ class FeatureMemory(AllOrNothing):
 
     def __len__(self) -> int:
         return self.memory_size
+
+    @property
+    def ranks(self) -> int:
+        return self.dealt.ranks
 
     @property
     def centers(self) -> Tensor:

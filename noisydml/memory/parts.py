@@ -6,8 +6,7 @@ from torch import Tensor
 
 from noisydml import distributed
 from noisydml.functional.parts import Whole
-
-_MEETING = "a part of a memory"
+from noisydml.memory.dealt import MEETING
 
 
 class Parts(Whole):
@@ -68,7 +67,7 @@ class Parts(Whole):
     @staticmethod
     def _numbers(number: int = 0) -> list[int]:
         """That of every rank."""
-        return [each for (each,) in distributed.exchange([number], _MEETING)]
+        return [each for (each,) in distributed.exchange([number], MEETING)]
 
 
 def parts_of(size: int, shard: bool) -> Whole:

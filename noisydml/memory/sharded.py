@@ -9,6 +9,7 @@ from torch import Tensor
 
 from noisydml import distributed
 from noisydml.functional.neighbors import nearest_of_parts
+from noisydml.memory.dealt import MEETING
 from noisydml.memory.index import Metric, NeighborIndex, frame_of
 from noisydml.memory.neighbors import Neighborhood
 
@@ -47,7 +48,7 @@ class ShardedNeighborhood(Neighborhood):
         rows = (labels >= 0).nonzero().squeeze(1)
         self._first, self._step = (rank, ranks) if self.start is None else (self.start, 1)
         self._entry = self._first + rows * self._step
-        reports = distributed.exchange([len(self._classes)], "a part of a memory")
+        reports = distributed.exchange([len(self._classes)], MEETING)
         sizes = [size for (size,) in reports]
         classes, counts = distributed.gather_rows([self._classes, self._counts], sizes)
         self._classes, place = torch.unique(classes, return_inverse=True)
@@ -59,7 +60,7 @@ class ShardedNeighborhood(Neighborhood):
         self, queries: Tensor, labels: Tensor, k: int, entries: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As of a whole set, with entries in the place of positions; each rank asks for itself."""
-        reports = distributed.exchange([len(queries)], "a part of a memory")
+        reports = distributed.exchange([len(queries)], MEETING)
         sizes = [size for (size,) in reports]
         columns = [queries, labels] if entries is None else [queries, labels, entries]
         queries, labels, *own = distributed.gather_rows(columns, sizes)

@@ -410,10 +410,11 @@ class JudgeFilter(Filter):
 
     def _judge_reference(self, first: bool, features: FeatureMemory | None = None) -> None:
         memory = self.reference if features is None else features
-        numbers = memory.dealt.numbers(memory.labels.device)
+        dealt = memory.dealt
+        numbers = dealt.numbers(memory.labels.device)
         own = slice(len(numbers))
-        labels = memory.dealt.of_all_parts(memory.labels[own])
-        on_all = not first and self.counters["told"] == 0  # trained from the start
+        labels = dealt.of_all_parts(memory.labels[own])
+        on_all = not first and self.counters["told"] == 0  # its features were trained on all labels
         found = judge_labels(
             memory.features[own].float(),
             memory.labels[own],
@@ -426,13 +427,13 @@ class JudgeFilter(Filter):
             shard=memory.ranks > 1,
             numbers=numbers,
         )
-        judged = memory.dealt.of_all_parts(found.known & found.probability.isfinite())
+        judged = dealt.of_all_parts(found.known & found.probability.isfinite())
         rate = found.noise_rate
         if on_all and found.certainty < _TOLD and found.kept_share < _WORTH:
             judged, rate = torch.zeros_like(judged), math.nan
-        said = memory.dealt.of_all_parts(found.probability)
-        suggested = memory.dealt.of_all_parts(found.suggested_labels)
-        support = memory.dealt.of_all_parts(found.support)
+        said = dealt.of_all_parts(found.probability)
+        suggested = dealt.of_all_parts(found.suggested_labels)
+        support = dealt.of_all_parts(found.support)
         probability = torch.where(judged, said, _UNKNOWN)
         if first:
             overwrite(self.first_probability, probability)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from noisydml.distributed import exchange, gather_batch, together
+from noisydml.distributed import gather_batch, together
 from noisydml.functional.checks import (
     require_count,
     require_number,
@@ -266,7 +266,7 @@ class KNNDenoiser(Filter):
         reference, sizes = self.reference, [len(batch)]
         stale = self._indexed != self._of_reference()
         if reference.ranks > 1:
-            reports = exchange([len(batch), int(stale)], "a part of a memory")
+            reports = reference.dealt.exchange([len(batch), int(stale)])
             sizes, stale = [size for size, _ in reports], any(flag for _, flag in reports)
         if stale:
             self._index(reference)
