@@ -3,7 +3,7 @@
     python examples/benchmarks/judge_quality.py --cache FOLDER --output results/judge.jsonl
     python examples/benchmarks/judge_quality.py --output results/judge.jsonl --table
 
-Pixels of handwritten digits, Gaussian classes of five, and the features of a network pretrained on
+Pixels of handwritten digits, Gaussian classes, measurements of tumours, and the features of a network pretrained on
 ImageNet (EfficientNet-Lite0, frozen; pretrained.py): Cars196's training half with PRISM's published
 lists, and CIFAR-100 with uniform, semantic and pair-flip noise and with labels drawn from a
 confusion matrix of people; a few samples of both; and CIFAR-100's pixels, which hardly tell its
@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, f1_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -127,6 +127,33 @@ def spreads(rate: float, seed: int, classes: int = 50, per_class: int = 60) -> P
     return Problem(features.astype(np.float32), given, truth)
 
 
+def unequal_sizes(rate: float, seed: int) -> Problem:
+    """One class of 2,000 and five of 200 to 10, in four columns."""
+    generator = np.random.default_rng(seed)
+    truth = np.arange(6).repeat([2000, 200, 60, 20, 10, 10])
+    features = generator.normal(size=(6, 4))[truth] + 0.3 * generator.normal(size=(len(truth), 4))
+    given = noise.uniform(truth, rate, seed=seed).labels
+    return Problem(features.astype(np.float32), given, truth)
+
+
+def narrow(rate: float, seed: int) -> Problem:
+    """Four classes that differ in three of sixteen directions, which vary a tenth of the others."""
+    generator = np.random.default_rng(seed)
+    truth = np.arange(4).repeat(200)
+    features = np.repeat([1.0, 0.1], [13, 3]) * generator.normal(size=(len(truth), 16))
+    features[:, 13:] += np.eye(4, 3, k=-1)[truth] * 0.4
+    features = features @ np.linalg.qr(generator.normal(size=(16, 16))).Q
+    given = noise.uniform(truth, rate, seed=seed).labels
+    return Problem(features.astype(np.float32), given, truth)
+
+
+def tumours(rate: float, seed: int) -> Problem:
+    """569 tumours of two classes, of which scikit-learn has 30 measurements."""
+    measured, truth = load_breast_cancer(return_X_y=True)
+    features = StandardScaler().fit_transform(measured).astype(np.float32)
+    return Problem(features, noise.uniform(truth, rate, seed=seed).labels, truth)
+
+
 def pretrained_features(path: Path, folder: Path, side: int) -> np.ndarray:
     import pretrained
 
@@ -185,8 +212,14 @@ def problems(data: Path | None, cache: Path | None) -> Iterator[Made]:
             ),
         )
     yield "1,000 Gaussian classes of 5, 20%", SEEDS, gaussians
-    for rate in (0.0, 0.2):
-        yield (f"50 Gaussian classes of unequal spread, {rate:.0%}", SEEDS, partial(spreads, rate))
+    for name, make, rates in (
+        ("50 Gaussian classes of unequal spread", spreads, (0.0, 0.2)),
+        ("6 Gaussian classes of 2,000 to 10", unequal_sizes, (0.0, 0.2, 0.4)),
+        ("4 Gaussian classes apart where they hardly vary", narrow, (0.0, 0.2, 0.4)),
+        ("tumours", tumours, (0.0, 0.2, 0.4)),
+    ):
+        for rate in rates:
+            yield f"{name}, {rate:.0%}", SEEDS, partial(make, rate)
     if data is None or cache is None:
         return
     cars = data / "cars196_128.npz"

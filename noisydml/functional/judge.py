@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,9 @@ _POWERS = 3  # of the covariance, in the search for its leading directions
 _SPARE = 32  # directions more than asked for, as is usual (Halko et al., 2011)
 _TINY = 1e-12
 _CHANCE = 1e-3  # copies that a sample would have by chance
-_SAMPLES_A_COLUMN = 20  # from which on their covariance shows none of their labels
+_FLOOR = 0.02  # of a vote, shared by all classes
+_TEMPERATURES, _PARTS = (0.05, 0.1, 0.2, 0.4), (0.3, 1.0)  # enough to compare features by
+_RATES = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _PAIRS = 4096  # of rows compared at once
 _NUMBERS = 2**22  # in the rows of a block
 
@@ -116,7 +119,7 @@ def within_class_whitening(
     labels: Tensor,
     weights: Tensor,
     num_classes: int,
-    shrinkage: float | None = None,
+    shrinkage: float | Tensor | None = None,
     parts: Whole | None = None,
 ) -> Tensor:
     r"""The matrix that makes the spread inside the classes the same in every direction.
@@ -130,10 +133,8 @@ def within_class_whitening(
         labels: (N,) integers in ``[0, num_classes)``.
         weights: (N,) floating point, not negative; 0 for a sample that takes no part.
         num_classes: C.
-        shrinkage: :math:`a` in ``[0, 1]``, towards the mean variance. None for
-            :math:`\max(\frac12, \frac{20 D}{20 D + n})`, n samples taking part: where they are few
-            for the width, each has directions to itself, in which whitening draws it to the class
-            of its label, be that right or wrong.
+        shrinkage: :math:`a` in ``[0, 1]``, towards the mean variance. None for that of
+            :func:`~noisydml.functional.judge.shrinkage_of_few` with one half and 20.
         parts: where ranks have a part of the rows each.
 
     Returns:
@@ -153,9 +154,8 @@ def within_class_whitening(
     require_integer("labels", labels, len(features), "feature")
     require_floating("weights", weights, ndim=1)
     parts = Whole(len(features)) if parts is None else parts
-    few = _SAMPLES_A_COLUMN * features.shape[1]
-    taking_part = parts.total((weights > 0).sum())
-    part = (few / (few + taking_part)).clamp_min(0.5) if shrinkage is None else shrinkage
+    if shrinkage is None:
+        shrinkage = shrinkage_of_few(0.5, 20, features.shape[1], parts.total((weights > 0).sum()))
     weights = weights.float().unsqueeze(1)
     sums = weights.new_zeros(num_classes, features.shape[1])
     for rows in row_blocks(features.shape):
@@ -170,10 +170,91 @@ def within_class_whitening(
     covariance = parts.total(covariance) / parts.total(weights.sum()).clamp_min(_TINY)
     mean = covariance.diagonal().mean()
     identity = torch.eye(len(covariance), dtype=torch.float64, device=features.device)
-    covariance = torch.where(mean > 0, covariance.lerp(mean * identity, part), identity)
+    covariance = torch.where(mean > 0, covariance.lerp(mean * identity, shrinkage), identity)
     variance, directions = torch.linalg.eigh(covariance)
     matrix: Tensor = directions / variance.clamp_min(_TINY * variance[-1]).sqrt()
     return parts.first(matrix.float())
+
+
+def shrinkage_of_few(least: float, samples: int, width: int, number: Tensor) -> Tensor:
+    r"""The shrinkage of a covariance, more where samples are few for its width.
+
+    :math:`\max(s, \frac{m D}{m D + n})`: where samples are few, each of them has directions to
+    itself, in which whitening draws it to the class of its label, be that right or wrong.
+
+    Args:
+        least: :math:`s` in ``[0, 1]``.
+        samples: :math:`m`, of a column, with which it is one half at least.
+        width: D, number of columns.
+        number: 0-dim, n, the samples that take part.
+
+    Returns:
+        0-dim.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional.judge import shrinkage_of_few
+        >>> [round(shrinkage_of_few(0.5, 20, 10, torch.tensor(n)).item(), 6) for n in (50, 1000)]
+        [0.8, 0.5]
+    """
+    few = samples * width
+    return (few / (few + number)).clamp_min(least)
+
+
+def held_out_likelihood(similarity: Tensor, votes: Tensor, labels: Tensor) -> Tensor:
+    r"""How likely labels are that have taught nothing, if wrong ones fall on all classes alike.
+
+    :math:`p_{ic} \propto \exp(s_{ic} / T) \, v_{ic}^\kappa`, and
+    :math:`P(y_i) = (1 - e) \, p_{i y_i} + \frac{e}{C - 1} (1 - p_{i y_i})`, for eight pairs of
+    :math:`T` and :math:`\kappa` and ten rates :math:`e`.
+
+    Args:
+        similarity: (B, C) floating point, with the class centers.
+        votes: (B, C) floating point, positive, each class's share of the neighbours' votes.
+        labels: (B,) integers in ``[0, C)``.
+
+    Returns:
+        (80, B) float32, :math:`\log P(y_i)`.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional.judge import held_out_likelihood
+        >>> near, votes = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.1, 0.9]])
+        >>> torch.stack(held_out_likelihood(near, votes, torch.tensor([1])).exp().aminmax())
+        tensor([0.1000, 0.9800])
+    """
+    rates, own, found = similarity.new_tensor(_RATES), labels.unsqueeze(1), []
+    for temperature, part in itertools.product(_TEMPERATURES, _PARTS):
+        logits = torch.add(similarity / temperature, votes.log(), alpha=part)
+        right = logits.log_softmax(dim=1).gather(1, own).exp()
+        likely = right * (1 - rates) + (1 - right) * rates / max(similarity.shape[1] - 1, 1)
+        found.append(likely.clamp_min(_TINY).log().T)
+    return torch.cat(found)
+
+
+def vote_shares(ballots: Tensor, votes: Tensor, num_classes: int) -> Tensor:
+    """Each class's share of its neighbours' votes, of which all classes share a fiftieth.
+
+    Args:
+        ballots: (B, K + 1) floating point, not negative: the trusted votes for each of K classes,
+            and for all others together.
+        votes: (B, k) floating point, not negative: those of all neighbours, trusted or not.
+        num_classes: C, not below K.
+
+    Returns:
+        (B, K + 1) positive; the last is the mean of the other classes.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional.judge import vote_shares
+        >>> vote_shares(torch.tensor([[1.0, 2.0, 0.0]]), torch.ones(1, 3), num_classes=2)
+        tensor([[0.3366, 0.6634, 0.0098]])
+    """
+    floor = _FLOOR * votes.sum(dim=1, keepdim=True) + 1e-9
+    total = ballots.sum(dim=1, keepdim=True) + floor
+    each = ballots.clone()
+    each[:, -1] /= max(num_classes - ballots.shape[1] + 1, 1)
+    return (each + floor / num_classes) / total
 
 
 def leave_one_out_similarity(

@@ -10,8 +10,11 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from noisydml.functional.judge import (
+    held_out_likelihood,
     leave_one_out_similarity,
     near_identical,
+    shrinkage_of_few,
+    vote_shares,
     within_class_whitening,
 )
 from noisydml.functional.neighbors import neighbor_weights
@@ -24,6 +27,14 @@ _ALL, _SOME = 128, 64  # classes that a sample is compared with: all, or the nea
 _BLOCK = 4096  # rows at once
 _NEVER = -1e4  # the logit of what is out of the question
 _SHARPNESS = 8.0  # of the neighbours' votes
+FOLDS = 5  # parts of the labels, to be held out in turn
+# What the covariance inside the classes is mixed with at least of the same in all directions. The
+# first is for features of a pretrained network, the others where directions in which classes hardly
+# vary tell them apart (docs/judge.md, "Vehicles").
+_SHRINKAGES = ((0.5, 20), (0.1, 5), (0.02, 2))
+_A_TENTH, _BEYOND_CHANCE = 0.1, 1.65  # of what is gained, and standard errors (95 %)
+_FEWEST, _LEAST, _HELD_OUT = 16, 200, 2000  # labels by which one of these is chosen
+_PAIRS = 2**25  # of them and classes, at most
 _HEIGHT = 3.0  # of the point from which features are seen, in spreads of a class
 
 
@@ -50,11 +61,9 @@ class Sample:
         self.classes, self.labelled = codes.clamp_min(0), codes >= 0
         self.all_classes = parts.everyone(self.classes)
         weights = trust.masked_fill(codes < 0, 0)
-        directions = torch.empty_like(self.features)
-        matrix = self.whitening(weights)
-        for rows in self.blocks():
-            directions[rows] = self.directions(matrix, rows)
-        distance, self.near = self._neighbors(directions, k, index)
+        self.shrinkage, everybody = _SHRINKAGES[0], torch.arange(len(codes), device=codes.device)
+        directions = self.all_directions(weights)
+        distance, self.near = self._neighbors(directions, codes, everybody, parts.size, k, index)
         copies = near_identical(directions, distance, self.near, parts)
         sizes = torch.bincount(copies, minlength=parts.size)
         self.copies = copies[parts.own]
@@ -65,6 +74,12 @@ class Sample:
         voters.index_add_(0, same, parts.everyone(self.weights))
         self.own_weights = voters[same[parts.own]]
         self.fold = parts.everyone(fold)[self.copies]
+        self.shrinkage = self._best_shrinkage(k, index)
+        if self.shrinkage != _SHRINKAGES[0]:
+            directions = self.all_directions(weights)
+            distance, self.near = self._neighbors(
+                directions, codes, everybody, parts.size, k, index
+            )
         for rows in self.blocks():
             near = self.near[rows].long()
             own_copy = copies[near.clamp_min(0)] == self.copies[rows].unsqueeze(1)
@@ -77,11 +92,21 @@ class Sample:
         size = len(self.codes)
         return [slice(start, start + _BLOCK) for start in range(0, size, _BLOCK)]
 
+    def drawn(self, rows: Tensor, number: int) -> tuple[int, Tensor]:
+        """So many of the rows of all ranks for which (N,) ``rows`` is true, and this rank's."""
+        own, chosen = self.parts.own, self.parts.everyone(rows).nonzero().squeeze(1)
+        generator = torch.Generator().manual_seed(0)
+        some = torch.randperm(len(chosen), generator=generator, device="cpu")[:number]
+        chosen = chosen[some.sort().values.to(chosen.device)]
+        return len(chosen), chosen[(chosen >= own.start) & (chosen < own.stop)] - own.start
+
     def whitening(self, weights: Tensor) -> Tensor:
         """(D, D) the matrix that whitens the features with these weights."""
         rows = self.features[:, :-1] if self.lifted else self.features
+        number = self.parts.total((weights > 0).sum())
+        shrinkage = shrinkage_of_few(*self.shrinkage, rows.shape[1], number)
         matrix = within_class_whitening(
-            rows, self.classes, weights, self.num_classes, parts=self.parts
+            rows, self.classes, weights, self.num_classes, shrinkage, self.parts
         )
         if self.lifted:
             matrix = pad(matrix, (0, 1, 0, 1))
@@ -92,29 +117,109 @@ class Sample:
         """Unit vectors of some of the rows in whitened space."""
         return normalize(self.features[rows] @ matrix)
 
+    def all_directions(self, weights: Tensor) -> Tensor:
+        """Those of all rows, whitened with these weights."""
+        directions, matrix = torch.empty_like(self.features), self.whitening(weights)
+        for rows in self.blocks():
+            directions[rows] = self.directions(matrix, rows)
+        return directions
+
+    def sums(self, directions: Tensor, weights: Tensor) -> Tensor:
+        """(C, D) of the directions of each class, with these weights."""
+        sums = directions.new_zeros(self.num_classes, directions.shape[1])
+        for rows in self.blocks():
+            weighted = directions[rows] * weights[rows].unsqueeze(1)
+            sums.index_add_(0, self.classes[rows], weighted)
+        return self.parts.total(sums)
+
     def _neighbors(
-        self, directions: Tensor, k: int, index: str | NeighborIndex | None
+        self,
+        directions: Tensor,
+        codes: Tensor,
+        asked: Tensor,
+        number: int,
+        k: int,
+        index: str | NeighborIndex | None,
     ) -> tuple[Tensor, Tensor]:
-        parts, labelled = self.parts, self.labelled.nonzero().squeeze(1)
+        """(M, k) distances and rows, -1 for none, of the nearest to (M,) rows that have a code.
+
+        ``number`` is that of the rows asked for on all ranks.
+        """
+        parts, there = self.parts, (codes >= 0).nonzero().squeeze(1)
         if index is None:
-            index = default_index(parts.size, len(labelled), self.codes.device)
+            index = default_index(number, len(there), codes.device)
         metric = index.metric if isinstance(index, NeighborIndex) else "cosine"
         hood = Neighborhood(index, metric)
         if parts.ranks > 1:
             hood = ShardedNeighborhood(index, metric, parts.start)
-        hood.build(directions, self.codes)
-        width = min(k, hood.size)
-        distance = directions.new_empty(len(self.codes), width)
+        hood.build(directions, codes)
+        distance = directions.new_empty(len(asked), min(k, hood.size))
         near = torch.empty_like(distance, dtype=torch.int32)
-        entries = torch.arange(len(self.codes), device=self.codes.device) + parts.start
-        for rows in parts.blocks(len(self.codes), _BLOCK):
-            distance[rows], position, _ = hood.neighbors(
-                directions[rows], self.codes[rows], k, entries[rows]
+        for some in parts.blocks(len(asked), _BLOCK):
+            rows = asked[some]
+            distance[some], position, _ = hood.neighbors(
+                directions[rows], self.codes[rows], k, rows + parts.start
             )
             if parts.ranks == 1:
-                position = torch.where(position < 0, -1, labelled[position.clamp_min(0)])
-            near[rows] = position.int()
+                position = torch.where(position < 0, -1, there[position.clamp_min(0)])
+            near[some] = position.int()
         return distance, near
+
+    def _best_shrinkage(self, k: int, index: str | NeighborIndex | None) -> tuple[float, int]:
+        """That with which centers and neighbours predict labels best that have taught nothing.
+
+        The first, unless another one gains a tenth more over the sizes of the classes, and more
+        than by chance.
+        """
+        most, number = min(_HELD_OUT, max(_LEAST, _PAIRS // self.num_classes)), 0
+        everyone, by_size = self.parts.everyone, []
+        logs: list[list[Tensor]] = [[] for _ in _SHRINKAGES]
+        for fold in range(FOLDS):
+            test = self.fold == fold
+            teaches = self.weights.masked_fill(test, 0)
+            taught = teaches.new_zeros(self.num_classes).index_add_(0, self.classes, teaches)
+            taught = self.parts.total(taught)
+            test &= (taught[self.classes] > 0) & (self.weights > 0)
+            drawn, asked = self.drawn(test, most)
+            by_size.append(everyone((taught / taught.sum()).log()[self.classes[asked]]))
+            for told, self.shrinkage in zip(logs, _SHRINKAGES, strict=True):
+                directions = self.all_directions(teaches)
+                found = self._predicted(directions, teaches, asked, drawn, k, index)
+                told.append(everyone(found.T))
+            number += drawn
+            if number >= most:
+                break
+        if number < _FEWEST:
+            return _SHRINKAGES[0]
+        found = torch.stack([torch.cat(told) for told in logs]).double()  # (S, n, G)
+        which = found.mean(dim=1).argmax(dim=1)
+        found = found[range(len(which)), :, which] - torch.cat(by_size)  # (S, n)
+        more = found - found[0]
+        least = _BEYOND_CHANCE * more.std(dim=1) / math.sqrt(number)
+        least = torch.maximum(least, _A_TENTH * found[0].mean())
+        more = torch.where(more.mean(dim=1) > least, more.mean(dim=1), 0.0)
+        return _SHRINKAGES[int(self.parts.first(more).argmax())]
+
+    def _predicted(
+        self,
+        directions: Tensor,
+        teaches: Tensor,
+        asked: Tensor,
+        number: int,
+        k: int,
+        index: str | NeighborIndex | None,
+    ) -> Tensor:
+        """(G, M) how well those who teach predict labels of (M,) rows, ``number`` on all ranks."""
+        centers = normalize(self.sums(directions, teaches))
+        teachers = self.codes.masked_fill(teaches <= 0, -1)
+        distance, near = self._neighbors(directions, teachers, asked, number, k, index)
+        near = near.long()
+        weights = self.parts.everyone(teaches)[near.clamp_min(0)]
+        votes = neighbor_weights(distance.masked_fill(near < 0, math.inf), _SHARPNESS)
+        ballots = votes.new_zeros(len(asked), self.num_classes + 1)
+        ballots.scatter_add_(1, self.all_classes[near.clamp_min(0)], votes * weights)
+        shares = vote_shares(ballots, votes, self.num_classes)[:, :-1]
+        return held_out_likelihood(directions[asked] @ centers.T, shares, self.classes[asked])
 
     def _candidates(self, directions: Tensor) -> None:
         """The classes each sample is compared with, and what the rest of them are to it."""
@@ -156,11 +261,7 @@ class Sample:
 
     def _nearest_classes(self, directions: Tensor) -> None:
         size, number = len(self.codes), self.num_classes
-        sums = directions.new_zeros(number, directions.shape[1])
-        for rows in self.blocks():
-            weighted = directions[rows] * self.weights[rows].unsqueeze(1)
-            sums.index_add_(0, self.classes[rows], weighted)
-        centers = normalize(self.parts.total(sums))
+        centers = normalize(self.sums(directions, self.weights))
         index = default_index(size, number, directions.device)
         index.build(centers)
         exact = TorchIndex()
@@ -193,6 +294,7 @@ class Setting(NamedTuple):
 
     temperature: float
     part: float  # of the neighbours
+    size: float  # the power of the classes' sizes
     none: float  # share of the samples that are rather of none of the classes
     edge: float  # how sharply these are told from the others
     rate: float
@@ -204,13 +306,15 @@ class Evidence(NamedTuple):
     similarity: Tensor  # (B, K)
     votes: Tensor | None  # (B, K + 1) logarithms; the last is the mean of the other classes
     rest: Tensor | None  # (B, 3) of the similarities to the other classes: mean, variance, most
+    sizes: Tensor  # (B, K) logarithms, over the mean size
     num_classes: int
 
     def logits(self, settings: list[Setting]) -> Tensor:
         """(G, B, K + 1) of each candidate and of all other classes, for each of G settings."""
-        numbers = self.similarity.new_tensor([setting[:2] for setting in settings])
-        temperature, part = numbers.T.unsqueeze(2)  # (G, 1) each
+        numbers = self.similarity.new_tensor([setting[:3] for setting in settings])
+        temperature, part, size = numbers.T.unsqueeze(2)  # (G, 1) each
         logits = self.similarity / temperature.unsqueeze(2)
+        logits.addcmul_(size.unsqueeze(2), self.sizes)
         if self.votes is not None:
             logits.addcmul_(part.unsqueeze(2), self.votes[:, :-1])
         logits = pad(logits, (0, 1), value=_NEVER)

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from noisydml.functional.judge import Rows, principal_components, shift_to_mean
 from noisydml.functional.products import inverse_scale
-from noisydml.memory.evidence import Sample, Setting
+from noisydml.memory.evidence import FOLDS, Sample, Setting
 from noisydml.memory.index import Metric, NeighborIndex
 from noisydml.memory.latent import (
     ASKED,
     CENTER_ROUNDS,
-    FOLDS,
     NEIGHBOR_ROUNDS,
     TRUSTED,
     Fit,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from noisydml.functional.judge import leave_one_out_similarity
+from noisydml.functional.judge import leave_one_out_similarity, vote_shares
 from noisydml.functional.parts import Whole
 from noisydml.memory.evidence import (
     Evidence,
@@ -23,16 +24,15 @@ from noisydml.memory.evidence import (
 
 TRUSTED = 0.5  # probability of a label, from which on it counts as right
 _NUMBERS = 2**16  # probabilities at once, where settings are compared
-_FLOOR = 0.02  # of a vote, shared by all classes
 _LEAST_TRUST = 0.02  # with which a label counts in the covariance
 _PRIOR = 1.0  # labels of each class that are known beforehand to be wrong at random
 _EXPLAINED = 4  # times that a round says how labels come about, which converges slowly
 ASKED = 10_000  # labels held out are enough
-FOLDS = 5  # parts of the labels, to be held out in turn
 CENTER_ROUNDS, NEIGHBOR_ROUNDS = 5, 4  # rounds with centers alone, and with neighbours
 _WHITENED = (0, 1, 2, 4, 7)  # rounds that begin with another covariance
 _TEMPERATURES = [0.015 * 1.29**i for i in range(14)]
 _PARTS = (0.15, 0.3, 0.5, 0.75, 1.0, 1.5)  # of the neighbours
+_SIZES = (0.0, 1.0)  # powers of the classes' sizes
 _NONES = (0.005, 0.02, 0.05, 0.1, 0.2, 0.3)  # shares that may be of none of the classes
 _EDGES = (0.0, 3.0)  # how sharply these are told from the others
 _RATES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # to begin with; distrust, which may vanish
@@ -128,17 +128,11 @@ class Fit:
         if structured:
             self.true = teaches.new_empty(size, width)
         asked = self.known & (sample.weights > 0) & (True if test is None else test)
-        rows = sample.parts.everyone(asked).nonzero().squeeze(1)
-        generator = torch.Generator().manual_seed(0)
-        some = torch.randperm(len(rows), generator=generator, device="cpu")
-        rows = rows[some[:ASKED].sort().values.to(rows.device)]
-        self.number_asked = len(rows)
-        own = sample.parts.own
-        self.asked = rows[(rows >= own.start) & (rows < own.stop)] - own.start
+        self.number_asked, self.asked = sample.drawn(asked, ASKED)
 
     def run(self, blended: bool, tick: Callable[[], None]) -> None:
         """The rounds with centers alone, or those with neighbours that follow."""
-        self.setting = Setting(0.0, 0.0, 0.0, 0.0, 0.0)  # sought anew
+        self.setting = Setting(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # sought anew
         for _ in range(NEIGHBOR_ROUNDS if blended else CENTER_ROUNDS):
             self._round(blended)
             tick()
@@ -156,6 +150,8 @@ class Fit:
             counted = sample.directions(self.matrix, rows) * self.counted[rows].unsqueeze(1)
             self.sums.index_add_(0, sample.classes[rows], counted)
         self.sums = sample.parts.total(self.sums)
+        sizes = self.counted.new_zeros(sample.num_classes)
+        self.sizes = sample.parts.total(sizes.index_add_(0, sample.classes, self.counted))
         self.lengths = torch.linalg.vector_norm(self.sums, dim=1)
         if self.given is None:
             evidence = self._evidence(self.asked, blended)
@@ -222,13 +218,19 @@ class Fit:
         if sample.rest is not None:  # no nearer than the candidates, but the one of the own label
             least = similarity.kthvalue(2, dim=1, keepdim=True).values
             rest = torch.cat([sample.rest[rows], least], dim=1)
-        return Evidence(similarity, votes, rest, sample.num_classes)
+        return Evidence(similarity, votes, rest, self._sizes(rows), sample.num_classes)
+
+    def _sizes(self, rows: Any) -> Tensor:
+        """(B, K) logarithm of each class's size, over the mean size, without the sample itself."""
+        columns, own = self.sample.columns[rows].long(), self.sample.own[rows].unsqueeze(1)
+        sizes = self.sizes[columns].scatter_add(1, own, -self.own_counted[rows].unsqueeze(1))
+        return ((sizes.clamp_min(0) + 1) / (self.sizes.mean() + 1)).log()
 
     def _sought(self, evidence: Evidence, blended: bool) -> Setting:
         """The setting that suits the labels held out."""
         rows, parts, last = self.asked, self.sample.parts, self.setting
         if self.number_asked == 0:
-            return Setting(_TEMPERATURES[-1], 0.0, 0.0, 0.0, self.rate)
+            return Setting(_TEMPERATURES[-1], 0.0, 0.0, 0.0, 0.0, self.rate)
         own = self.sample.own[rows].unsqueeze(1)
         transition = self._transition(rows)[:, :-1] if self.structured else None
         begins = self.round == 1 and not self.structured
@@ -238,7 +240,10 @@ class Fit:
         # The highest first, for of equal ones the first counts.
         temperatures = self._near(_TEMPERATURES, last.temperature)[::-1]
         kappas = self._near(_PARTS, last.part)[::-1] if blended else [0.0]
-        tried = [last._replace(temperature=t, part=part) for t in temperatures for part in kappas]
+        tried = [
+            last._replace(temperature=t, part=part, size=size)
+            for t, part, size in product(temperatures, kappas, _SIZES)
+        ]
         numbers = self.number_asked * evidence.similarity.shape[1] // parts.ranks
         many = max(1, _NUMBERS // max(numbers, 1))
         edges = _EDGES if last.none > 0 else _EDGES[:1]
@@ -276,10 +281,7 @@ class Fit:
         weights = self.all_counted[sample.near[rows].clamp_min(0)] * votes
         ballots = weights.new_zeros(len(votes), width + 1)
         ballots.scatter_add_(1, sample.ballot[rows].long(), weights)
-        floor = _FLOOR * votes.sum(dim=1, keepdim=True) + 1e-9
-        total = ballots.sum(dim=1, keepdim=True) + floor
-        ballots[:, width] /= max(sample.num_classes - width, 1)
-        return ((ballots + floor / sample.num_classes) / total).log()
+        return vote_shares(ballots, votes, sample.num_classes).log()
 
     def _transition(self, rows: Any) -> Tensor:
         """(B, K + 2) how likely each true class is to be given the label of the sample."""

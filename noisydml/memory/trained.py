@@ -40,12 +40,8 @@ def trained_rate(sample: Sample, rate: float) -> float:
 def core_and_low_ranks(sample: Sample) -> tuple[float, float]:
     """The shares of wrong labels where neighbours agree most, and by low ranks."""
     labelled = sample.labelled.nonzero().squeeze(1)
-    matrix = sample.whitening(sample.weights)
-    sums = matrix.new_zeros(sample.num_classes, len(matrix))
-    for rows in sample.blocks():
-        weighted = sample.directions(matrix, rows) * sample.weights[rows].unsqueeze(1)
-        sums.index_add_(0, sample.classes[rows], weighted)
-    sums = sample.parts.total(sums)
+    directions = sample.all_directions(sample.weights)
+    sums = sample.sums(directions, sample.weights)
     support, wrong = [], []
     low = torch.zeros(2, dtype=torch.float64, device=labelled.device)
     for some in torch.split(labelled, max(1, _BLOCK // sample.num_classes)):
@@ -55,7 +51,7 @@ def core_and_low_ranks(sample: Sample) -> tuple[float, float]:
         support.append(vote.support)
         wrong.append(vote.majority != mine)
         similarity, own = leave_one_out_similarity(
-            sample.directions(matrix, some), sums, mine, sample.own_weights[some]
+            directions[some], sums, mine, sample.own_weights[some]
         )
         similarity.scatter_(1, mine.unsqueeze(1), own.unsqueeze(1))
         low += torch.stack(low_rank_counts(similarity, own))

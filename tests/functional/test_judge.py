@@ -11,7 +11,12 @@ from noisydml.functional import (
     principal_components,
     within_class_whitening,
 )
-from noisydml.functional.judge import shift_to_mean, strict_threshold
+from noisydml.functional.judge import (
+    held_out_likelihood,
+    shift_to_mean,
+    strict_threshold,
+    vote_shares,
+)
 
 
 def test_principal_components_are_those_of_scikit_learn() -> None:
@@ -47,6 +52,44 @@ def test_whitening_without_spread_is_the_identity() -> None:
     features = torch.ones(4, 3)
     matrix = within_class_whitening(features, torch.zeros(4).long(), torch.ones(4), 1)
     torch.testing.assert_close(matrix, torch.eye(3))
+
+
+def test_likelihood_of_held_out_labels_against_sample_by_sample() -> None:
+    similarity, votes = torch.rand(6, 5), torch.rand(6, 5) + 0.01
+    labels = torch.randint(5, (6,))
+    found = held_out_likelihood(similarity, votes, labels)
+    assert found.shape == (8 * 10, 6)
+    place = 0
+    for temperature in (0.05, 0.1, 0.2, 0.4):
+        for part in (0.3, 1.0):
+            for rate in (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
+                for i in range(6):
+                    near = [math.exp(s / temperature) for s in similarity[i].tolist()]
+                    each = [s * v**part for s, v in zip(near, votes[i].tolist(), strict=True)]
+                    right = each[labels[i]] / sum(each)
+                    expected = (1 - rate) * right + rate / 4 * (1 - right)
+                    assert math.isclose(found[place, i], math.log(expected), abs_tol=1e-4)
+                place += 1
+
+
+def test_votes_are_shared_with_those_who_have_none() -> None:
+    votes = torch.rand(7, 9)
+    counted = votes * torch.rand(7, 9)  # as far as they may be trusted
+    classes = torch.randint(6, (7, 9))
+    ballots = torch.zeros(7, 7).scatter_add_(1, classes, counted)
+    shares = vote_shares(ballots, votes, 6)
+    torch.testing.assert_close(shares[:, :6].sum(dim=1), torch.ones(7))
+    for i in range(7):
+        fiftieth = 0.02 * float(votes[i].sum())
+        for c in range(6):
+            mine = float(counted[i, classes[i] == c].sum())
+            expected = (mine + fiftieth / 6) / (float(counted[i].sum()) + fiftieth)
+            assert math.isclose(shares[i, c], expected, abs_tol=1e-6)
+    # Of four classes out of a hundred: the last is the mean of the 96 that the others may be.
+    some = vote_shares(
+        torch.cat([ballots[:, :4], ballots[:, 4:].sum(1, keepdim=True)], 1), votes, 100
+    )
+    torch.testing.assert_close(some[:, :4].sum(dim=1) + 96 * some[:, 4], torch.ones(7))
 
 
 def test_similarity_leaves_the_sample_out() -> None:
