@@ -3,14 +3,20 @@
     python examples/benchmarks/judge_quality.py --cache FOLDER --output results/judge.jsonl
     python examples/benchmarks/judge_quality.py --output results/judge.jsonl --table
 
-Pixels of handwritten digits, Gaussian classes, measurements of tumours, and the features of a network pretrained on
-ImageNet (EfficientNet-Lite0, frozen; pretrained.py): Cars196's training half with PRISM's published
-lists, and CIFAR-100 with uniform, semantic and pair-flip noise and with labels drawn from a
-confusion matrix of people; a few samples of both; and CIFAR-100's pixels, which hardly tell its
-classes. The image sets are npz files in the folder NOISYDML_DATA, in the format of image_sets.py.
+Pixels of handwritten digits, Gaussian classes, measurements of tumours, and the features of a
+network pretrained on ImageNet (EfficientNet-Lite0, frozen; pretrained.py): Cars196's training half
+with PRISM's published lists, and CIFAR-100 with uniform, semantic and pair-flip noise and with
+labels drawn from a confusion matrix of people; a few samples of both; and CIFAR-100's pixels, which
+hardly tell its classes. The image sets are npz files in the folder NOISYDML_DATA, in the format of
+image_sets.py.
 Three methods see the same features and labels and are told nothing:
 ``noisydml`` (find_label_issues), ``cleanlab`` (Datalab on the features) and ``cleanlab 5-fold``
 (its strongest form: out-of-sample probabilities of a logistic regression).
+
+With ``--tables`` the problems are CSV files of measurements instead, whose last column is the
+class, such as those of R's mlbench, each written by ``write.csv(na.omit(Vehicle), "Vehicle.csv",
+row.names = FALSE)``. Other columns that are no numbers become one of zeros and ones for each value,
+all are standardised, and of more than 6,500 samples so many are drawn.
 
 Every row is a line of JSON in the output file; a row that is there already is not repeated.
 ``--table`` prints the Markdown table of what is there; a method's number of seeds stands in
@@ -192,6 +198,35 @@ def by_a_weak_classifier(
     return (raised.cumsum(axis=1) < drawn[:, None]).sum(axis=1).clip(max=chances.shape[1] - 1)
 
 
+def tables(folder: Path) -> Iterator[Made]:
+    """Those of all CSV files, with true labels, uniform noise and pair flips."""
+    import pandas
+
+    for path in sorted(folder.glob("*.csv")):
+        frame = pandas.read_csv(path)
+        frame = frame.sample(min(len(frame), 6500), random_state=0)
+        truth = frame.pop(frame.columns[-1]).astype(str)
+        large = truth.groupby(truth).transform("size").ge(5).to_numpy()
+        columns = pandas.get_dummies(frame[large]).to_numpy(np.float32)
+        features = StandardScaler().fit_transform(columns)
+        labels = pandas.factorize(truth[large], sort=True)[0].astype(np.int64)
+        kinds = [(noise.uniform, "uniform", rate) for rate in (0.0, 0.2, 0.4)]
+        if labels.max() > 1:
+            kinds.append((noise.pair_flip, "pair flip", 0.3))
+        for spoil, kind, rate in kinds:
+            yield (
+                f"{path.stem}, {kind} {rate:.0%}" if rate else f"{path.stem}, true labels",
+                SEEDS if rate else 1,
+                partial(_spoiled, features, labels, spoil, rate),
+            )
+
+
+def _spoiled(
+    features: np.ndarray, truth: np.ndarray, spoil: Callable[..., Any], rate: float, seed: int
+) -> Problem:
+    return Problem(features, spoil(truth, rate, seed=seed).labels, truth)
+
+
 def problems(data: Path | None, cache: Path | None) -> Iterator[Made]:
     """All of them."""
     pixels, of_digits = digits()
@@ -369,6 +404,7 @@ def read(path: Path | None) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, help="folder for features, outside the repository")
+    parser.add_argument("--tables", type=Path, help="folder of CSV files, judged instead")
     parser.add_argument("--output", type=Path, help="file of results that is continued")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--only", default="", help="problems whose name begins so")
@@ -381,7 +417,8 @@ def main() -> None:
     methods = ["noisydml"] if options.short else options.methods
     if not options.table:
         data = None if folder is None or options.short else Path(folder)
-        for name, seeds, make in problems(data, options.cache):
+        made = problems(data, options.cache)
+        for name, seeds, make in made if options.tables is None else tables(options.tables):
             if not name.startswith("digits" if options.short else options.only):
                 continue
             for seed in range(1 if options.short else min(seeds, options.seeds)):
