@@ -3,42 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from noisydml.functional.judge import (
-    held_out_likelihood,
-    leave_one_out_similarity,
-    near_identical,
-    shrinkage_of_few,
-    vote_shares,
-    within_class_whitening,
-)
+from noisydml.functional.judge import leave_one_out_similarity, near_identical
 from noisydml.functional.neighbors import neighbor_weights
 from noisydml.functional.parts import Whole
 from noisydml.memory.index import Metric, NeighborIndex, TorchIndex
-from noisydml.memory.neighbors import Neighborhood, default_index
-from noisydml.memory.sharded import ShardedNeighborhood
+from noisydml.memory.neighbors import default_index
+from noisydml.memory.whitened import SHARPNESS, Whitened
 
 _ALL, _SOME = 128, 64  # classes that a sample is compared with: all, or the nearest of more
-_BLOCK = 4096  # rows at once
 _NEVER = -1e4  # the logit of what is out of the question
-_SHARPNESS = 8.0  # of the neighbours' votes
-FOLDS = 5  # parts of the labels, to be held out in turn
-# What the covariance inside the classes is mixed with at least of the same in all directions. The
-# first is for features of a pretrained network, the others where directions in which classes hardly
-# vary tell them apart (docs/judge.md, "Vehicles").
-_SHRINKAGES = ((0.5, 20), (0.1, 5), (0.02, 2))
-_A_TENTH, _BEYOND_CHANCE = 0.1, 1.65  # of what is gained, and standard errors (95 %)
-_FEWEST, _LEAST, _HELD_OUT = 16, 200, 2000  # labels by which one of these is chosen
-_PAIRS = 2**25  # of them and classes, at most
-_HEIGHT = 3.0  # of the point from which features are seen, in spreads of a class
 
 
-class Sample:
+class Sample(Whitened):
     """What stays the same however much the labels are trusted; rows of a class lie together."""
 
     def __init__(
@@ -53,18 +35,13 @@ class Sample:
         metric: Metric,
         parts: Whole | None = None,
     ) -> None:
-        # Where distances count, directions are those from a point above the mean of the features.
-        self.lifted = metric == "euclidean"
-        self.features = pad(features, (0, 1), value=_HEIGHT) if self.lifted else features
-        self.parts = parts = Whole(len(codes)) if parts is None else parts
-        self.codes, self.num_classes = codes, num_classes
-        self.classes, self.labelled = codes.clamp_min(0), codes >= 0
-        self.all_classes = parts.everyone(self.classes)
+        super().__init__(features, codes, num_classes, metric, parts)
+        parts, everybody = self.parts, torch.arange(len(codes), device=codes.device)
         weights = trust.masked_fill(codes < 0, 0)
-        self.shrinkage, everybody = _SHRINKAGES[0], torch.arange(len(codes), device=codes.device)
         directions = self.all_directions(weights)
-        distance, self.near = self._neighbors(directions, codes, everybody, parts.size, k, index)
-        copies = near_identical(directions, distance, self.near, parts)
+        distance, near = self.nearest(directions, codes, everybody, parts.size, k, index)
+        copies = near_identical(directions, distance, near, parts)
+        del directions
         sizes = torch.bincount(copies, minlength=parts.size)
         self.copies = copies[parts.own]
         self.weights = weights / sizes[self.copies]  # copies are one voter
@@ -74,152 +51,19 @@ class Sample:
         voters.index_add_(0, same, parts.everyone(self.weights))
         self.own_weights = voters[same[parts.own]]
         self.fold = parts.everyone(fold)[self.copies]
-        self.shrinkage = self._best_shrinkage(k, index)
-        if self.shrinkage != _SHRINKAGES[0]:
+        if self.choose_shrinkage(self.weights, self.fold, k, index):
             directions = self.all_directions(weights)
-            distance, self.near = self._neighbors(
-                directions, codes, everybody, parts.size, k, index
-            )
+            distance, near = self.nearest(directions, codes, everybody, parts.size, k, index)
+        else:
+            directions = self.all_directions(weights)
+        self.near = near
         for rows in self.blocks():
-            near = self.near[rows].long()
-            own_copy = copies[near.clamp_min(0)] == self.copies[rows].unsqueeze(1)
-            seen = distance[rows].masked_fill_((near < 0) | own_copy, math.inf)
-            distance[rows] = neighbor_weights(seen, _SHARPNESS)
+            seen = near[rows].long()
+            own_copy = copies[seen.clamp_min(0)] == self.copies[rows].unsqueeze(1)
+            apart = distance[rows].masked_fill_((seen < 0) | own_copy, math.inf)
+            distance[rows] = neighbor_weights(apart, SHARPNESS)
         self.votes = distance
         self._candidates(directions)
-
-    def blocks(self) -> list[slice]:
-        size = len(self.codes)
-        return [slice(start, start + _BLOCK) for start in range(0, size, _BLOCK)]
-
-    def drawn(self, rows: Tensor, number: int) -> tuple[int, Tensor]:
-        """So many of the rows of all ranks for which (N,) ``rows`` is true, and this rank's."""
-        own, chosen = self.parts.own, self.parts.everyone(rows).nonzero().squeeze(1)
-        generator = torch.Generator().manual_seed(0)
-        some = torch.randperm(len(chosen), generator=generator, device="cpu")[:number]
-        chosen = chosen[some.sort().values.to(chosen.device)]
-        return len(chosen), chosen[(chosen >= own.start) & (chosen < own.stop)] - own.start
-
-    def whitening(self, weights: Tensor) -> Tensor:
-        """(D, D) the matrix that whitens the features with these weights."""
-        rows = self.features[:, :-1] if self.lifted else self.features
-        number = self.parts.total((weights > 0).sum())
-        shrinkage = shrinkage_of_few(*self.shrinkage, rows.shape[1], number)
-        matrix = within_class_whitening(
-            rows, self.classes, weights, self.num_classes, shrinkage, self.parts
-        )
-        if self.lifted:
-            matrix = pad(matrix, (0, 1, 0, 1))
-            matrix[-1, -1] = 1
-        return matrix
-
-    def directions(self, matrix: Tensor, rows: Any) -> Tensor:
-        """Unit vectors of some of the rows in whitened space."""
-        return normalize(self.features[rows] @ matrix)
-
-    def all_directions(self, weights: Tensor) -> Tensor:
-        """Those of all rows, whitened with these weights."""
-        directions, matrix = torch.empty_like(self.features), self.whitening(weights)
-        for rows in self.blocks():
-            directions[rows] = self.directions(matrix, rows)
-        return directions
-
-    def sums(self, directions: Tensor, weights: Tensor) -> Tensor:
-        """(C, D) of the directions of each class, with these weights."""
-        sums = directions.new_zeros(self.num_classes, directions.shape[1])
-        for rows in self.blocks():
-            weighted = directions[rows] * weights[rows].unsqueeze(1)
-            sums.index_add_(0, self.classes[rows], weighted)
-        return self.parts.total(sums)
-
-    def _neighbors(
-        self,
-        directions: Tensor,
-        codes: Tensor,
-        asked: Tensor,
-        number: int,
-        k: int,
-        index: str | NeighborIndex | None,
-    ) -> tuple[Tensor, Tensor]:
-        """(M, k) distances and rows, -1 for none, of the nearest to (M,) rows that have a code.
-
-        ``number`` is that of the rows asked for on all ranks.
-        """
-        parts, there = self.parts, (codes >= 0).nonzero().squeeze(1)
-        if index is None:
-            index = default_index(number, len(there), codes.device)
-        metric = index.metric if isinstance(index, NeighborIndex) else "cosine"
-        hood = Neighborhood(index, metric)
-        if parts.ranks > 1:
-            hood = ShardedNeighborhood(index, metric, parts.start)
-        hood.build(directions, codes)
-        distance = directions.new_empty(len(asked), min(k, hood.size))
-        near = torch.empty_like(distance, dtype=torch.int32)
-        for some in parts.blocks(len(asked), _BLOCK):
-            rows = asked[some]
-            distance[some], position, _ = hood.neighbors(
-                directions[rows], self.codes[rows], k, rows + parts.start
-            )
-            if parts.ranks == 1:
-                position = torch.where(position < 0, -1, there[position.clamp_min(0)])
-            near[some] = position.int()
-        return distance, near
-
-    def _best_shrinkage(self, k: int, index: str | NeighborIndex | None) -> tuple[float, int]:
-        """That with which centers and neighbours predict labels best that have taught nothing.
-
-        The first, unless another one gains a tenth more over the sizes of the classes, and more
-        than by chance.
-        """
-        most, number = min(_HELD_OUT, max(_LEAST, _PAIRS // self.num_classes)), 0
-        everyone, by_size = self.parts.everyone, []
-        logs: list[list[Tensor]] = [[] for _ in _SHRINKAGES]
-        for fold in range(FOLDS):
-            test = self.fold == fold
-            teaches = self.weights.masked_fill(test, 0)
-            taught = teaches.new_zeros(self.num_classes).index_add_(0, self.classes, teaches)
-            taught = self.parts.total(taught)
-            test &= (taught[self.classes] > 0) & (self.weights > 0)
-            drawn, asked = self.drawn(test, most)
-            by_size.append(everyone((taught / taught.sum()).log()[self.classes[asked]]))
-            for told, self.shrinkage in zip(logs, _SHRINKAGES, strict=True):
-                directions = self.all_directions(teaches)
-                found = self._predicted(directions, teaches, asked, drawn, k, index)
-                told.append(everyone(found.T))
-            number += drawn
-            if number >= most:
-                break
-        if number < _FEWEST:
-            return _SHRINKAGES[0]
-        found = torch.stack([torch.cat(told) for told in logs]).double()  # (S, n, G)
-        which = found.mean(dim=1).argmax(dim=1)
-        found = found[range(len(which)), :, which] - torch.cat(by_size)  # (S, n)
-        more = found - found[0]
-        least = _BEYOND_CHANCE * more.std(dim=1) / math.sqrt(number)
-        least = torch.maximum(least, _A_TENTH * found[0].mean())
-        more = torch.where(more.mean(dim=1) > least, more.mean(dim=1), 0.0)
-        return _SHRINKAGES[int(self.parts.first(more).argmax())]
-
-    def _predicted(
-        self,
-        directions: Tensor,
-        teaches: Tensor,
-        asked: Tensor,
-        number: int,
-        k: int,
-        index: str | NeighborIndex | None,
-    ) -> Tensor:
-        """(G, M) how well those who teach predict labels of (M,) rows, ``number`` on all ranks."""
-        centers = normalize(self.sums(directions, teaches))
-        teachers = self.codes.masked_fill(teaches <= 0, -1)
-        distance, near = self._neighbors(directions, teachers, asked, number, k, index)
-        near = near.long()
-        weights = self.parts.everyone(teaches)[near.clamp_min(0)]
-        votes = neighbor_weights(distance.masked_fill(near < 0, math.inf), _SHARPNESS)
-        ballots = votes.new_zeros(len(asked), self.num_classes + 1)
-        ballots.scatter_add_(1, self.all_classes[near.clamp_min(0)], votes * weights)
-        shares = vote_shares(ballots, votes, self.num_classes)[:, :-1]
-        return held_out_likelihood(directions[asked] @ centers.T, shares, self.classes[asked])
 
     def _candidates(self, directions: Tensor) -> None:
         """The classes each sample is compared with, and what the rest of them are to it."""
@@ -234,7 +78,8 @@ class Sample:
         # a class lie together, so that no pair is in two groups.
         self.pair = self.near.new_empty(self.columns.shape)
         ends = torch.bincount(self.classes).cumsum(0)
-        targets = torch.arange(_BLOCK, size + _BLOCK, _BLOCK, device=ends.device).clamp_max(size)
+        targets = torch.arange(0, size, self.block, device=ends.device) + self.block
+        targets = targets.clamp_max(size)
         cuts = torch.unique(ends[torch.searchsorted(ends, targets)]).tolist()
         self.pairs, occur = 0, [self.classes[:0]]
         for rows in map(slice, [0, *cuts], cuts):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from noisydml.functional.judge import Rows, principal_components, shift_to_mean
 from noisydml.functional.products import inverse_scale
-from noisydml.memory.evidence import FOLDS, Sample, Setting
+from noisydml.memory.evidence import Sample, Setting
 from noisydml.memory.index import Metric, NeighborIndex
 from noisydml.memory.latent import (
     ASKED,
@@ -23,8 +23,9 @@ from noisydml.memory.latent import (
 )
 from noisydml.memory.parts import parts_of
 from noisydml.memory.trained import trained_rate
+from noisydml.memory.whitened import FOLDS
 
-# docs/judge.md lists these, and those of evidence.py and latent.py.
+# docs/judge.md lists these, and those of whitened.py, evidence.py and latent.py.
 _WHERE = ("all classes alike", "particular classes")
 _FEWEST = 16  # labels held out, of which something follows
 _WIDTH = 256  # columns that are kept of wide features

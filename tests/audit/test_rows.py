@@ -14,6 +14,7 @@ from noisydml import LabelIssues, find_label_issues
 from noisydml.audit.rows import EmbeddingRows
 from noisydml.functional import judge as functional
 from noisydml.memory import evidence
+from noisydml.memory.whitened import Whitened
 
 
 def example(width: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -61,13 +62,13 @@ def test_small_blocks_say_the_same(width: int, monkeypatch: pytest.MonkeyPatch) 
     embeddings, labels = example(width)
     whole = find_label_issues(embeddings, labels)
     monkeypatch.setattr(functional, "_NUMBERS", 7 * width)
-    monkeypatch.setattr(evidence, "_BLOCK", 11)
+    monkeypatch.setattr(Whitened, "block", 11)
     for most in (128, 5):  # of the classes, compared with all or with the nearest of them
         monkeypatch.setattr(evidence, "_ALL", most)
         monkeypatch.setattr(evidence, "_SOME", 9)
         found = find_label_issues(embeddings, labels)
         assert torch.allclose(found.score, whole.score, atol=0.05, equal_nan=True)
-    monkeypatch.setattr(evidence, "_BLOCK", 4096)
+    monkeypatch.setattr(Whitened, "block", 4096)
     assert torch.allclose(
         find_label_issues(embeddings, labels).score, found.score, atol=1e-5, equal_nan=True
     )
