@@ -38,6 +38,9 @@ def problems() -> dict[str, Problem]:
     wide, few = classes(6, 30, 1.5, width=300)
     unequal = torch.linspace(0.3, 1.8, 20).repeat_interleave(60).unsqueeze(1)
     hard, right = classes(20, 60, unequal, width=8)  # samples that are not taken for wrong
+    scale = torch.tensor([1.0] * 9 + [0.1] * 3)
+    corner, corners = classes(4, 50, scale, width=12)  # apart where they hardly vary
+    corner[:, :9] -= corner.reshape(4, 50, 12).mean(dim=1)[corners, :9]
     return {
         "at random": (features, at_random, {"folds": 2}),
         "particular classes": (features, flipped, {"folds": 1}),
@@ -49,6 +52,7 @@ def problems() -> dict[str, Problem]:
         "many": (many, torch.from_numpy(noise.uniform(kinds, 0.2, seed=0).labels), {"folds": 1}),
         "wide": (wide, torch.from_numpy(noise.uniform(few, 0.2, seed=0).labels), {"folds": 1}),
         "hard": (hard, right, {"folds": 1}),
+        "narrow": (corner, corners, {"folds": 1}),
         "nothing to say": (features[:40], at_random[torch.randperm(40)], {"folds": 1}),
         "one class": (features[:40], true[:40], {}),
     }
