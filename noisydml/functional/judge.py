@@ -22,6 +22,9 @@ _CHANCE = 1e-3  # copies that a sample would have by chance
 _FLOOR = 0.02  # of a vote, shared by all classes
 _TEMPERATURES, _PARTS = (0.05, 0.1, 0.2, 0.4), (0.3, 1.0)  # enough to compare features by
 _RATES = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+_SURE = 0.6  # certainty of the core, from which on it refutes a model
+_UNSURE = 0.2  # of what that falls short of one: so much may be missing by mistake
+_LEAST_PART = 1 / 3  # of the rate: labels that are wrong may lie outside the core, such as junk
 _PAIRS = 4096  # of rows compared at once
 _NUMBERS = 2**22  # in the rows of a block
 
@@ -411,6 +414,38 @@ def core_rate(agreement: Tensor, wrong: Tensor) -> Tensor:
     if tenth == 0:
         return torch.zeros((), dtype=torch.float64, device=wrong.device)
     return (2 * ordered[:tenth].mean() - ordered[:fifth].mean()).clamp(0, 1)
+
+
+def rate_of_core(
+    wrong: float, expected: float, certainty: float, number: int
+) -> tuple[float, float, float]:
+    """What the samples whose class is most certain say of the rate of wrong labels.
+
+    Args:
+        wrong: in ``[0, 1]``, the share of them whose label is another than that class.
+        expected: in ``[0, 1]``, the share that a model expects to be wrong.
+        certainty: in ``(0, 1]``, how certain their class is on average.
+        number: of them, at least 1.
+
+    Returns:
+        Their rate, corrected by the certainty; two standard errors of it; and the part of its own
+        rate that the model can be right about. That is less than one, a third at least, where it
+        expects more than there are by three standard errors and the certainty is 0.6 or more:
+        then it takes right labels of hard samples for wrong ones.
+
+    Example:
+        >>> from noisydml.functional.judge import rate_of_core
+        >>> [round(value, 3) for value in rate_of_core(0.02, 0.08, 0.98, 1000)]
+        [0.0, 0.009, 0.333]
+        >>> rate_of_core(0.08, 0.08, 0.98, 1000)[2]
+        1.0
+    """
+    error = 2 * math.sqrt(max(wrong * (1 - wrong), 0.25 / number) / number)
+    core, part = 1 - (1 - wrong) / certainty, 1.0
+    if certainty >= _SURE and expected > max(core + 1.5 * error, 0.0):
+        there = 1 - (1 - wrong) / (certainty + _UNSURE * (1 - certainty))
+        part = min(max(there / expected, _LEAST_PART), 1.0)
+    return core, error, part
 
 
 def shift_to_mean(probability: Tensor, mean: float, weights: Tensor) -> Tensor:

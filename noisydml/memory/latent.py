@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from itertools import product
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from noisydml.functional.judge import leave_one_out_similarity, vote_shares
+from noisydml.functional.judge import leave_one_out_similarity, rate_of_core, vote_shares
 from noisydml.functional.parts import Whole
 from noisydml.memory.evidence import (
     Evidence,
@@ -37,9 +36,6 @@ _NONES = (0.005, 0.02, 0.05, 0.1, 0.2, 0.3)  # shares that may be of none of the
 _EDGES = (0.0, 3.0)  # how sharply these are told from the others
 _RATES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # to begin with; distrust, which may vanish
 _CORE, _CERTAIN = 0.1, 0.99  # of the samples, those whose class is most certain, or as good as
-_SURE = 0.6  # certainty of the core, from which on it refutes a model
-_UNSURE = 0.2  # of what that falls short of one: so much may be missing by mistake
-_LEAST_PART = 1 / 3  # of the rate: labels that are wrong may lie outside the core, such as junk
 
 
 def means(folds: list[list[Setting]]) -> list[Setting]:
@@ -310,7 +306,8 @@ class Fit:
             own = sample.own[rows]
             self.most[rows], column = probable[:, :-2].max(dim=1)
             self.agrees[rows] = column == own
-            self.certain[rows] = self.most[rows] / (1 - probable[:, -1])  # if it is of any class
+            of_any = (1 - probable[:, -1]).clamp_min(1e-12)
+            self.certain[rows] = self.most[rows] / of_any  # if it is of any class
             distrusted = (self.trust[rows] < TRUSTED) & sample.labelled[rows]
             others = true.scatter(1, own.unsqueeze(1), -1.0)
             support, column = torch.where(distrusted.unsqueeze(1), others, true).max(dim=1)
@@ -334,10 +331,5 @@ class Fit:
         number = int(top.sum())
         certain = float(everyone(self.certain[counted])[top].mean())
         wrong = float((~everyone(self.agrees[counted])[top]).double().mean())
-        error = 2 * math.sqrt(max(wrong * (1 - wrong), 0.25 / number) / number)
-        core, part = 1 - (1 - wrong) / certain, 1.0
         expected = 1 - float(everyone(self.trust[counted])[top].double().mean())
-        if certain >= _SURE and expected > core + 1.5 * error:
-            there = 1 - (1 - wrong) / (certain + _UNSURE * (1 - certain))
-            part = min(max(there / expected, _LEAST_PART), 1.0)
-        return core, error, part
+        return rate_of_core(wrong, expected, certain, number)

@@ -13,6 +13,7 @@ from noisydml.functional import (
 )
 from noisydml.functional.judge import (
     held_out_likelihood,
+    rate_of_core,
     shift_to_mean,
     strict_threshold,
     vote_shares,
@@ -90,6 +91,24 @@ def test_votes_are_shared_with_those_who_have_none() -> None:
         torch.cat([ballots[:, :4], ballots[:, 4:].sum(1, keepdim=True)], 1), votes, 100
     )
     torch.testing.assert_close(some[:, :4].sum(dim=1) + 96 * some[:, 4], torch.ones(7))
+
+
+def test_core_refutes_who_expects_more_than_there_are() -> None:
+    core, error, part = rate_of_core(0.05, 0.3, 0.9, 400)
+    assert math.isclose(core, 1 - 0.95 / 0.9)
+    assert math.isclose(error, 2 * math.sqrt(0.05 * 0.95 / 400))
+    assert part == 1 / 3
+    assert rate_of_core(0.2, 0.3, 0.9, 4000)[2] == pytest.approx((1 - 0.8 / 0.92) / 0.3)
+    assert rate_of_core(0.05, 0.3, 0.59, 400)[2] == 1  # too uncertain
+    assert rate_of_core(0.2, 0.3, 1.0, 40)[2] == 1  # too few
+
+
+@pytest.mark.parametrize("number", [1, 5, 1000])
+def test_core_of_which_nothing_is_expected_refutes_nobody(number: int) -> None:
+    """A label is right by 1 exactly where the features are less sure: rounding, of many classes."""
+    core, _, part = rate_of_core(0.0, 0.0, 0.9, number)
+    assert core < 0
+    assert part == 1
 
 
 def test_similarity_leaves_the_sample_out() -> None:
