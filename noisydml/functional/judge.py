@@ -416,6 +416,33 @@ def core_rate(agreement: Tensor, wrong: Tensor) -> Tensor:
     return (2 * ordered[:tenth].mean() - ordered[:fifth].mean()).clamp(0, 1)
 
 
+def agreement(guesses: Tensor, labels: Tensor) -> float:
+    """By how many standard errors guesses and labels agree more often than by chance.
+
+    Chance is that each class has as many of both as it has, and nothing to do with the other.
+
+    Args:
+        guesses: (n,) integers.
+        labels: (n,) integers.
+
+    Returns:
+        0 where nothing can be said, as there are none or all are of one class. Asks the host.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional.judge import agreement
+        >>> agreement(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1]))
+        2.0
+    """
+    number = len(labels)
+    classes, place = torch.unique(torch.cat([guesses, labels]), return_inverse=True)
+    sizes = torch.bincount(place[:number], minlength=len(classes)).double()
+    chance = float((sizes * torch.bincount(place[number:], minlength=len(classes))).sum())
+    chance /= max(number, 1) ** 2
+    spread = math.sqrt(number * chance * (1 - chance))
+    return (float((guesses == labels).sum()) - number * chance) / spread if spread > 0 else 0.0
+
+
 def rate_of_core(
     wrong: float, expected: float, certainty: float, number: int
 ) -> tuple[float, float, float]:

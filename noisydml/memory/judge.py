@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from noisydml.functional.judge import Rows, principal_components, shift_to_mean
+from noisydml.functional.judge import Rows, agreement, principal_components, shift_to_mean
 from noisydml.functional.products import inverse_scale
 from noisydml.memory.evidence import Sample, Setting
 from noisydml.memory.index import Metric, NeighborIndex
@@ -28,6 +28,7 @@ from noisydml.memory.whitened import FOLDS
 # docs/judge.md lists these, and those of whitened.py, evidence.py and latent.py.
 _WHERE = ("all classes alike", "particular classes")
 _FEWEST = 16  # labels held out, of which something follows
+_AGREED = 4.0  # standard errors by which guesses agree with labels, of which something follows
 _WIDTH = 256  # columns that are kept of wide features
 _SHOWN = 8  # neighbours of each sample that are told
 _CROWD = 15  # labels a class, on average, from which on a core says something
@@ -200,13 +201,15 @@ class _Contest:
     def _hold_out(self, folds: int) -> None:
         """Find how well each model predicts n labels held out, and the settings that it does with.
 
-        ``logs`` are (4, n) log-likelihoods, ``wrong`` (4, n) how likely the labels are wrong, and
-        ``base`` (n,) the log-likelihoods by the classes' sizes alone.
+        ``logs`` are (4, n) log-likelihoods, ``wrong`` (4, n) how likely the labels are wrong,
+        ``guesses`` (4, n) the classes that the features are of, and ``base`` (n,) the
+        log-likelihoods of the labels ``told`` (n,) by the classes' sizes alone.
         """
         sample, everyone = self.sample, self.sample.parts.everyone
         tested = torch.zeros_like(sample.labelled)
         likelihood = sample.weights.new_zeros(len(self.models), len(tested))
         wrong = torch.zeros_like(likelihood)
+        guesses = torch.zeros_like(likelihood, dtype=torch.int64)
         for fold in range(folds):
             test = sample.fold == fold
             teaches = sample.weights * test.logical_not()
@@ -217,6 +220,7 @@ class _Contest:
                     m = self.models.index((structured, blended))
                     likelihood[m, test] = fit.likelihood[test]
                     wrong[m, test] = 1 - fit.trust[test]
+                    guesses[m, test] = fit.guessed(test)
                 self.settings[structured].append(fit.settings)
             known = fit.known
             del fit  # (N, K) numbers that nobody needs any more
@@ -228,6 +232,7 @@ class _Contest:
         base = (sizes / sizes.sum()).clamp_min(1e-12).log()[sample.codes[rows]]
         self.logs = everyone(likelihood[:, rows].T).T.double().clamp_min(1e-12).log()
         self.wrong, self.base = everyone(wrong[:, rows].T).T, everyone(base)
+        self.guesses, self.told = everyone(guesses[:, rows].T).T, everyone(sample.codes[rows])
 
     def _tick(self) -> None:
         self.done += 1
@@ -272,7 +277,11 @@ class _Contest:
         certainty = float(everyone(fit.most[sample.labelled]).mean())
 
         error = 1 / math.sqrt(max(asked, 1))
-        if asked < _FEWEST or not bool(gain.mean() > 3 * gain.std() * error):
+        tells = gain.mean() > 3 * gain.std() * error if asked >= _FEWEST else False
+        if asked >= _FEWEST and not tells and gain.mean() > 0:
+            # Of two classes with 40 % wrong the best prediction gains little, and varies by more.
+            tells = agreement(self.guesses[best], self.told) > _AGREED
+        if not tells:
             told = "as the features do not tell the labels"
             return _Verdict(fit, score, math.nan, (0.0, 1.0), told, structured, certainty)
         if structured:

@@ -295,6 +295,11 @@ class Fit:
             at_random[:, :width] = (seen + _PRIOR * at_random[:, :width]) / (of + _PRIOR)
         return torch.where(sample.labelled[rows].unsqueeze(1), at_random, 1.0)
 
+    def guessed(self, rows: Tensor) -> Tensor:
+        """(B,) the class that the features of some of the samples are most likely of."""
+        column = self.probable[rows, :-2].argmax(dim=1, keepdim=True)
+        return self.sample.columns[rows].gather(1, column).squeeze(1).long()
+
     def conclude(self) -> None:
         """The class that each sample is of, -1 for none of them, and how certain that is."""
         sample = self.sample

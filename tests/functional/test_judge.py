@@ -12,6 +12,7 @@ from noisydml.functional import (
     within_class_whitening,
 )
 from noisydml.functional.judge import (
+    agreement,
     held_out_likelihood,
     rate_of_core,
     shift_to_mean,
@@ -91,6 +92,24 @@ def test_votes_are_shared_with_those_who_have_none() -> None:
         torch.cat([ballots[:, :4], ballots[:, 4:].sum(1, keepdim=True)], 1), votes, 100
     )
     torch.testing.assert_close(some[:, :4].sum(dim=1) + 96 * some[:, 4], torch.ones(7))
+
+
+def test_agreement_is_that_beyond_permuted_labels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    guesses = torch.randint(3, (600,), generator=generator)
+    labels = torch.where(torch.rand(600, generator=generator) < 0.3, guesses, guesses * 0 + 7)
+    labels = torch.where(torch.rand(600, generator=generator) < 0.4, 1, labels)
+    agreed = [
+        float((guesses == labels[torch.randperm(600, generator=generator)]).sum())
+        for _ in range(2000)
+    ]
+    mean, spread = torch.tensor(agreed).mean(), torch.tensor(agreed).std()
+    found = agreement(guesses, labels)
+    exact = (float((guesses == labels).sum()) - float(mean)) / float(spread)
+    assert 0 < found < 1.1 * exact  # rather too few standard errors than too many
+    assert found > 0.7 * exact
+    assert agreement(labels[:0], labels[:0]) == 0
+    assert agreement(torch.zeros(4).long(), torch.zeros(4).long()) == 0
 
 
 def test_core_refutes_who_expects_more_than_there_are() -> None:

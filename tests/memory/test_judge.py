@@ -142,6 +142,19 @@ def test_permuted_labels_say_nothing(size: int) -> None:
     assert found.score.isfinite().all()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_of_two_classes_two_fifths_wrong_are_told_apart(seed: int) -> None:
+    """Agreement with 60 % of 700 labels is no chance, though it predicts little: 0.02 nats each."""
+    features, true = gaussians(2, 350, 0.5)
+    given = torch.from_numpy(noise.uniform(true, 0.4, seed=seed).labels)
+    found, wrong = judge_labels(features, given), given != true
+    low, high = found.noise_rate_bounds
+    assert low < 0.4 < high
+    assert f1_score(wrong, found.probability < 0.5) > 0.9
+    shuffled = given[torch.randperm(700, generator=torch.Generator().manual_seed(seed))]
+    assert math.isnan(judge_labels(features, shuffled).noise_rate)
+
+
 @pytest.mark.parametrize("size", [0, 1, 2, 5, 12])
 def test_few_samples_say_nothing(size: int) -> None:
     for labels in (torch.arange(size) % 2, torch.arange(size), torch.zeros(size).long()):
