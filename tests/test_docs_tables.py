@@ -467,9 +467,10 @@ def test_number_of_the_first_page(benchmarks: Callable[[str], Any], runs: list[A
     assert f"with half of the labels wrong, it undoes {share} of the damage ({seeds})" in text
 
 
-def test_what_judge_quality_prints_is_shown(benchmarks: Callable[[str], Any]) -> None:
+@pytest.mark.parametrize("file", ["judge.jsonl", "judge_tables.jsonl"])
+def test_what_judge_quality_prints_is_shown(file: str, benchmarks: Callable[[str], Any]) -> None:
     judge_quality = benchmarks("judge_quality")
-    table = judge_quality.table(judge_quality.read(RESULTS / "judge.jsonl"))
+    table = judge_quality.table(judge_quality.read(RESULTS / file))
     page = (DOCS / "judge.md").read_text(encoding="utf-8")
     assert f"\n\n{table}\n\n" in page, f"it must be\n{table}"
 

@@ -31,7 +31,7 @@ def omniglot() -> list[Cell]:
     for loss in ("SoftTriple", "SupCon", "contrastive + memory"):
         cells += [(loss, method, *HALF) for method in ("plain", "GroundTruthFilter", *FILTERS)]
     cells += [(loss, "PRISMFilter (rate given)", *HALF) for loss in ("SoftTriple", "SupCon")]
-    cells += [(loss, JUDGED, *HALF) for loss in ("SupCon", "contrastive + memory")]
+    cells += [(loss, JUDGED, *HALF) for loss in ("SoftTriple", "SupCon", "contrastive + memory")]
     cells.append(("contrastive + memory", "PRISMFilter (rate given, no warm-up)", *HALF))
     return cells + titan()
 
@@ -58,7 +58,7 @@ def mnist() -> list[Cell]:
     cells += [(loss, "KNNDenoiser (IVF)", *HALF) for loss in ("MS", "SCAF", "ST")]
     cells += [(loss, TRAINED, *HALF) for loss in ("MS", "SCAF", "ST")]
     cells += [("MS", TRAINED, "uniform", rate) for rate in (0.2, 0.1)]
-    cells.append(("MS", JUDGED, *HALF))
+    cells += [("MS", JUDGED, "uniform", rate) for rate in (0.5, 0.2, 0.1)]
     return cells + [("MS", method, *HALF) for method in ("KNNDenoiser (counts)", "KNNDenoiser")]
 
 

@@ -20,7 +20,7 @@ all are standardised, and of more than 6,500 samples so many are drawn.
 
 Every row is a line of JSON in the output file; a row that is there already is not repeated.
 ``--table`` prints the Markdown table of what is there; a method's number of seeds stands in
-brackets where it is not that of noisydml.
+brackets where it is not that of noisydml, and where nothing can be said it flags nobody.
 """
 
 from __future__ import annotations
@@ -380,8 +380,11 @@ def table(lines: list[dict[str, Any]]) -> str:
                 )
                 + (f" ({seeds})" if 0 < seeds != len(rates) else "")
             )
-        spread = f" ± {np.std(rates, ddof=1):.3f}" if len(rates) > 1 else ""
-        cells.append(f"{np.mean(rates):.3f}{spread}")
+        said = [rate for rate in rates if math.isfinite(rate)]
+        spread = f" ± {np.std(said, ddof=1):.3f}" if len(said) > 1 else ""
+        silent = f"nothing said in {len(rates) - len(said)} of {len(rates)}"
+        told = [f"{np.mean(said):.3f}{spread}"] if said else []
+        cells.append(", ".join(told + [silent] * (len(said) < len(rates))))
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
