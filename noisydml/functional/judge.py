@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from noisydml.functional.checks import require_count, require_floating, require_integer
 from noisydml.functional.parts import Whole
+from noisydml.functional.products import inverse_scale
 
 _POWERS = 3  # of the covariance, in the search for its leading directions
 _SPARE = 32  # directions more than asked for, as is usual (Halko et al., 2011)
@@ -75,24 +76,32 @@ def principal_components(features: Rows, number: int, parts: Whole | None = None
     size, width = features.shape
     parts = Whole(size) if parts is None else parts
     total = torch.zeros(width, dtype=torch.float64, device=features.device)
+    largest = torch.zeros((), device=features.device)
     for rows in row_blocks(features.shape):
-        total += features[rows].float().sum(dim=0)
+        block = features[rows].float()
+        total += block.sum(dim=0)
+        if block.numel() > 0:
+            largest = torch.maximum(largest, torch.stack(block.aminmax()).abs().amax())
     mean = (parts.total(total) / max(parts.size, 1)).float()
+    scale = inverse_scale(parts.largest(largest))  # of squares none is too large
 
-    def centred() -> Iterator[tuple[slice, Tensor]]:
-        return ((rows, features[rows].float() - mean) for rows in row_blocks(features.shape))
+    def centred() -> Iterator[Tensor]:
+        return (features[rows].float() - mean for rows in row_blocks(features.shape))
+
+    def of_one_scale() -> Iterator[Tensor]:
+        return (block * scale for block in centred())
 
     basis = None
     if width > number and parts.size > 0:
-        basis = parts.first(_leading(centred, width, number, parts, mean.device))
+        basis = parts.first(_leading(of_one_scale, width, number, parts, mean.device))
     components = mean.new_empty(size, min(width, number))
-    for rows, block in centred():
+    for rows, block in zip(row_blocks(features.shape), centred(), strict=True):
         components[rows] = block if basis is None else block @ basis
     return components
 
 
 def _leading(
-    blocks: Callable[[], Iterator[tuple[slice, Tensor]]],
+    blocks: Callable[[], Iterator[Tensor]],
     width: int,
     number: int,
     parts: Whole,
@@ -105,14 +114,16 @@ def _leading(
     basis = start.to(device)
     for _ in range(_POWERS):
         product = torch.zeros(shape, dtype=torch.float64, device=device)
-        for _, block in blocks():
+        for block in blocks():
             product += block.T @ (block @ basis)
         basis = torch.linalg.qr(parts.total(product).float()).Q
     gram = torch.zeros(2 * shape[1:], dtype=torch.float64, device=device)
-    for _, block in blocks():
+    for block in blocks():
         reduced = block @ basis
         gram += reduced.T @ reduced
-    _, turn = torch.linalg.eigh(parts.total(gram))
+    gram = parts.total(gram)
+    # LAPACK fails on what rounding leaves of rows that are all the same.
+    _, turn = torch.linalg.eigh(gram * inverse_scale(gram.amax()))
     leading: Tensor = basis @ turn[:, -number:].to(basis)
     return leading
 
@@ -451,14 +462,15 @@ def rate_of_core(
     Args:
         wrong: in ``[0, 1]``, the share of them whose label is another than that class.
         expected: in ``[0, 1]``, the share that a model expects to be wrong.
-        certainty: in ``(0, 1]``, how certain their class is on average.
-        number: of them, at least 1.
+        certainty: in ``[0, 1]``, how certain their class is on average.
+        number: of them.
 
     Returns:
         Their rate, corrected by the certainty; two standard errors of it; and the part of its own
         rate that the model can be right about. That is less than one, a third at least, where it
         expects more than there are by three standard errors and the certainty is 0.6 or more:
-        then it takes right labels of hard samples for wrong ones.
+        then it takes right labels of hard samples for wrong ones. ``(0, 1, 1)`` where there are
+        none.
 
     Example:
         >>> from noisydml.functional.judge import rate_of_core
@@ -467,6 +479,8 @@ def rate_of_core(
         >>> rate_of_core(0.08, 0.08, 0.98, 1000)[2]
         1.0
     """
+    if number == 0 or certainty == 0:
+        return 0.0, 1.0, 1.0
     error = 2 * math.sqrt(max(wrong * (1 - wrong), 0.25 / number) / number)
     core, part = 1 - (1 - wrong) / certainty, 1.0
     if certainty >= _SURE and expected > max(core + 1.5 * error, 0.0):

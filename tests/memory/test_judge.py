@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -271,6 +272,28 @@ def test_distrust_counts() -> None:
     found = judge_labels(features, given, trust=(torch.arange(120) >= 20).float())
     assert (found.probability[:20] < 0.5).all()
     assert (found.suggested_labels[:20] == 0).all()
+
+
+@pytest.mark.parametrize("width", [12, 300])
+@pytest.mark.parametrize("scale", [2.0**100, 2.0**-100])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_the_scale_of_the_features_is_nothing(width: int, scale: float, metric: Any) -> None:
+    features, true = gaussians(6, 30, 0.5, width)
+    given = torch.from_numpy(noise.uniform(true, 0.2, seed=0).labels)
+    found = judge_labels(features, given, metric=metric)
+    scaled = judge_labels(features * scale, given, metric=metric)
+    assert torch.equal(scaled.score, found.score)
+    assert math.isclose(scaled.noise_rate, 0.2, abs_tol=0.05)
+
+
+@pytest.mark.parametrize("width", [12, 300])
+@pytest.mark.parametrize("size", [2, 5, 40])
+def test_features_that_are_all_the_same_say_nothing(width: int, size: int) -> None:
+    for seed in range(20):
+        row = torch.randn(width, generator=torch.Generator().manual_seed(seed))
+        found = judge_labels(row.expand(size, width), torch.arange(size) % 2)
+        assert math.isnan(found.noise_rate)
+        assert found.score.isfinite().all()
 
 
 def test_it_is_deterministic_and_leaves_the_generator_alone() -> None:
