@@ -23,6 +23,7 @@ _CHANCE = 1e-3  # copies that a sample would have by chance
 _FLOOR = 0.02  # of a vote, shared by all classes
 _TEMPERATURES, _PARTS = (0.05, 0.1, 0.2, 0.4), (0.3, 1.0)  # enough to compare features by
 _RATES = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+NUMBER_OF_SETTINGS = len(_TEMPERATURES) * len(_PARTS) * len(_RATES)
 _SURE = 0.6  # certainty of the core, from which on it refutes a model
 _UNSURE = 0.2  # of what that falls short of one: so much may be missing by mistake
 _LEAST_PART = 1 / 3  # of the rate: labels that are wrong may lie outside the core, such as junk

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from noisydml.functional.judge import (
+    NUMBER_OF_SETTINGS,
     held_out_likelihood,
+    row_blocks,
     shrinkage_of_few,
     vote_shares,
     within_class_whitening,
@@ -28,7 +30,7 @@ FOLDS = 5  # parts of the labels, to be held out in turn
 # where directions in which classes hardly vary tell them apart: docs/judge.md, "On measurements".
 _SHRINKAGES = ((0.5, 20), (0.1, 5), (0.02, 2))
 _FEWEST, _LEAST, _HELD_OUT = 16, 200, 2000  # labels by which one of these is chosen
-_PAIRS = 2**25  # of them and classes, at most
+_PAIRS = 2**23  # of them and classes, at most
 _A_TENTH, _BEYOND_CHANCE = 0.1, 1.65  # of what is gained, and standard errors (95 %)
 _HEIGHT = 3.0  # of the point from which features are seen, in spreads of a class
 
@@ -196,13 +198,16 @@ class Whitened:
     ) -> Tensor:
         """(G, M) how well those who teach predict labels of (M,) rows, ``number`` on all ranks."""
         directions = self.all_directions(teaches)
-        centers = normalize(self.sums(directions, teaches))
+        centers = normalize(self.sums(directions, teaches)).T
         teachers = self.codes.masked_fill(teaches <= 0, -1)
         distance, near = self.nearest(directions, teachers, asked, number, k, index)
-        near = near.long()
-        weights = self.parts.everyone(teaches)[near.clamp_min(0)]
         votes = neighbor_weights(distance.masked_fill(near < 0, math.inf), SHARPNESS)
-        ballots = votes.new_zeros(len(asked), self.num_classes + 1)
-        ballots.scatter_add_(1, self.all_classes[near.clamp_min(0)], votes * weights)
-        shares = vote_shares(ballots, votes, self.num_classes)[:, :-1]
-        return held_out_likelihood(directions[asked] @ centers.T, shares, self.classes[asked])
+        near, teaches = near.clamp_min(0).long(), self.parts.everyone(teaches)
+        found = [votes.new_zeros(NUMBER_OF_SETTINGS, 0)]
+        for rows in row_blocks((len(asked), self.num_classes)):
+            ballots = votes.new_zeros(len(asked[rows]), self.num_classes + 1)
+            ballots.scatter_add_(1, self.all_classes[near[rows]], votes[rows] * teaches[near[rows]])
+            shares = vote_shares(ballots, votes[rows], self.num_classes)[:, :-1]
+            similarity = directions[asked[rows]] @ centers
+            found.append(held_out_likelihood(similarity, shares, self.classes[asked[rows]]))
+        return torch.cat(found, dim=1)
