@@ -51,11 +51,10 @@ class Sample(Whitened):
         voters.index_add_(0, same, parts.everyone(self.weights))
         self.own_weights = voters[same[parts.own]]
         self.fold = parts.everyone(fold)[self.copies]
-        if self.choose_shrinkage(self.weights, self.fold, k, index):
-            directions = self.all_directions(weights)
+        changed = self.choose_shrinkage(self.weights, self.fold, k)
+        directions = self.all_directions(weights)
+        if changed:
             distance, near = self.nearest(directions, codes, everybody, parts.size, k, index)
-        else:
-            directions = self.all_directions(weights)
         self.near = near
         for rows in self.blocks():
             seen = near[rows].long()

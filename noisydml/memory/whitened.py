@@ -29,7 +29,7 @@ FOLDS = 5  # parts of the labels, to be held out in turn
 # from how many samples a column on. The first is for features of a pretrained network, the others
 # where directions in which classes hardly vary tell them apart: docs/judge.md, "On measurements".
 _SHRINKAGES = ((0.5, 20), (0.1, 5), (0.02, 2))
-_FEWEST, _LEAST, _HELD_OUT = 16, 200, 2000  # labels by which one of these is chosen
+_FEWEST, _LEAST, _HELD_OUT = 16, 200, 1000  # labels by which one of these is chosen
 _PAIRS = 2**23  # of them and classes, at most
 _A_TENTH, _BEYOND_CHANCE = 0.1, 1.65  # of what is gained, and standard errors (95 %)
 _HEIGHT = 3.0  # of the point from which features are seen, in spreads of a class
@@ -146,9 +146,7 @@ class Whitened:
             near[some] = position.int()
         return distance, near
 
-    def choose_shrinkage(
-        self, weights: Tensor, fold: Tensor, k: int, index: str | NeighborIndex | None
-    ) -> bool:
+    def choose_shrinkage(self, weights: Tensor, fold: Tensor, k: int) -> bool:
         """Take another shrinkage if centers and neighbours predict labels held out better with it.
 
         It has to gain a tenth more over the sizes of the classes, and more than by chance.
@@ -157,7 +155,6 @@ class Whitened:
             weights: (N,) float32, of the labels.
             fold: (N,) integers, the part in which each is held out.
             k: number of neighbours.
-            index: what finds them.
         """
         most, number = min(_HELD_OUT, max(_LEAST, _PAIRS // self.num_classes)), 0
         everyone, by_size = self.parts.everyone, []
@@ -171,7 +168,7 @@ class Whitened:
             drawn, asked = self.drawn(test, most)
             by_size.append(everyone((taught / taught.sum()).log()[self.classes[asked]]))
             for told, self.shrinkage in zip(logs, _SHRINKAGES, strict=True):
-                told.append(everyone(self._predicted(teaches, asked, drawn, k, index).T))
+                told.append(everyone(self._predicted(teaches, asked, drawn, k).T))
             number += drawn
             if number >= most:
                 break
@@ -188,19 +185,12 @@ class Whitened:
         self.shrinkage = _SHRINKAGES[best]
         return best > 0
 
-    def _predicted(
-        self,
-        teaches: Tensor,
-        asked: Tensor,
-        number: int,
-        k: int,
-        index: str | NeighborIndex | None,
-    ) -> Tensor:
+    def _predicted(self, teaches: Tensor, asked: Tensor, number: int, k: int) -> Tensor:
         """(G, M) how well those who teach predict labels of (M,) rows, ``number`` on all ranks."""
         directions = self.all_directions(teaches)
         centers = normalize(self.sums(directions, teaches)).T
         teachers = self.codes.masked_fill(teaches <= 0, -1)
-        distance, near = self.nearest(directions, teachers, asked, number, k, index)
+        distance, near = self.nearest(directions, teachers, asked, number, k, None)  # so few: exact
         votes = neighbor_weights(distance.masked_fill(near < 0, math.inf), SHARPNESS)
         near, teaches = near.clamp_min(0).long(), self.parts.everyone(teaches)
         found = [votes.new_zeros(NUMBER_OF_SETTINGS, 0)]
