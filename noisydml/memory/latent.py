@@ -24,6 +24,7 @@ from noisydml.memory.evidence import (
 TRUSTED = 0.5  # probability of a label, from which on it counts as right
 _NUMBERS = 2**16  # probabilities at once, where settings are compared
 _LEAST_TRUST = 0.02  # with which a label counts in the covariance
+_EQUAL = 1e-6  # nats a label, by which settings are equally good
 _PRIOR = 1.0  # labels of each class that are known beforehand to be wrong at random
 _EXPLAINED = 4  # times that a round says how labels come about, which converges slowly
 ASKED = 10_000  # labels held out are enough
@@ -36,6 +37,11 @@ _NONES = (0.005, 0.02, 0.05, 0.1, 0.2, 0.3)  # shares that may be of none of the
 _EDGES = (0.0, 3.0)  # how sharply these are told from the others
 _RATES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # to begin with; distrust, which may vanish
 _CORE, _CERTAIN = 0.1, 0.99  # of the samples, those whose class is most certain, or as good as
+
+
+def _first_of_best(values: Tensor) -> int:
+    """The first of the values that are highest but for rounding, which differs with the ranks."""
+    return int((values >= values.amax() - _EQUAL).int().argmax())
 
 
 def means(folds: list[list[Setting]]) -> list[Setting]:
@@ -249,7 +255,7 @@ class Fit:
             threshold = heldout.thresholds(known[0], [last.none])
             value = [heldout.values(threshold, edge, *known).amax(1) for edge in edges]
             found.append(torch.stack(value))
-        best = tried[int(torch.cat(found, dim=1).amax(dim=0).argmax())]
+        best = tried[_first_of_best(torch.cat(found, dim=1).amax(dim=0))]
 
         known = heldout.of_classes([best])
         nones, sharp = (0.0, *_NONES * len(_EDGES)), (0.0, *(e for e in _EDGES for _ in _NONES))
@@ -260,7 +266,7 @@ class Fit:
         # over all labels, and an edge in each part of them.
         likely[1:] -= 2 / parts.size
         likely[1 + len(_NONES) :] -= 2 / self.number_asked
-        place = int(likely.argmax())
+        place = _first_of_best(likely)
         rate = float(rates[which[place]])
         best = best._replace(none=nones[place], edge=sharp[place], rate=rate)
         return Setting(*parts.first(likely.new_tensor(best, dtype=torch.float64)).tolist())
