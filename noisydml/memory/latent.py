@@ -24,7 +24,7 @@ from noisydml.memory.evidence import (
 TRUSTED = 0.5  # probability of a label, from which on it counts as right
 _NUMBERS = 2**16  # probabilities at once, where settings are compared
 _LEAST_TRUST = 0.02  # with which a label counts in the covariance
-_EQUAL = 1e-6  # of the mean logarithm, by which settings are equally good
+_EQUAL = 3e-7  # of the mean logarithm, some roundings, by which settings are equally good
 _PRIOR = 1.0  # labels of each class that are known beforehand to be wrong at random
 _EXPLAINED = 4  # times that a round says how labels come about, which converges slowly
 ASKED = 10_000  # labels held out are enough
