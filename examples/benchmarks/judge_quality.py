@@ -66,6 +66,17 @@ class Problem(NamedTuple):
 Made = tuple[str, int, Callable[[int], Problem]]  # name, number of seeds, from a seed
 
 
+def spoiled(
+    features: np.ndarray,
+    truth: np.ndarray,
+    rate: float,
+    seed: int,
+    spoil: Callable[..., Any] = noise.uniform,
+) -> Problem:
+    """With a share of wrong labels."""
+    return Problem(features, spoil(truth, rate, seed=seed).labels, truth)
+
+
 class Found(NamedTuple):
     """What a method says of the labels."""
 
@@ -129,8 +140,7 @@ def spreads(rate: float, seed: int, classes: int = 50, per_class: int = 60) -> P
     spread = np.linspace(0.3, 1.6, classes)[truth, None]
     features = generator.normal(size=(classes, 10))[truth]
     features += spread * generator.normal(size=(len(truth), 10))
-    given = noise.uniform(truth, rate, seed=seed).labels
-    return Problem(features.astype(np.float32), given, truth)
+    return spoiled(features.astype(np.float32), truth, rate, seed)
 
 
 def unequal_sizes(rate: float, seed: int) -> Problem:
@@ -138,8 +148,7 @@ def unequal_sizes(rate: float, seed: int) -> Problem:
     generator = np.random.default_rng(seed)
     truth = np.arange(6).repeat([2000, 200, 60, 20, 10, 10])
     features = generator.normal(size=(6, 4))[truth] + 0.3 * generator.normal(size=(len(truth), 4))
-    given = noise.uniform(truth, rate, seed=seed).labels
-    return Problem(features.astype(np.float32), given, truth)
+    return spoiled(features.astype(np.float32), truth, rate, seed)
 
 
 def narrow(rate: float, seed: int) -> Problem:
@@ -149,15 +158,14 @@ def narrow(rate: float, seed: int) -> Problem:
     features = np.repeat([1.0, 0.1], [13, 3]) * generator.normal(size=(len(truth), 16))
     features[:, 13:] += np.eye(4, 3, k=-1)[truth] * 0.4
     features = features @ np.linalg.qr(generator.normal(size=(16, 16))).Q
-    given = noise.uniform(truth, rate, seed=seed).labels
-    return Problem(features.astype(np.float32), given, truth)
+    return spoiled(features.astype(np.float32), truth, rate, seed)
 
 
 def tumours(rate: float, seed: int) -> Problem:
     """569 tumours of two classes, of which scikit-learn has 30 measurements."""
     measured, truth = load_breast_cancer(return_X_y=True)
     features = StandardScaler().fit_transform(measured).astype(np.float32)
-    return Problem(features, noise.uniform(truth, rate, seed=seed).labels, truth)
+    return spoiled(features, truth, rate, seed)
 
 
 def pretrained_features(path: Path, folder: Path, side: int) -> np.ndarray:
@@ -217,14 +225,8 @@ def tables(folder: Path) -> Iterator[Made]:
             yield (
                 f"{path.stem}, {kind} {rate:.0%}" if rate else f"{path.stem}, true labels",
                 SEEDS if rate else 1,
-                partial(_spoiled, features, labels, spoil, rate),
+                partial(spoiled, features, labels, rate, spoil=spoil),
             )
-
-
-def _spoiled(
-    features: np.ndarray, truth: np.ndarray, spoil: Callable[..., Any], rate: float, seed: int
-) -> Problem:
-    return Problem(features, spoil(truth, rate, seed=seed).labels, truth)
 
 
 def problems(data: Path | None, cache: Path | None) -> Iterator[Made]:
@@ -234,9 +236,7 @@ def problems(data: Path | None, cache: Path | None) -> Iterator[Made]:
         yield (
             f"digits, {rate:.0%}",
             SEEDS if rate else 1,
-            lambda seed, rate=rate: Problem(
-                pixels, noise.uniform(of_digits, rate, seed=seed).labels, of_digits
-            ),
+            partial(spoiled, pixels, of_digits, rate),
         )
     for rate in (0.2, 0.4):
         yield (
@@ -334,7 +334,7 @@ def some_of(
         ]
     )
     labels = np.searchsorted(np.sort(chosen), truth[rows])
-    return Problem(features[rows], noise.uniform(labels, rate, seed=seed).labels, labels)
+    return spoiled(features[rows], labels, rate, seed)
 
 
 def measured(problem: Problem, method: str) -> dict[str, float]:

@@ -2,11 +2,7 @@
 
 from noisydml.functional.confidence import confidence, running_mean
 from noisydml.functional.interactions import selected_interactions
-from noisydml.functional.judge import (
-    leave_one_out_similarity,
-    principal_components,
-    within_class_whitening,
-)
+from noisydml.functional.judge import leave_one_out_similarity
 from noisydml.functional.lambertw import lambertw
 from noisydml.functional.language_guidance import language_guidance
 from noisydml.functional.mixture import gaussian_mixture, gaussian_mixture_threshold
@@ -37,6 +33,7 @@ from noisydml.functional.titan import (
     refine_labels,
     retrieval_number,
 )
+from noisydml.functional.whitening import principal_components, within_class_whitening
 
 __all__ = [
     "batch_positive",

@@ -19,6 +19,13 @@ def scaled(rows: Tensor) -> Tensor:
     return rows * inverse_scale(largest)
 
 
+def largest_magnitude(values: Tensor) -> Tensor:
+    """0-dim, the largest absolute number; 0 where there is none."""
+    if values.numel() == 0:
+        return values.new_zeros(())
+    return torch.stack(values.aminmax()).abs().amax()
+
+
 def inverse_scale(largest: Tensor) -> Tensor:
     """The power of two that brings a positive number between 1/2 and 1."""
     largest = largest.clamp(2.0**-125, 2.0**125)  # beyond it the quotient would be subnormal

@@ -105,7 +105,7 @@ class Sample(Whitened):
 
     def _nearest_classes(self, directions: Tensor) -> None:
         size, number = len(self.codes), self.num_classes
-        centers = normalize(self.sums(directions, self.weights))
+        centers = normalize(self.sums(directions.__getitem__, self.weights))
         index = default_index(size, number, directions.device)
         index.build(centers)
         exact = TorchIndex()

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from noisydml.functional.judge import Rows, agreement, principal_components, shift_to_mean
-from noisydml.functional.products import inverse_scale
+from noisydml.functional.judge import agreement, shift_to_mean
+from noisydml.functional.products import inverse_scale, largest_magnitude
+from noisydml.functional.whitening import Rows, principal_components
 from noisydml.memory.evidence import Sample, Setting
 from noisydml.memory.index import Metric, NeighborIndex
 from noisydml.memory.latent import (
@@ -23,11 +24,10 @@ from noisydml.memory.latent import (
 )
 from noisydml.memory.parts import parts_of
 from noisydml.memory.trained import trained_rate
-from noisydml.memory.whitened import FOLDS
+from noisydml.memory.whitened import FEWEST, FOLDS
 
 # docs/judge.md lists these, and those of whitened.py, evidence.py and latent.py.
 _WHERE = ("all classes alike", "particular classes")
-_FEWEST = 16  # labels held out, of which something follows
 _AGREED = 4.0  # standard errors by which guesses agree with labels, of which something follows
 _WIDTH = 256  # columns that are kept of wide features
 _SHOWN = 8  # neighbours of each sample that are told
@@ -77,7 +77,8 @@ def judge_labels(
 
     Every sample has a true class :math:`c`, of which its features tell by class centers in
     whitened space and by its neighbours, itself left out of both:
-    :math:`p_{ic} \propto \exp(s_{ic} / T) \, v_{ic}^\kappa`. Its label comes from that class by a
+    :math:`p_{ic} \propto \exp(s_{ic} / T) \, v_{ic}^\kappa \, n_c^\gamma`, with the sizes
+    :math:`n_c` of the classes where they count. Its label comes from that class by a
     transition: :math:`P(y_i) = \sum_c p_{ic}\, T_{c y_i}`. Expectation maximisation fits all of it
     with each label counting as much as it is probably right. Two transitions compete, wrong labels
     that fall on all classes alike and any others, and each with and without neighbours; labels
@@ -141,10 +142,8 @@ def judge_labels(
         drawn = torch.randperm(parts.size, generator=generator, device="cpu").to(labels.device)
         fold = drawn[numbers] % FOLDS
         components = principal_components(features, _WIDTH, parts)
-        largest = components.new_zeros(())
-        if components.numel() > 0:
-            largest = torch.stack(components.aminmax()).abs().amax()
-        components *= inverse_scale(parts.largest(largest))  # of squares none is too large
+        largest = parts.largest(largest_magnitude(components))
+        components *= inverse_scale(largest)  # of squares none is too large
         order = codes.argsort(stable=True)
         components = components[order]
         sample = Sample(
@@ -226,13 +225,21 @@ class _Contest:
             del fit  # (N, K) numbers that nobody needs any more
             tested |= test & known & (sample.weights > 0)
         rows = tested.nonzero().squeeze(1)
-        sizes = sample.weights.new_zeros(sample.num_classes, dtype=torch.float64)
-        sizes.index_add_(0, sample.classes, sample.weights.double())
-        sizes = sample.parts.total(sizes)
+        sizes = sample.sizes(sample.weights.double())
         base = (sizes / sizes.sum()).clamp_min(1e-12).log()[sample.codes[rows]]
         self.logs = everyone(likelihood[:, rows].T).T.double().clamp_min(1e-12).log()
         self.wrong, self.base = everyone(wrong[:, rows].T).T, everyone(base)
         self.guesses, self.told = everyone(guesses[:, rows].T).T, everyone(sample.codes[rows])
+
+    def _tells(self, model: int) -> bool:
+        """Whether what a model predicts of the labels held out is more than chance."""
+        if len(self.base) < FEWEST:
+            return False
+        gain = self.logs[model] - self.base
+        if bool(gain.mean() > 3 * gain.std() / math.sqrt(len(gain))):
+            return True
+        # Of two classes with 40 % wrong the best prediction gains little, and varies by more.
+        return bool(gain.mean() > 0) and agreement(self.guesses[model], self.told) > _AGREED
 
     def _tick(self) -> None:
         self.done += 1
@@ -277,11 +284,7 @@ class _Contest:
         certainty = float(everyone(fit.most[sample.labelled]).mean())
 
         error = 1 / math.sqrt(max(asked, 1))
-        tells = gain.mean() > 3 * gain.std() * error if asked >= _FEWEST else False
-        if asked >= _FEWEST and not tells and gain.mean() > 0:
-            # Of two classes with 40 % wrong the best prediction gains little, and varies by more.
-            tells = agreement(self.guesses[best], self.told) > _AGREED
-        if not tells:
+        if not self._tells(best):
             told = "as the features do not tell the labels"
             return _Verdict(fit, score, math.nan, (0.0, 1.0), told, structured, certainty)
         if structured:

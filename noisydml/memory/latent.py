@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -118,9 +119,7 @@ class Fit:
         self.teaches = teaches
         share = teaches / sample.weights.clamp_min(1e-12)
         self.own_weights = sample.own_weights * share  # none of a sample held out
-        taught = teaches.new_zeros(sample.num_classes).index_add_(0, sample.classes, teaches)
-        taught = sample.parts.total(taught)
-        self.known = (taught[sample.classes] - self.own_weights) > 1e-6
+        self.known = (sample.sizes(teaches)[sample.classes] - self.own_weights) > 1e-6
         self.trust, self.likelihood = torch.ones_like(teaches), torch.ones_like(teaches)
         self.rate, self.round = 0.2, 0
         # What all who teach say of pairs of a true class and a label, and of each true class, and
@@ -148,13 +147,8 @@ class Fit:
         self.counted = self.teaches * self.trust
         self.all_counted = sample.parts.everyone(self.counted) if blended else self.counted
         self.own_counted = self.own_weights * self.trust
-        self.sums = self.matrix.new_zeros(sample.num_classes, len(self.matrix))
-        for rows in sample.blocks():
-            counted = sample.directions(self.matrix, rows) * self.counted[rows].unsqueeze(1)
-            self.sums.index_add_(0, sample.classes[rows], counted)
-        self.sums = sample.parts.total(self.sums)
-        sizes = self.counted.new_zeros(sample.num_classes)
-        self.sizes = sample.parts.total(sizes.index_add_(0, sample.classes, self.counted))
+        self.sums = sample.sums(partial(sample.directions, self.matrix), self.counted)
+        self.sizes = sample.sizes(self.counted)
         self.lengths = torch.linalg.vector_norm(self.sums, dim=1)
         if self.given is None:
             evidence = self._evidence(self.asked, blended)

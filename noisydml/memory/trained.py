@@ -41,7 +41,7 @@ def core_and_low_ranks(sample: Sample) -> tuple[float, float]:
     """The shares of wrong labels where neighbours agree most, and by low ranks."""
     labelled = sample.labelled.nonzero().squeeze(1)
     directions = sample.all_directions(sample.weights)
-    sums = sample.sums(directions, sample.weights)
+    sums = sample.sums(directions.__getitem__, sample.weights)
     support, wrong = [], []
     low = torch.zeros(2, dtype=torch.float64, device=labelled.device)
     for some in torch.split(labelled, max(1, _BLOCK // sample.num_classes)):

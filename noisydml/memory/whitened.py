@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from noisydml.functional.judge import (
-    NUMBER_OF_SETTINGS,
-    held_out_likelihood,
-    row_blocks,
-    shrinkage_of_few,
-    vote_shares,
-    within_class_whitening,
-)
+from noisydml.functional.judge import NUMBER_OF_SETTINGS, held_out_likelihood, vote_shares
 from noisydml.functional.neighbors import neighbor_weights
 from noisydml.functional.parts import Whole
+from noisydml.functional.whitening import row_blocks, shrinkage_of_few, within_class_whitening
 from noisydml.memory.index import Metric, NeighborIndex
 from noisydml.memory.neighbors import Neighborhood, default_index
 from noisydml.memory.sharded import ShardedNeighborhood
@@ -29,7 +24,8 @@ FOLDS = 5  # parts of the labels, to be held out in turn
 # from how many samples a column on. The first is for features of a pretrained network, the others
 # where directions in which classes hardly vary tell them apart: docs/judge.md, "On measurements".
 _SHRINKAGES = ((0.5, 20), (0.1, 5), (0.02, 2))
-_FEWEST, _LEAST, _HELD_OUT = 16, 200, 1000  # labels by which one of these is chosen
+FEWEST = 16  # labels held out, of which something follows
+_LEAST, _HELD_OUT = 200, 1000  # labels by which one of these is chosen
 _PAIRS = 2**23  # of them and classes, at most
 _A_TENTH, _BEYOND_CHANCE = 0.1, 1.65  # of what is gained, and standard errors (95 %)
 _HEIGHT = 3.0  # of the point from which features are seen, in spreads of a class
@@ -105,13 +101,18 @@ class Whitened:
             directions[rows] = self.directions(matrix, rows)
         return directions
 
-    def sums(self, directions: Tensor, weights: Tensor) -> Tensor:
-        """(C, D) of the directions of each class, with these weights."""
-        sums = directions.new_zeros(self.num_classes, directions.shape[1])
+    def sums(self, directions: Callable[[slice], Tensor], weights: Tensor) -> Tensor:
+        """(C, D) of the directions of each class, by blocks of rows, with these weights."""
+        sums = weights.new_zeros(self.num_classes, self.features.shape[1])
         for rows in self.blocks():
-            weighted = directions[rows] * weights[rows].unsqueeze(1)
+            weighted = directions(rows) * weights[rows].unsqueeze(1)
             sums.index_add_(0, self.classes[rows], weighted)
         return self.parts.total(sums)
+
+    def sizes(self, weights: Tensor) -> Tensor:
+        """(C,) of the classes, with these weights."""
+        sizes = weights.new_zeros(self.num_classes)
+        return self.parts.total(sizes.index_add_(0, self.classes, weights))
 
     def nearest(
         self,
@@ -162,8 +163,7 @@ class Whitened:
         for part in range(FOLDS):
             test = fold == part
             teaches = weights.masked_fill(test, 0)
-            taught = teaches.new_zeros(self.num_classes).index_add_(0, self.classes, teaches)
-            taught = self.parts.total(taught)
+            taught = self.sizes(teaches)
             test &= (taught[self.classes] > 0) & (weights > 0)
             drawn, asked = self.drawn(test, most)
             by_size.append(everyone((taught / taught.sum()).log()[self.classes[asked]]))
@@ -173,7 +173,7 @@ class Whitened:
             if number >= most:
                 break
         best = 0
-        if number >= _FEWEST:
+        if number >= FEWEST:
             found = torch.stack([torch.cat(told) for told in logs]).double()  # (S, n, G)
             which = found.mean(dim=1).argmax(dim=1)
             found = found[range(len(which)), :, which] - torch.cat(by_size)  # (S, n)
@@ -188,7 +188,7 @@ class Whitened:
     def _predicted(self, teaches: Tensor, asked: Tensor, number: int, k: int) -> Tensor:
         """(G, M) how well those who teach predict labels of (M,) rows, ``number`` on all ranks."""
         directions = self.all_directions(teaches)
-        centers = normalize(self.sums(directions, teaches)).T
+        centers = normalize(self.sums(directions.__getitem__, teaches)).T
         teachers = self.codes.masked_fill(teaches <= 0, -1)
         distance, near = self.nearest(directions, teachers, asked, number, k, None)  # so few: exact
         votes = neighbor_weights(distance.masked_fill(near < 0, math.inf), SHARPNESS)

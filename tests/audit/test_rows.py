@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from noisydml import LabelIssues, find_label_issues
 from noisydml.audit.rows import EmbeddingRows
-from noisydml.functional import judge as functional
+from noisydml.functional import whitening as functional
 from noisydml.memory import evidence
 from noisydml.memory.whitened import Whitened
 
