@@ -10,11 +10,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from noisydml import noise
-from noisydml.functional.judge import (
-    core_rate,
-    principal_components,
-    within_class_whitening,
-)
+from noisydml.functional.judge import core_rate
+from noisydml.functional.whitening import principal_components, within_class_whitening
 from noisydml.memory.evidence import Sample
 from noisydml.memory.judge import judge_labels
 from noisydml.memory.trained import core_and_low_ranks, trained_rate
