@@ -328,6 +328,27 @@ def shift_to_mean(probability: Tensor, mean: float, weights: Tensor) -> Tensor:
     return shifted
 
 
+def mean_log_odds(probability: Tensor, other: Tensor) -> Tensor:
+    """What two judges say together: the mean of the log-odds of both.
+
+    Args:
+        probability: (N,) floating point, clipped to ``[1e-6, 1 - 1e-6]``.
+        other: likewise.
+
+    Returns:
+        (N,) probabilities.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional.judge import mean_log_odds
+        >>> mean_log_odds(torch.tensor([0.9, 0.9]), torch.tensor([0.9, 0.1]))
+        tensor([0.9000, 0.5000])
+    """
+    first, second = (torch.special.logit(p.clamp(0, 1), 1e-6) for p in (probability, other))
+    mean: Tensor = (first + second) / 2
+    return mean.sigmoid()
+
+
 def strict_threshold(probability: Tensor, kept: float, least: float, most: float) -> Tensor:
     """The highest threshold at which a share of the right labels is kept.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from noisydml.functional.checks import (
     require_floating,
@@ -13,9 +15,12 @@ from noisydml.functional.checks import (
     require_positive,
     require_tensor,
 )
+from noisydml.functional.products import scaled
 
 _FAR = 80.0  # exp(-80) is no vote beside any other, and much less would be slow: subnormal
 _LARGEST = torch.iinfo(torch.int64).max
+_TINY = 1e-30
+_BLOCK = 65_536  # features that a batch is compared with at once
 
 
 class NeighborVote(NamedTuple):
@@ -148,6 +153,53 @@ def nearest_of_parts(distance: Tensor, row: Tensor, k: int) -> tuple[Tensor, Ten
     by_row = row.argsort(dim=1)
     nearest, order = distance.gather(1, by_row).sort(dim=1, stable=True)
     return nearest[:, :k], by_row.gather(1, order[:, :k])
+
+
+def nearest_of_label(
+    rows: Tensor,
+    labels: Tensor,
+    features: Tensor,
+    feature_labels: Tensor,
+    metric: Literal["cosine", "euclidean"],
+) -> Tensor:
+    """Which feature with the label of a row is nearest to it; O(B N D), in blocks.
+
+    Args:
+        rows: (B, D) float32.
+        labels: (B,) integers, not negative.
+        features: (N, D) float32; with ``"cosine"`` unit vectors.
+        feature_labels: (N,) integers, -1 for a feature that is none, all of whose numbers are 0.
+        metric: by directions or by Euclidean distance.
+
+    Returns:
+        (B,) int64, of equally near ones the first; -1 where no feature has the label.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional.neighbors import nearest_of_label
+        >>> features, feature_labels = torch.eye(3), torch.tensor([0, 0, 1])
+        >>> row = torch.tensor([[0.1, 0.8, 0.9]])
+        >>> [nearest_of_label(row, torch.tensor([y]), features, feature_labels, "cosine").item()
+        ...  for y in range(3)]
+        [1, 2, -1]
+    """
+    if metric == "cosine":
+        rows = normalize(scaled(rows))
+    else:  # beside the squares of what all have in common little would be left of the rest
+        center = features.sum(dim=0) / (feature_labels >= 0).sum().clamp_min(1)
+        features = features - center
+        size = features.abs().amax().clamp_min(_TINY)
+        features, rows = features / size, (rows - center) / size
+    best = rows.new_full(labels.shape, -math.inf)
+    nearest, start = torch.full_like(labels, -1, dtype=torch.int64), 0
+    for block in torch.split(features, _BLOCK):
+        near = rows @ block.T - 0.5 * block.square().sum(dim=1)
+        other = labels.unsqueeze(1) != feature_labels.narrow(0, start, len(block))
+        value, place = near.masked_fill(other, -math.inf).max(dim=1)
+        nearest = torch.where(value > best, place + start, nearest)
+        best = torch.maximum(best, value)
+        start += len(block)
+    return nearest
 
 
 def smallest(distance: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,11 @@ from torch import Tensor
 from noisydml import pml
 from noisydml.distributed import gather_batch, together
 from noisydml.functional.checks import require_choice, require_count, require_number
-from noisydml.functional.judge import strict_threshold
-from noisydml.functional.products import scaled
+from noisydml.functional.judge import mean_log_odds, strict_threshold
+from noisydml.functional.neighbors import nearest_of_label
 from noisydml.memory.features import FeatureMemory
 from noisydml.memory.index import NeighborIndex
-from noisydml.memory.judge import judge_labels
+from noisydml.memory.judge import LabelJudgement, judge_labels
 from noisydml.memory.latent import TRUSTED
 from noisydml.memory.neighbors import Neighborhood
 from noisydml.memory.state import Counters, overwrite, require_state_in_range
@@ -47,8 +47,6 @@ _FEW = 1000  # samples, of which a fifth held out says too little
 # less strict (docs/robust.md), and after training on all labels nobody is dropped where less would
 # be kept and a class is less certain than this (docs/results.md, CIFAR-100: 0.7 to 0.84, 0.25).
 _WORTH, _TOLD = 0.85, 0.5
-_TINY = 1e-30
-_BLOCK = 65_536  # features that a batch is compared with at once
 
 
 class JudgeFilter(Filter):
@@ -361,44 +359,18 @@ class JudgeFilter(Filter):
             entry = batch.sample_ids.clamp_min(0)
             same = self.judged_labels.take(entry) == batch.labels
             return torch.where(same & (batch.sample_ids >= 0), entry, -1)
-        rows = batch.embeddings.detach().float()
-        best = rows.new_full(batch.labels.shape, -math.inf)
-        entry, start = torch.full_like(batch.labels, -1), 0
         features = self.reference.features
-        if features.shape[1] != rows.shape[1]:
-            return entry
-        if self.reference.normalize:
-            rows = torch.nn.functional.normalize(scaled(rows))
-        else:  # beside the squares of what all have in common little would be left of the rest
-            center = features.sum(dim=0) / self.reference.filled.sum().clamp_min(1)
-            features = features - center
-            size = features.abs().amax().clamp_min(_TINY)
-            features, rows = features / size, (rows - center) / size
-        for block in torch.split(features, _BLOCK):
-            near = rows @ block.T - 0.5 * block.square().sum(dim=1)
-            labels = self.reference.labels.narrow(0, start, len(block))
-            other = batch.labels.unsqueeze(1) != labels
-            value, place = near.masked_fill(other, -math.inf).max(dim=1)
-            entry = torch.where(value > best, place + start, entry)
-            best = torch.maximum(best, value)
-            start += len(block)
-        return entry
+        if features.shape[1] != batch.embeddings.shape[1]:
+            return torch.full_like(batch.labels, -1)
+        rows = batch.embeddings.detach().float()
+        metric = self.reference.metric
+        return nearest_of_label(rows, batch.labels, features, self.reference.labels, metric)
 
     def _look(self, seen: int) -> None:
         """Train on all labels, for now, if the features do not tell the classes."""
         if seen < _LOOK * len(self.memory):
             return
-        memory = self.memory
-        held = memory.filled
-        found = judge_labels(
-            memory.features[held].float(),
-            memory.labels[held],
-            k=self.k,
-            index=self.index,
-            metric=memory.metric,
-            core_refutes=False,
-            shard=memory.ranks > 1,
-        )
+        found = self._ask(self.memory, self.memory.filled)
         tells = found.certainty >= _TELLING and found.kept_share >= _KEPT
         self.counters.set(looked=1, phase=_COLLECTING if tells else _TRAINING)
 
@@ -408,45 +380,41 @@ class JudgeFilter(Filter):
             return False
         return bool((self.memory.labels_of(rows.sample_ids) >= 0).all())
 
+    def _ask(self, memory: FeatureMemory, held: slice | Tensor, **settings: Any) -> LabelJudgement:
+        """What the judge says of some of the entries of this rank."""
+        return judge_labels(
+            memory.features[held].float(),
+            memory.labels[held],
+            k=self.k,
+            index=self.index,
+            metric=memory.metric,
+            core_refutes=False,  # to lose a hard sample costs less than to train on a wrong label
+            shard=memory.ranks > 1,
+            **settings,
+        )
+
     def _judge_reference(self, first: bool, features: FeatureMemory | None = None) -> None:
+        """Judge a pass; ``first`` if its features were trained on no label."""
         memory = self.reference if features is None else features
         dealt = memory.dealt
         numbers = dealt.numbers(memory.labels.device)
         own = slice(len(numbers))
         labels = dealt.of_all_parts(memory.labels[own])
         on_all = not first and self.counters["told"] == 0  # its features were trained on all labels
-        found = judge_labels(
-            memory.features[own].float(),
-            memory.labels[own],
-            k=self.k,
-            index=self.index,
-            metric=memory.metric,
-            folds=None if first or len(labels) < _FEW else 1,
-            trained=on_all,
-            core_refutes=False,  # to lose a hard sample costs less than to train on a wrong label
-            shard=memory.ranks > 1,
-            numbers=numbers,
-        )
+        folds = None if first or len(labels) < _FEW else 1
+        found = self._ask(memory, own, folds=folds, trained=on_all, numbers=numbers)
         judged = dealt.of_all_parts(found.known & found.probability.isfinite())
         rate = found.noise_rate
         if on_all and found.certainty < _TOLD and found.kept_share < _WORTH:
             judged, rate = torch.zeros_like(judged), math.nan
-        said = dealt.of_all_parts(found.probability)
+        probability = torch.where(judged, dealt.of_all_parts(found.probability), _UNKNOWN)
         suggested = dealt.of_all_parts(found.suggested_labels)
         support = dealt.of_all_parts(found.support)
-        probability = torch.where(judged, said, _UNKNOWN)
         if first:
             overwrite(self.first_probability, probability)
             self.counters.set(told=int((probability >= 0).any()))
         else:
-            # The mean of the log-odds of what both say; what only one says is taken as it is.
-            earlier = torch.where(labels == self.judged_labels, self.first_probability, _UNKNOWN)
-            odds = [torch.special.logit(p.clamp(0, 1), 1e-6) for p in (probability, earlier)]
-            both = ((odds[0] + odds[1]) / 2).sigmoid()
-            either = torch.maximum(probability, earlier)
-            probability = torch.where((probability >= 0) & (earlier >= 0), both, either)
-            # A sampler may leave samples out of a pass: what was said of them stands.
-            probability = torch.where(labels < 0, self.probability, probability)
+            probability = self._with_earlier(probability, labels)
         overwrite(self.probability, probability)
         most = self.threshold if self.counters["told"] else TRUSTED
         threshold = strict_threshold(probability[probability >= 0], _WORTH, TRUSTED, most)
@@ -456,3 +424,12 @@ class JudgeFilter(Filter):
         overwrite(self.judged_labels, torch.where(labels >= 0, labels, self.judged_labels))
         self.noise_rate.fill_(rate if math.isfinite(rate) else _UNKNOWN)
         self.counters.set(phase=_JUDGING)
+
+    def _with_earlier(self, probability: Tensor, labels: Tensor) -> Tensor:
+        """(N,) probabilities with what the untrained features said of the same labels."""
+        earlier = torch.where(labels == self.judged_labels, self.first_probability, _UNKNOWN)
+        both = mean_log_odds(probability, earlier)
+        either = torch.maximum(probability, earlier)  # what only one says is taken as it is
+        probability = torch.where((probability >= 0) & (earlier >= 0), both, either)
+        # A sampler may leave samples out of a pass: what was said of them stands.
+        return torch.where(labels < 0, self.probability, probability)

@@ -14,6 +14,7 @@ from noisydml.functional import (
 from noisydml.functional.judge import (
     agreement,
     held_out_likelihood,
+    mean_log_odds,
     rate_of_core,
     shift_to_mean,
     strict_threshold,
@@ -185,3 +186,14 @@ def test_strict_threshold_is_the_highest_that_keeps_enough(kept: float, seed: in
 
 def test_strict_threshold_of_nothing_is_the_least() -> None:
     assert strict_threshold(torch.zeros(0), 0.85, 0.5, 0.8).item() == 0.5
+
+
+def test_mean_log_odds_is_the_geometric_mean_of_the_odds() -> None:
+    first, second = torch.rand(2, 50, dtype=torch.float64)
+    found = mean_log_odds(first, second)
+    for p, q, both in zip(first.tolist(), second.tolist(), found.tolist(), strict=True):
+        odds = math.sqrt(p / (1 - p) * q / (1 - q))
+        assert both == pytest.approx(odds / (1 + odds))
+    certain = torch.tensor([0.0, 1.0, 1.5, -0.5], dtype=torch.float64)  # by rounding
+    expected = [1e-6, 1 - 1e-6, 1 - 1e-6, 1e-6]
+    assert mean_log_odds(certain, certain).tolist() == pytest.approx(expected, rel=1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Literal
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from literal import neighbor_vote
 from torch import Tensor
 
-from noisydml.functional import neighbor_label_score, neighbor_weights
+from noisydml.functional import neighbor_label_score, neighbor_weights, neighbors
 from noisydml.functional.neighbors import nearest_of_parts
 
 
@@ -166,3 +167,27 @@ def test_sparse_neighbor_labels_are_refused_by_name() -> None:
     for bad in (labels.to_sparse(), labels.tolist()):
         with pytest.raises(TypeError, match="neighbor_labels"):
             neighbor_label_score(bad, torch.zeros(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_the_nearest_of_a_label_is_that_of_a_loop(
+    metric: Literal["cosine", "euclidean"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbors, "_BLOCK", 7)
+    rows, labels = torch.randn(30, 5) + 3, torch.randint(5, (30,))
+    features, feature_labels = torch.randn(40, 5) + 3, torch.randint(4, (40,))
+    features[::9], feature_labels[::9] = 0, -1  # empty places
+    if metric == "cosine":
+        features = torch.nn.functional.normalize(features)
+    features[20], feature_labels[20] = features[10], feature_labels[10]  # of two alike the first
+    rows[0], labels[0] = features[10], feature_labels[10]
+    found = neighbors.nearest_of_label(rows, labels, features, feature_labels, metric)
+    for row, label, place in zip(rows, labels.tolist(), found.tolist(), strict=True):
+        of_label = [j for j in range(40) if feature_labels[j] == label]
+        if metric == "cosine":
+            far = {j: 1 - float(torch.cosine_similarity(row, features[j], dim=0)) for j in of_label}
+        else:
+            far = {j: float((row - features[j]).norm()) for j in of_label}
+        assert place == (min(of_label, key=lambda j: round(far[j], 5)) if far else -1)
+    assert found[0] == 10
+    assert (found == -1).any()
