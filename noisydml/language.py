@@ -113,7 +113,9 @@ def top_classes(
         (N, k) integers, or (num_classes, k) with ``labels``; the likeliest first.
 
     Raises:
-        TypeError, ValueError: if a dtype, a shape, ``k`` or ``num_classes`` is impossible.
+        TypeError: if logits are not floating point, labels no integers, or a number none.
+        ValueError: if shapes do not fit, ``k`` is not from 1 to C, or a label is not below
+            ``num_classes``.
 
     Example:
         >>> import torch

@@ -78,10 +78,10 @@ def find_label_issues(
         sample of its class cannot be judged and has score 1.
 
     Raises:
-        TypeError: for embeddings that are not floating point, or labels that are neither integers
-            nor names: floats that are not whole, complex numbers, lists.
-        ValueError: for a NaN or infinity, a wrong shape, a bad setting, a negative label, or one
-            class beside -1, which may be a class then.
+        TypeError: if embeddings are not floating point, or labels neither integers nor names:
+            floats that are not whole, complex numbers, lists.
+        ValueError: if embeddings are not finite, shapes do not fit, a setting is outside the values
+            above, a label is negative, or there is one class beside -1, which may be a class then.
 
     ``neighbors`` of the issues are the first eight of the k that the judge has seen, in whitened
     space. Beside the embeddings it takes about 3 kB a sample where they are 128 wide.

@@ -24,7 +24,8 @@ def selected_interactions(
         label, and which negative. No transfer to the host.
 
     Raises:
-        TypeError, ValueError: for a wrong dtype or shape.
+        TypeError: if labels are no integers, or ``trusted`` is not bool.
+        ValueError: if shapes do not fit.
 
     Example:
         >>> import torch

@@ -333,7 +333,7 @@ def mean_log_odds(probability: Tensor, other: Tensor) -> Tensor:
 
     Args:
         probability: (N,) floating point, clipped to ``[1e-6, 1 - 1e-6]``.
-        other: likewise.
+        other: (N,) floating point, clipped to ``[1e-6, 1 - 1e-6]``.
 
     Returns:
         (N,) probabilities.

@@ -35,7 +35,8 @@ def gaussian_mixture(values: Tensor) -> Mixture:
         of all values. No transfer to the host.
 
     Raises:
-        TypeError, ValueError: if ``values`` is not floating point, or not of one dimension.
+        TypeError: if ``values`` are not floating point.
+        ValueError: if they are not of one dimension.
 
     Example:
         >>> import torch
@@ -61,7 +62,8 @@ def gaussian_mixture_threshold(values: Tensor) -> Tensor:
         0-dim float64, ``inf`` for fewer than 4 or all equal values. No transfer to the host.
 
     Raises:
-        TypeError, ValueError: if ``values`` is not floating point, or not of one dimension.
+        TypeError: if ``values`` are not floating point.
+        ValueError: if they are not of one dimension.
 
     Example:
         >>> import torch

@@ -51,7 +51,8 @@ def neighbor_label_score(
         rest 0. O(B k log k), whatever the number of classes. No transfer to the host.
 
     Raises:
-        TypeError, ValueError: for a wrong dtype or shape.
+        TypeError: if labels are no integers, or weights not floating point.
+        ValueError: if shapes do not fit.
 
     Example:
         >>> import torch
@@ -108,7 +109,9 @@ def neighbor_weights(distance: Tensor, sharpness: float) -> Tensor:
         (B, k) of the dtype of ``distance``, in ``[0, 1]``. All 1 where every distance is 0.
 
     Raises:
-        TypeError, ValueError: for a wrong dtype, shape or ``sharpness``.
+        TypeError: if distances are not floating point, or the sharpness is no number.
+        ValueError: if distances are not of two dimensions, or the sharpness is not finite and above
+            0.
 
     Example:
         >>> import torch

@@ -29,7 +29,8 @@ def otsu_threshold(values: Tensor) -> Tensor:
         all equal values. O(B log B), no transfer to the host.
 
     Raises:
-        TypeError, ValueError: if ``values`` is not floating point, or not of one dimension.
+        TypeError: if ``values`` are not floating point.
+        ValueError: if they are not of one dimension.
 
     Example:
         >>> import torch

@@ -43,8 +43,9 @@ def class_similarity(
         (B, C) of at least float32, ``-inf`` for the classes that the memory does not hold.
 
     Raises:
-        TypeError: for a tensor of the wrong dtype.
-        ValueError: for a wrong shape or temperature.
+        TypeError: if embeddings or centers are not floating point, counts no integers, or the
+            temperature is no number.
+        ValueError: if shapes do not fit, or the temperature is not finite and above 0.
 
     Example:
         >>> import torch
@@ -87,8 +88,10 @@ def class_similarity_pairs(
         (B, C) of at least float32, ``-inf`` for the classes that the memory does not hold.
 
     Raises:
-        TypeError: for a tensor of the wrong dtype.
-        ValueError: for a wrong shape, number of classes or temperature.
+        TypeError: if embeddings or features are not floating point, labels no integers, or
+            ``num_classes`` or the temperature is no number.
+        ValueError: if shapes do not fit, there is no class, or the temperature is not finite and
+            above 0.
 
     Example:
         >>> import torch
@@ -125,6 +128,10 @@ def own_similarity(similarities: Tensor, labels: Tensor) -> Tensor:
         similarities: (B, C) from :func:`class_similarity`.
         labels: (B,) integers in ``[0, C)``.
 
+    Raises:
+        TypeError: if similarities are not floating point, or labels no integers.
+        ValueError: if shapes do not fit.
+
     Example:
         >>> import torch
         >>> from noisydml.functional import own_similarity
@@ -147,6 +154,10 @@ def softmax_probability(similarities: Tensor, labels: Tensor) -> Tensor:
     Args:
         similarities: (B, C) from :func:`class_similarity`.
         labels: (B,) integers in ``[0, C)``.
+
+    Raises:
+        TypeError: if similarities are not floating point, or labels no integers.
+        ValueError: if shapes do not fit.
 
     Example:
         >>> import torch
@@ -179,8 +190,9 @@ def clean_probability(
         (B, C).
 
     Raises:
-        TypeError: for a tensor of the wrong dtype.
-        ValueError: for a wrong shape or temperature.
+        TypeError: if embeddings or centers are not floating point, labels or counts no integers, or
+            the temperature is no number.
+        ValueError: if shapes do not fit, or the temperature is not finite and above 0.
 
     Example:
         >>> import torch
@@ -218,8 +230,10 @@ def clean_probability_pairs(
         (B,) of at least float32, in ``[0, 1]``.
 
     Raises:
-        TypeError: for a tensor of the wrong dtype.
-        ValueError: for a wrong shape, number of classes or temperature.
+        TypeError: if embeddings or features are not floating point, labels no integers, or
+            ``num_classes`` or the temperature is no number.
+        ValueError: if shapes do not fit, there is no class, or the temperature is not finite and
+            above 0.
 
     Example:
         >>> import torch
@@ -245,6 +259,10 @@ def batch_positive(embeddings: Tensor, labels: Tensor) -> Tensor:
 
     Returns:
         (B,) of at least float32, in ``[-1, 1]``.
+
+    Raises:
+        TypeError: if embeddings are not floating point, or labels no integers.
+        ValueError: if shapes do not fit.
 
     Example:
         >>> import torch
@@ -277,8 +295,8 @@ def top_r_threshold(
         No transfer to the host.
 
     Raises:
-        TypeError: for a tensor or rate of the wrong type.
-        ValueError: for a wrong shape, or a rate out of range.
+        TypeError: if probabilities are not floating point, or the rate is no number.
+        ValueError: if shapes do not fit, or a rate on the host is outside ``[0, 1]``.
 
     Example:
         >>> import torch
@@ -382,6 +400,10 @@ def low_rank_counts(
 
     References:
         Storey, A direct approach to false discovery rates, JRSS B 2002.
+
+    Raises:
+        TypeError: if similarities, ``own`` among them, are not floating point.
+        ValueError: if shapes do not fit.
 
     Example:
         >>> import torch

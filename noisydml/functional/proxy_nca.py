@@ -30,7 +30,8 @@ def proxy_nca(
         (B,) losses in the wider dtype, float32 at least; differentiable in both.
 
     Raises:
-        TypeError, ValueError: if a tensor has another kind of dtype, or shapes do not fit.
+        TypeError: if embeddings or proxies are not floating point, or labels no integers.
+        ValueError: if shapes do not fit.
 
     Example:
         >>> import torch

@@ -29,7 +29,8 @@ def forget_rate(step: Tensor, noise_rate: float, ramp: int) -> Tensor:
         0-dim float64 tensor. No transfer to the host.
 
     Raises:
-        TypeError, ValueError: if ``noise_rate`` or ``ramp`` is no such number.
+        TypeError: if ``noise_rate`` is no number, or ``ramp`` no integer.
+        ValueError: if ``noise_rate`` is outside ``[0, 1)``, or ``ramp`` negative.
 
     Example:
         >>> import torch
@@ -61,7 +62,8 @@ def small_loss_threshold(
         0-dim float64, ``inf`` where :math:`\lfloor R n \rfloor` is 0. No transfer to the host.
 
     Raises:
-        TypeError, ValueError: for a wrong dtype, shape or ``rate``.
+        TypeError: if losses are not floating point, or the rate is no number.
+        ValueError: if shapes do not fit, or a rate on the host is outside ``[0, 1)``.
 
     Example:
         >>> import torch

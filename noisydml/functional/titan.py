@@ -56,7 +56,9 @@ def class_gaussians(
         float32 at least. A class of one sample has zero variances. No transfer to the host.
 
     Raises:
-        TypeError, ValueError: for a wrong dtype, shape or number of classes.
+        TypeError: if features are not floating point, labels no integers, or ``num_classes`` is
+            none.
+        ValueError: if shapes do not fit, or there is no class.
 
     Example:
         >>> import torch
@@ -107,7 +109,9 @@ def floor_variances(variances: Tensor, counts: Tensor, share: float) -> Tensor:
         (C, D), all above 0, also in a dimension that never varies.
 
     Raises:
-        TypeError, ValueError: for a wrong dtype, shape or share.
+        TypeError: if variances are not floating point, counts no integers, or the share is no
+            number.
+        ValueError: if shapes do not fit, or the share is not finite and above 0.
 
     Example:
         >>> import torch
@@ -146,7 +150,8 @@ def gaussian_log_density(
         (B, C) in the dtype of the means, float32 at least; ``-inf`` for classes without samples.
 
     Raises:
-        TypeError, ValueError: for a wrong dtype or shape.
+        TypeError: if features, means or variances are not floating point, or counts no integers.
+        ValueError: if shapes do not fit.
 
     Example:
         >>> import torch
@@ -198,7 +203,9 @@ def draw_mixture(
         the dtype of the means, float32 at least.
 
     Raises:
-        TypeError, ValueError: for a wrong dtype or shape, ``alpha``, ``beta`` or generator.
+        TypeError: if ``nearest`` are no integers, means or variances not floating point, ``alpha``
+            or ``beta`` no numbers, or the generator is none.
+        ValueError: if shapes do not fit, or ``alpha`` or ``beta`` is not finite and above 0.
 
     Example:
         >>> import torch
@@ -241,7 +248,8 @@ def mix(features: Tensor, draws: Tensor, share: Tensor, *, keep_length: bool = F
             compared as unit vectors: a mixture of such is shorter. Not part of Eq. 4.
 
     Raises:
-        TypeError, ValueError: for a wrong dtype or shape.
+        TypeError: if features or draws are not floating point.
+        ValueError: if shapes do not fit.
 
     Example:
         >>> import torch
@@ -287,7 +295,9 @@ def mix_with_prototypes(
         generator: of the random numbers, which are drawn on its device; None for torch's own.
 
     Raises:
-        TypeError, ValueError: for a wrong dtype or shape, ``alpha``, ``beta`` or generator.
+        TypeError: if ``nearest`` are no integers, features, means or variances not floating point,
+            ``alpha`` or ``beta`` no numbers, or the generator is none.
+        ValueError: if shapes do not fit, or ``alpha`` or ``beta`` is not finite and above 0.
 
     Example:
         >>> import torch
@@ -321,7 +331,8 @@ def density_weights(log_density: Tensor, divisor: float = 1.0) -> Tensor:
         (B,) in float32 or wider; none is below exp(-80), as 0 would drop a sample.
 
     Raises:
-        TypeError, ValueError: for a wrong dtype, shape or divisor.
+        TypeError: if densities are not floating point, or the divisor is no number.
+        ValueError: if densities are not of one dimension, or the divisor is not finite and above 0.
 
     Example:
         >>> import torch
@@ -357,7 +368,9 @@ def refine_labels(
         CUDA.
 
     Raises:
-        TypeError, ValueError: for a wrong dtype, shape or ``k``.
+        TypeError: if features or means are not floating point, labels no integers, or ``k`` is
+            none.
+        ValueError: if shapes do not fit, or ``k`` is negative.
 
     Example:
         >>> import torch
@@ -383,7 +396,9 @@ def nearest_samples(
         the distances of the whole.
 
     Raises:
-        TypeError, ValueError: for a wrong dtype, shape or ``k``.
+        TypeError: if features or means are not floating point, labels no integers, or ``k`` is
+            none.
+        ValueError: if shapes do not fit, or ``k`` is negative.
     """
     require_floating("features", features, ndim=2)
     require_integer("labels", labels, len(features), "feature")
@@ -449,7 +464,8 @@ def retrieval_number(cycle: int, cycles: int, most: int) -> int:
         most: :math:`K_{max}`, 0 or more.
 
     Raises:
-        TypeError, ValueError: for what is no integer or too small.
+        TypeError: if a number is no integer.
+        ValueError: if ``cycle`` or ``most`` is negative, or ``cycles`` below 1.
 
     Example:
         >>> from noisydml.functional import retrieval_number
@@ -487,7 +503,9 @@ def clustering_loss(
         of a class without a mean.
 
     Raises:
-        TypeError, ValueError: for a wrong dtype, shape or temperature.
+        TypeError: if features or means are not floating point, labels no integers, or the
+            temperature is no number.
+        ValueError: if shapes do not fit, or the temperature is not finite and above 0.
 
     Example:
         >>> import torch

@@ -63,7 +63,9 @@ class FeatureMemory(AllOrNothing):
     ``M (4 D + 16)`` bytes in float32, and ``C (12 D + 8)`` for the centers.
 
     Raises:
-        TypeError, ValueError: for an impossible setting.
+        TypeError: if a size is no integer, or ``dtype`` is none of floating point.
+        ValueError: if a size is below 1, or ``num_classes`` is given without ``embedding_size``, or
+            with ``normalize=False``.
 
     References:
         Liu et al., Noise-resistant Deep Metric Learning with Ranking-based Instance Selection,

@@ -24,7 +24,7 @@ class ShardedNeighborhood(Neighborhood):
 
     Args:
         index: as of :class:`Neighborhood`.
-        metric: likewise.
+        metric: as of :class:`Neighborhood`.
         start: the entry of this rank's first row, where those of a rank stand together.
     """
 

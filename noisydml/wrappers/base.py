@@ -109,7 +109,10 @@ class LossWrapper(AllOrNothing, ABC):
             wrapped loss's own value. With no sample (left), a zero that has a graph.
 
         Raises:
-            TypeError, ValueError: for a bad argument, before anything has changed.
+            TypeError: if an argument is no tensor of that kind of dtype.
+            ValueError: if shapes do not fit, or a value is NaN, infinite or out of its range: a
+                negative weight, a label that has no class, an id or a pair that there is not.
+                Nothing has changed then.
             RuntimeError: if the ranks of ``torch.distributed`` are not at the same step.
 
         Without gradients (``torch.no_grad``) a batch is judged, and no state changes. A graph of

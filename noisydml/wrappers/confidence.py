@@ -60,8 +60,10 @@ class ConfidenceWeightedLoss(LossWrapper):
         is ``-inf``.
 
     Raises:
-        TypeError, ValueError: if an argument has the wrong type or value; in the first call if
-            the loss cannot be weighted sample by sample.
+        TypeError: if ``confidence_loss`` is a wrapper or remembers what it judges, ``lam`` or
+            ``decay`` is no number, or ``warmup`` no integer; here or in the first call if a loss
+            cannot be weighted sample by sample.
+        ValueError: if a setting is outside the values above.
 
     Under ``torch.distributed`` the losses of all ranks are split together, and every rank trains
     its proxies on all rows, so they stay equal without ``DistributedDataParallel``.

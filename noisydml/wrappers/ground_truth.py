@@ -31,8 +31,9 @@ class GroundTruthFilter(Filter):
         ``decision.score`` is 1 for clean and 0 for noisy samples, ``decision.threshold`` 0.5.
 
     Raises:
-        TypeError, ValueError: if ``is_noisy`` is no bool tensor of one dimension; while training if
-            ``sample_ids`` is missing or out of range.
+        TypeError: if ``is_noisy`` is no bool tensor.
+        ValueError: if it has not one dimension; in training if ``sample_ids`` are missing or out of
+            range.
 
     Example:
         >>> import torch

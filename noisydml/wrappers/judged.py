@@ -104,7 +104,11 @@ class JudgeFilter(Filter):
         them, and ``decision.support`` (B,) the probability of that.
 
     Raises:
-        TypeError, ValueError: for impossible settings and bad arguments.
+        TypeError: if a size is no integer, ``threshold`` no number, or the loss cannot be called
+            with fewer samples.
+        ValueError: if a setting is outside the values above; in a call if embeddings are not as
+            wide as those before, ids outside ``[0, N)``, given in some batches only, or missing
+            with ``shard``, or labels negative or, with ``num_classes``, C and above.
 
     Under ``torch.distributed`` every rank collects the features of all ranks and judges them all.
     With ``shard`` each has a part, and a pass that is over is judged at the start of the next step.
@@ -268,7 +272,9 @@ class JudgeFilter(Filter):
         least, which are the ids ``rank, rank + R, ...``; the others are passed over.
 
         Raises:
-            TypeError, ValueError: for a wrong shape or dtype, or ids out of range.
+            TypeError: if features are not floating point, or labels or ids no integers.
+            ValueError: if shapes do not fit, a feature is not finite, a label negative, or an id
+                out of range. What was there before stays.
         """
         given = None
         with together() if self.memory.ranks > 1 else nullcontext():

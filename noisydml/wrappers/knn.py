@@ -90,7 +90,11 @@ class KNNDenoiser(Filter):
         the second label has of its votes. All are None before there is a reference.
 
     Raises:
-        TypeError, ValueError: for impossible settings and bad arguments.
+        TypeError: if a size is no integer, a number none, or the loss cannot be called with fewer
+            samples.
+        ValueError: if a setting is outside the values above, or FAISS does not know the index; in a
+            call if embeddings are not as wide as those before, ids outside ``[0, memory_size)`` or
+            given in some batches only, or labels negative.
 
     Under ``torch.distributed`` every rank collects the features of all ranks, or of its part of
     the samples with ``shard``, and judges its own rows.
@@ -224,8 +228,9 @@ class KNNDenoiser(Filter):
         least, which are the ids ``rank, rank + R, ...``; the others are passed over.
 
         Raises:
-            TypeError, ValueError: for a wrong shape or dtype, a feature that is not finite, a
-                negative label, or ids out of range; the reference is as before.
+            TypeError: if features are not floating point, or labels or ids no integers.
+            ValueError: if shapes do not fit, a feature is not finite, a label negative, or an id
+                out of range. What was there before stays.
         """
         given = None
         with together() if self.memory.ranks > 1 else nullcontext():

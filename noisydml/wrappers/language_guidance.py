@@ -39,8 +39,10 @@ class LanguageGuidance(Regularizer):
         :class:`RegularizedLoss`.
 
     Raises:
-        TypeError, ValueError: for an impossible table or setting; while training if ids are
-            missing, there is no row for one, or its row is not finite.
+        TypeError: if the table is not floating point, or a number none.
+        ValueError: if the table has no row, or neither two nor three dimensions, or a setting is
+            outside the values above; in training if ids are missing, there is no row for one, or
+            its row is not finite.
 
     The table is a buffer and moves with the loss, but is a setting and no part of
     ``state_dict``. It keeps its dtype, so float16 halves its memory.

@@ -102,8 +102,11 @@ class PRISMFilter(Filter):
         where all are equal even then, all are kept.
 
     Raises:
-        TypeError, ValueError: for impossible settings and bad arguments; with ``memory_loss``
-            also for a ``ref_emb`` of the caller's.
+        TypeError: if a size is no integer, a rate or temperature no number, or the loss cannot be
+            called with fewer samples.
+        ValueError: if a setting is outside the values above, or does not go with another; in a call
+            if embeddings are not as wide as the memory, labels outside ``[0, C)``, or with
+            ``memory_loss`` a ``ref_emb`` is given.
 
     Under ``torch.distributed`` the rows of all ranks are judged together and every rank has the
     same memory, or its part of one with ``shard``.

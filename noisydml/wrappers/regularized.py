@@ -59,8 +59,10 @@ class RegularizedLoss(LossWrapper):
         wrapper has made up are left out.
 
     Raises:
-        TypeError, ValueError: if an argument has the wrong type or value; if the regulariser
-            returns something else: inside a wrapper that weights, anything but (B,) values.
+        TypeError: if the regulariser cannot be called or is a wrapper, or the weight is no number;
+            in a call if the regulariser returns neither one number nor (B,) values, inside a
+            wrapper that weights anything but (B,) values.
+        ValueError: if the weight is negative or not finite.
 
     Under ``torch.distributed`` the regulariser sees its own rank's rows, and with a
     ``GatheredLoss`` around this wrapper those of all ranks.

@@ -50,7 +50,10 @@ class MemoryRelabeler(AroundFilter):
         reference to judge by.
 
     Raises:
-        TypeError, ValueError: if an argument has the wrong type or value, or ``ref_emb`` is given.
+        TypeError: if ``loss`` is no filter that suggests labels, its loss cannot compare a batch
+            with a memory, a size is no integer, or ``lead`` or ``weight`` no number.
+        ValueError: if a setting is outside the values above; in a call if embeddings are not as
+            wide as the memory, or ``ref_emb`` is given.
 
     Under ``torch.distributed`` every rank has one memory, of all ranks' rows.
 

@@ -68,8 +68,10 @@ def robust(
         The wrapper. It holds two features of every sample: about 8 N D bytes.
 
     Raises:
-        TypeError, ValueError: if a number is no positive integer or one that is needed is missing,
-            the loss cannot be wrapped, or there are fewer samples than classes.
+        TypeError: if a number is no integer or one that is needed is missing, or the loss cannot be
+            called with fewer samples.
+        ValueError: if a number is below 1, ``start`` is another word, or there are fewer samples
+            than classes.
 
     Example:
         >>> import torch

@@ -48,9 +48,10 @@ class SmallLossFilter(Filter):
         so fewer may be dropped, and never all.
 
     Raises:
-        TypeError, ValueError: if an argument has the wrong type or value, or the loss that judges
-            is a wrapper or would remember what it judges, as ``CrossBatchMemory`` does; in the
+        TypeError: if ``noise_rate`` is no number, ``ramp`` no integer, or the loss that judges is a
+            wrapper or would remember what it judges, as ``CrossBatchMemory`` does; here or in the
             first call if it has no value per sample.
+        ValueError: if a setting is outside the values above.
 
     Under ``torch.distributed`` the rows of all ranks are selected from together, and every rank
     trains the parameters of ``score_loss`` on all of them.

@@ -60,8 +60,10 @@ class SuperLoss(LossWrapper):
         anchor without loss, and ``threshold`` is 1.
 
     Raises:
-        TypeError, ValueError: if an argument has the wrong type or value; in the first call if
-            the loss has no terms of that level.
+        TypeError: if the loss is a wrapper or has no terms that can be weighted, ``lam`` or
+            ``decay`` is no number, or ``warmup`` no integer; in the first call if the loss has no
+            terms of that level.
+        ValueError: if a setting is outside the values above.
 
     The loss is computed in float32 or better, with autocast off, as its terms are the scores.
     Under ``torch.distributed`` it is computed on the rows of all ranks, as by ``GatheredLoss``.

@@ -101,7 +101,11 @@ class PrototypicalMixer(LossWrapper):
         and the wrapped loss are all there is.
 
     Raises:
-        TypeError, ValueError: for impossible settings and bad arguments.
+        TypeError: if a size is no integer, a number none, the head no module, or the loss cannot be
+            weighted sample by sample as ``weights`` ask for.
+        ValueError: if a setting is outside the values above, or the head takes features of another
+            width; in a call if features are not as wide as ``feature_size``, labels outside ``[0,
+            C)``, or ids outside ``[0, N)`` or given in some batches only.
 
     Under ``torch.distributed`` memory, prototypes and random numbers are those of one process
     with the concatenated batch. The head has to average its gradients itself: give
