@@ -257,8 +257,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("recipe", choices=RECIPES)
     parser.add_argument("--data", type=Path, help="npz file; see image_sets.py")
     parser.add_argument("--cache", type=Path, help="folder of what a pretrained network computed")
-    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=["multi-similarity"])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    names = {"nargs": "+", "metavar": "NAME"}
+    parser.add_argument("--losses", choices=LOSSES, default=["multi-similarity"], **names,
+                        help="of " + ", ".join(LOSSES))  # fmt: skip
+    parser.add_argument("--methods", choices=METHODS, default=list(METHODS), **names,
+                        help="all by default: " + ", ".join(METHODS))  # fmt: skip
     parser.add_argument("--noise", choices=image_sets.NOISES, default="uniform")
     parser.add_argument("--rate", type=float, default=0.5)
     parser.add_argument("--grid", action="store_true", help="all of grids.py for this recipe")

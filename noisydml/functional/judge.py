@@ -22,6 +22,7 @@ _SURE = 0.6  # certainty of the core, from which on it refutes a model
 _UNSURE = 0.2  # of what that falls short of one: so much may be missing by mistake
 _LEAST_PART = 1 / 3  # of the rate: labels that are wrong may lie outside the core, such as junk
 _PAIRS = 4096  # of rows compared at once
+_LEAST_COSINE, _MOST_COSINE = 0.02, 0.98  # of two samples of a class, on average
 
 
 def held_out_likelihood(similarity: Tensor, votes: Tensor, labels: Tensor) -> Tensor:
@@ -126,6 +127,84 @@ def leave_one_out_similarity(
     nothing = torch.linalg.vector_norm(others, dim=1) <= 1e-5 * own_weights
     own = (features * normalize(others)).sum(dim=1).masked_fill(nothing, 0)
     return similarity, own
+
+
+def pair_cosine(lengths: Tensor, sizes: Tensor) -> Tensor:
+    r"""The mean cosine of a unit vector with the others of its class, from the classes' sums alone.
+
+    :math:`\rho = \sum_c (\lVert m_c \rVert^2 / n_c - 1) \, / \, \sum_c (n_c - 1)`.
+
+    Args:
+        lengths: (C,) floating point, :math:`\lVert m_c \rVert`, of the sum of each class.
+        sizes: (C,) floating point, :math:`n_c`, how many vectors, or of what weight, are in it.
+
+    Returns:
+        0-dim float64 in ``[0.02, 0.98]``. Classes of one, or a weight below 1.5, say nothing.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional.judge import pair_cosine
+        >>> vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8]])  # of one class
+        >>> pair_cosine(vectors.sum(dim=0).norm().unsqueeze(0), torch.tensor([2.0]))
+        tensor(0.6000, dtype=torch.float64)
+    """
+    lengths, sizes = lengths.double(), sizes.double()
+    several = sizes > 1.5
+    excess = (lengths.square() / sizes.clamp_min(1) - 1).masked_fill(~several, 0).sum()
+    others = (sizes - 1).masked_fill(~several, 0).sum()
+    return (excess / others.clamp_min(_TINY)).clamp(_LEAST_COSINE, _MOST_COSINE)
+
+
+def known_part(sizes: Tensor, cosine: Tensor) -> Tensor:
+    r"""How much of the true mean of a class is known from n samples of it.
+
+    :math:`r = \frac{n \rho}{n \rho + 1 - \rho}`, the share that the truth has in the variance of
+    their mean.
+
+    Args:
+        sizes: floating point, of any shape, :math:`n`, not negative.
+        cosine: 0-dim, :math:`\rho`, of :func:`pair_cosine`.
+
+    Returns:
+        Of the shape and dtype of ``sizes``, in ``[0, 1)``.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional.judge import known_part
+        >>> known_part(torch.tensor([0.0, 1.0, 9.0]), torch.tensor(0.25))
+        tensor([0.0000, 0.2500, 0.7500])
+    """
+    known = sizes * cosine.to(sizes.dtype)
+    part: Tensor = known / (known + 1 - cosine.to(sizes.dtype))
+    return part
+
+
+def size_adjustment(sizes: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
+    r"""What makes cosines with the means of many and of few samples comparable.
+
+    The logarithm of the normal density around what is expected of a class's true mean, :math:`r`
+    times the mean of its samples, is :math:`\sqrt q \, s - \tfrac12 (q - 1) \sqrt{\bar r \rho}`
+    but for a factor and a constant, with a cosine :math:`s`, :math:`r` of :func:`known_part`,
+    :math:`\bar r` that of the mean size, and :math:`q = r / \bar r`.
+
+    Args:
+        sizes: (C,) floating point, :math:`n`, not negative, of how many samples each mean is.
+        cosine: 0-dim, :math:`\rho`, of :func:`pair_cosine`.
+
+    Returns:
+        (C,) what a cosine with each mean is to be multiplied by, and what is to be subtracted
+        then. 1 and 0 where all classes are of one size.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional.judge import size_adjustment
+        >>> size_adjustment(torch.tensor([1.0, 3.0, 5.0]), torch.tensor(0.25))
+        (tensor([0.7071, 1.0000, 1.1180]), tensor([-0.0884,  0.0000,  0.0442]))
+    """
+    usual = known_part(sizes.mean(), cosine)
+    relative = known_part(sizes, cosine) / usual.clamp_min(_TINY)
+    member = (usual * cosine.to(usual.dtype)).sqrt()
+    return relative.sqrt(), 0.5 * (relative - 1) * member
 
 
 def _chosen_products(rows: Tensor, columns: Tensor, chosen: Tensor) -> Tensor:

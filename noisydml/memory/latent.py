@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from noisydml.functional.judge import leave_one_out_similarity, rate_of_core, vote_shares
+from noisydml.functional.judge import (
+    leave_one_out_similarity,
+    pair_cosine,
+    rate_of_core,
+    size_adjustment,
+    vote_shares,
+)
 from noisydml.functional.parts import Whole
 from noisydml.memory.evidence import (
     Evidence,
@@ -150,6 +156,8 @@ class Fit:
         self.sums = sample.sums(partial(sample.directions, self.matrix), self.counted)
         self.sizes = sample.sizes(self.counted)
         self.lengths = torch.linalg.vector_norm(self.sums, dim=1)
+        cosine = pair_cosine(self.lengths, self.sizes)
+        self.adjustment = size_adjustment(sample.sizes(self.teaches), cosine)
         if self.given is None:
             evidence = self._evidence(self.asked, blended)
             setting = self._sought(evidence, blended)
@@ -210,6 +218,8 @@ class Fit:
             self.lengths,
         )
         similarity.scatter_(1, sample.own[rows].unsqueeze(1), own.unsqueeze(1))
+        factor, offset = (each if columns is None else each[columns] for each in self.adjustment)
+        similarity = similarity.mul_(factor).sub_(offset)
         votes = self._votes(rows) if blended else None
         rest = None
         if sample.rest is not None:  # no nearer than the candidates, but the one of the own label

@@ -14,9 +14,12 @@ from noisydml.functional import (
 from noisydml.functional.judge import (
     agreement,
     held_out_likelihood,
+    known_part,
     mean_log_odds,
+    pair_cosine,
     rate_of_core,
     shift_to_mean,
+    size_adjustment,
     strict_threshold,
     vote_shares,
 )
@@ -197,3 +200,47 @@ def test_mean_log_odds_is_the_geometric_mean_of_the_odds() -> None:
     certain = torch.tensor([0.0, 1.0, 1.5, -0.5], dtype=torch.float64)  # by rounding
     expected = [1e-6, 1 - 1e-6, 1 - 1e-6, 1e-6]
     assert mean_log_odds(certain, certain).tolist() == pytest.approx(expected, rel=1e-3)
+
+
+def test_pair_cosine_is_the_mean_over_all_pairs_of_a_class() -> None:
+    labels = torch.arange(6).repeat_interleave(7)
+    vectors = torch.nn.functional.normalize(torch.randn(42, 5).double() + torch.randn(6, 5)[labels])
+    sums = torch.zeros(6, 5).double().index_add_(0, labels, vectors)
+    cosine = vectors @ vectors.T
+    pairs = (labels == labels.unsqueeze(1)).fill_diagonal_(False)
+    found = pair_cosine(sums.norm(dim=1), torch.bincount(labels).double())
+    torch.testing.assert_close(found, cosine[pairs].mean())
+    one = pair_cosine(torch.ones(3), torch.ones(3))  # classes of one have no pairs
+    assert one == pytest.approx(0.02)
+
+
+def test_what_is_known_of_a_mean_is_its_share_in_the_variance() -> None:
+    truth = 0.5 * torch.randn(4000, 20)  # of 4,000 classes, of variance 0.25; samples have 1
+    for number in (1, 3, 10):
+        samples = truth + 0.75**0.5 * torch.randn(number, 4000, 20)
+        share = truth.var() / samples.mean(dim=0).var()
+        found = known_part(torch.tensor(float(number)), torch.tensor(0.25))
+        torch.testing.assert_close(found, share, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("cosine", [0.1, 0.5, 0.9])
+def test_adjusted_similarities_are_densities_around_what_is_known_of_the_means(
+    cosine: float,
+) -> None:
+    sizes = torch.tensor([1.0, 4.0, 30.0, 1e6], dtype=torch.float64)
+    part = known_part(sizes, torch.tensor(cosine))
+    length = (cosine + (1 - cosine) / sizes).sqrt()  # of the mean of so many samples
+    similarity = torch.rand(50, 4, dtype=torch.float64)
+    # The squared distance of a sample of length 1 from r times that mean.
+    far = 1 - 2 * part * length * similarity + (part * length).square()
+    factor, offset = size_adjustment(sizes, torch.tensor(cosine))
+    found = similarity * factor - offset
+    usual = known_part(sizes.mean(), torch.tensor(cosine))
+    expected = -far / (2 * (usual * cosine).sqrt())
+    torch.testing.assert_close(found.diff(dim=1), expected.diff(dim=1), atol=1e-6, rtol=1e-6)
+
+
+def test_classes_of_one_size_need_no_adjustment() -> None:
+    factor, offset = size_adjustment(torch.full((5,), 20.0), torch.tensor(0.3))
+    assert factor.tolist() == [1.0] * 5
+    assert offset.tolist() == [0.0] * 5
