@@ -32,6 +32,8 @@ def omniglot() -> list[Cell]:
         cells += [(loss, method, *HALF) for method in ("plain", "GroundTruthFilter", *FILTERS)]
     cells += [(loss, "PRISMFilter (rate given)", *HALF) for loss in ("SoftTriple", "SupCon")]
     cells += [(loss, JUDGED, *HALF) for loss in ("SoftTriple", "SupCon", "contrastive + memory")]
+    semantic = ("plain", "GroundTruthFilter", JUDGED)
+    cells += [("SoftTriple", method, "semantic", 0.5) for method in semantic]
     cells.append(("contrastive + memory", "PRISMFilter (rate given, no warm-up)", *HALF))
     return cells + titan()
 
