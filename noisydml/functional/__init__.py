@@ -1,8 +1,8 @@
 """The papers' mathematics as pure tensor functions: no state, no pytorch-metric-learning."""
 
+from noisydml.functional.class_evidence import leave_one_out_similarity
 from noisydml.functional.confidence import confidence, running_mean
 from noisydml.functional.interactions import selected_interactions
-from noisydml.functional.judge import leave_one_out_similarity
 from noisydml.functional.lambertw import lambertw
 from noisydml.functional.language_guidance import language_guidance
 from noisydml.functional.mixture import gaussian_mixture, gaussian_mixture_threshold

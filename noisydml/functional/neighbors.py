@@ -15,7 +15,7 @@ from noisydml.functional.checks import (
     require_positive,
     require_tensor,
 )
-from noisydml.functional.products import scaled
+from noisydml.functional.products import largest_magnitude, scaled
 
 _FAR = 80.0  # exp(-80) is no vote beside any other, and much less would be slow: subnormal
 _LARGEST = torch.iinfo(torch.int64).max
@@ -191,7 +191,7 @@ def nearest_of_label(
     else:  # beside the squares of what all have in common little would be left of the rest
         center = features.sum(dim=0) / (feature_labels >= 0).sum().clamp_min(1)
         features = features - center
-        size = features.abs().amax().clamp_min(_TINY)
+        size = largest_magnitude(features).clamp_min(_TINY)
         features, rows = features / size, (rows - center) / size
     best = rows.new_full(labels.shape, -math.inf)
     nearest, start = torch.full_like(labels, -1, dtype=torch.int64), 0

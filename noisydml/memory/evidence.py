@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from noisydml.functional.judge import leave_one_out_similarity, near_identical
+from noisydml.functional.class_evidence import leave_one_out_similarity, near_identical
 from noisydml.functional.neighbors import neighbor_weights
 from noisydml.functional.parts import Whole
 from noisydml.memory.index import Metric, NeighborIndex, TorchIndex

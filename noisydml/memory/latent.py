@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from noisydml.functional.judge import (
+from noisydml.functional.class_evidence import (
     leave_one_out_similarity,
     pair_cosine,
-    rate_of_core,
     size_adjustment,
     vote_shares,
 )
+from noisydml.functional.judge import rate_of_core
 from noisydml.functional.parts import Whole
 from noisydml.memory.evidence import (
     Evidence,
@@ -125,7 +125,8 @@ class Fit:
         self.teaches = teaches
         share = teaches / sample.weights.clamp_min(1e-12)
         self.own_weights = sample.own_weights * share  # none of a sample held out
-        self.known = (sample.sizes(teaches)[sample.classes] - self.own_weights) > 1e-6
+        self.taught = sample.sizes(teaches)
+        self.known = (self.taught[sample.classes] - self.own_weights) > 1e-6
         self.trust, self.likelihood = torch.ones_like(teaches), torch.ones_like(teaches)
         self.rate, self.round = 0.2, 0
         # What all who teach say of pairs of a true class and a label, and of each true class, and
@@ -157,7 +158,7 @@ class Fit:
         self.sizes = sample.sizes(self.counted)
         self.lengths = torch.linalg.vector_norm(self.sums, dim=1)
         cosine = pair_cosine(self.lengths, self.sizes)
-        self.adjustment = size_adjustment(sample.sizes(self.teaches), cosine)
+        self.adjustment = size_adjustment(self.taught, cosine)
         if self.given is None:
             evidence = self._evidence(self.asked, blended)
             setting = self._sought(evidence, blended)
@@ -219,7 +220,7 @@ class Fit:
         )
         similarity.scatter_(1, sample.own[rows].unsqueeze(1), own.unsqueeze(1))
         factor, offset = (each if columns is None else each[columns] for each in self.adjustment)
-        similarity = similarity.mul_(factor).sub_(offset)
+        similarity.mul_(factor).sub_(offset)
         votes = self._votes(rows) if blended else None
         rest = None
         if sample.rest is not None:  # no nearer than the candidates, but the one of the own label

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from noisydml.functional.judge import core_rate, leave_one_out_similarity
+from noisydml.functional.class_evidence import leave_one_out_similarity
+from noisydml.functional.judge import core_rate
 from noisydml.functional.neighbors import neighbor_label_score
 from noisydml.functional.prism import low_rank_counts
 from noisydml.memory.evidence import Sample

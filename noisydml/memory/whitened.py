@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from noisydml.functional.judge import NUMBER_OF_SETTINGS, held_out_likelihood, vote_shares
+from noisydml.functional.class_evidence import NUMBER_OF_SETTINGS, held_out_likelihood, vote_shares
 from noisydml.functional.neighbors import neighbor_weights
 from noisydml.functional.parts import Whole
 from noisydml.functional.whitening import row_blocks, shrinkage_of_few, within_class_whitening

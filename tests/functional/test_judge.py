@@ -11,17 +11,19 @@ from noisydml.functional import (
     principal_components,
     within_class_whitening,
 )
-from noisydml.functional.judge import (
-    agreement,
+from noisydml.functional.class_evidence import (
     held_out_likelihood,
     known_part,
-    mean_log_odds,
     pair_cosine,
+    size_adjustment,
+    vote_shares,
+)
+from noisydml.functional.judge import (
+    agreement,
+    mean_log_odds,
     rate_of_core,
     shift_to_mean,
-    size_adjustment,
     strict_threshold,
-    vote_shares,
 )
 
 
