@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -18,12 +17,11 @@ from noisydml.functional.checks import (
 )
 from noisydml.functional.products import finite
 from noisydml.memory.centers import EMPTY, ClassCenters, unit_features
-from noisydml.memory.dealt import Dealt
-from noisydml.memory.index import Metric
-from noisydml.memory.state import AllOrNothing, overwrite, require_state_in_range
+from noisydml.memory.entries import Entries
+from noisydml.memory.state import require_state_in_range
 
 
-class FeatureMemory(AllOrNothing):
+class FeatureMemory(Entries):
     r"""A ring of the latest features with their labels, and the mean feature of every class.
 
     New entries overwrite the oldest, strictly first in, first out; entries may also be written
@@ -84,12 +82,6 @@ class FeatureMemory(AllOrNothing):
         (tensor([1, 0, 1]), tensor([1, 2]))
     """
 
-    features: Tensor
-    labels: Tensor
-    sample_ids: Tensor
-    total: Tensor
-    version = 0
-
     def __init__(
         self,
         memory_size: int,
@@ -100,10 +92,6 @@ class FeatureMemory(AllOrNothing):
         dtype: torch.dtype = torch.float32,
         shard: bool = False,
     ) -> None:
-        super().__init__()
-        require_count("memory_size", memory_size)
-        if embedding_size is not None:
-            require_count("embedding_size", embedding_size)
         if num_classes is not None:
             require_count("num_classes", num_classes)
             if embedding_size is None:
@@ -112,36 +100,14 @@ class FeatureMemory(AllOrNothing):
                 raise ValueError(
                     "num_classes needs normalize=True: centers are means of unit vectors"
                 )
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
-        self.memory_size = memory_size
-        self.embedding_size = embedding_size
+        super().__init__(memory_size, embedding_size, normalize=normalize, dtype=dtype, shard=shard)
         self.num_classes = num_classes
-        self.normalize = normalize
-        self.dealt = Dealt(memory_size, shard)
-        self.widens = embedding_size is None
-        features = torch.zeros(self.dealt.part_size, embedding_size or 0, dtype=dtype)
-        if self.widens:  # no buffer, as their shapes stay
-            self.features = features
-        else:
-            self.register_buffer("features", features)
-        empty = torch.full((self.dealt.part_size,), EMPTY, dtype=torch.int64)
-        self.register_buffer("labels", empty)
-        self.register_buffer("sample_ids", empty.clone())
-        self.register_buffer("total", torch.zeros((), dtype=torch.int64))
         self.classes: ClassCenters | None = None
         if num_classes is not None and embedding_size is not None:
             self.classes = ClassCenters(num_classes, embedding_size)
             self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
                 FeatureMemory._recount
             )
-
-    def __len__(self) -> int:
-        return self.memory_size
-
-    @property
-    def ranks(self) -> int:
-        return self.dealt.ranks
 
     @property
     def centers(self) -> Tensor:
@@ -233,16 +199,6 @@ class FeatureMemory(AllOrNothing):
         else:
             self.write(embeddings, labels, sample_ids)
 
-    @property
-    def metric(self) -> Metric:
-        """By what the features are to be compared: where they are normalised, by directions."""
-        return "cosine" if self.normalize else "euclidean"
-
-    @property
-    def filled(self) -> Tensor:
-        """(M,) bool, which entries hold something."""
-        return self.labels != EMPTY
-
     def labels_of(self, entries: Tensor) -> Tensor:
         """(B,) labels of some entries; of a memory in parts all ranks ask for the same ones."""
         if self.ranks > 1:
@@ -255,14 +211,6 @@ class FeatureMemory(AllOrNothing):
         if filled == 0:
             return None
         return self.features[:filled].to(dtype, copy=True), self.labels[:filled].clone()
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.version += 1
-        for tensor in (self.features, *self.buffers()):
-            tensor.zero_()
-        self.labels.fill_(EMPTY)
-        self.sample_ids.fill_(EMPTY)
 
     def extra_repr(self) -> str:
         return (
@@ -298,12 +246,6 @@ class FeatureMemory(AllOrNothing):
         rows = embeddings if self.normalize else embeddings.to(self.features.dtype)
         return finite(rows.detach(), dim=1)
 
-    def _widen(self, width: int | None) -> None:
-        self.version += 1
-        self.embedding_size = width
-        with torch.inference_mode(False):  # what is made in it is no good for training
-            self.features = self.features.new_zeros(self.dealt.part_size, width or 0)
-
     def _store(
         self,
         slots: Tensor,
@@ -337,9 +279,6 @@ class FeatureMemory(AllOrNothing):
         self.labels.index_copy_(0, slots, torch.where(fresh, labels, old_labels))
         self.sample_ids.index_copy_(0, slots, torch.where(fresh, ids, old_ids))
 
-    def _entries(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.features, self.labels, self.sample_ids
-
     def agree(self) -> None:
         """Raise RuntimeError unless the parts are of one memory; class sums become those of all.
 
@@ -357,76 +296,17 @@ class FeatureMemory(AllOrNothing):
 
     def _apply(self, fn: Any, recurse: bool = True) -> FeatureMemory:
         """``.half()`` and the like change the stored features, not the precision of the centers."""
-        self.version += 1
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.widens:
-            self.features = fn(self.features)
+        super()._apply(fn, recurse)
         if self.classes is not None and not self.classes.is_exact:
             self._recount(parts=True)
         return self
 
-    def get_extra_state(self) -> Tensor:
-        """Whether features are normalised, 0-dim int64; of a part (3,), with rank and ranks."""
-        kind = torch.full_like(self.total, self.normalize)
-        place = [torch.full_like(kind, value) for value in (self.dealt.rank, self.ranks)]
-        return torch.stack([kind, *place]) if self.ranks > 1 else kind
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Nothing: a state of another setting has been refused."""
-
     def refuse_values(self, state: dict[str, Any], prefix: str) -> None:
         """Raise ValueError for a state that this memory cannot have had."""
-        place: list[int] = []  # of a part: its rank, and of how many
-        if (kind := state.get(f"{prefix}_extra_state")) is not None:
-            if kind.shape not in ((), (3,)):
-                raise ValueError(
-                    f"{prefix}_extra_state must have the shape () or, of a part, (3,), "
-                    f"got {tuple(kind.shape)}"
-                )
-            normalize, *place = kind.reshape(-1).tolist()
-            if normalize != int(self.normalize):
-                raise ValueError(
-                    f"{prefix}_extra_state must be that of a memory with normalize="
-                    f"{self.normalize}, which follows from metric, got {bool(normalize)}"
-                )
-            rank = self.dealt.rank
-            if place and place != [rank, self.ranks]:
-                raise ValueError(
-                    f"{prefix}_extra_state must be that of the whole memory, from "
-                    f"noisydml.distributed.full_state_dict, or of the part of rank {rank} of "
-                    f"{self.ranks}, got the part of rank {place[0]} of {place[1]}"
-                )
-        own = slice(None) if place else slice(self.dealt.rank, None, self.ranks)
-        size = self.dealt.part_size if place else self.memory_size
-        width = None if self.widens else self.embedding_size  # None: any
-        stop = math.inf if self.num_classes is None else self.num_classes
-        limits: dict[str, tuple[tuple[int | None, ...], float, float]] = {
-            "features": ((size, width), -math.inf, math.inf),
-            "labels": ((size,), EMPTY, stop),
-            "sample_ids": ((size,), EMPTY, math.inf),
-        }
-        for name, (shape, least, end) in limits.items():
-            if (rows := state.get(f"{prefix}{name}")) is not None:
-                got = tuple(rows.shape)
-                same = [want in (None, had) for want, had in zip(shape, got, strict=False)]
-                if len(got) != len(shape) or not all(same):
-                    raise ValueError(f"{prefix}{name} must have the shape {shape}, got {got}")
-                require_state_in_range(f"{prefix}{name}", rows[own], least, end)
-        require_state_in_range(f"{prefix}total", state.get(f"{prefix}total"), 0)
-
-    def any_shape(self) -> list[str]:
-        """The names in a state whose shapes are for :meth:`refuse_values` to check."""
-        return ["features", "labels", "sample_ids", "_extra_state"]
-
-    def full_state(self, prefix: str = "") -> dict[str, Tensor]:
-        """On rank 0 the entries of a whole memory, on the CPU; all ranks call it."""
-        if self.ranks == 1:
-            return {}
-        names = ("features", "labels", "sample_ids")
-        parts = [self.dealt.whole_on_first(entries) for entries in self._entries()]
-        found = zip(names, parts, strict=True)
-        whole = {f"{prefix}{name}": rows for name, rows in found if rows is not None}
-        return {**whole, f"{prefix}_extra_state": torch.tensor(int(self.normalize))}
+        super().refuse_values(state, prefix)
+        if self.num_classes is not None:
+            labels = state.get(f"{prefix}labels")
+            require_state_in_range(f"{prefix}labels", labels, EMPTY, self.num_classes)
 
     def holding(
         self,
@@ -458,32 +338,6 @@ class FeatureMemory(AllOrNothing):
         if self.ranks > 1:
             distributed.sum_over_ranks([other.total])
         return other
-
-    def copy_from(self, other: FeatureMemory) -> None:
-        """Take over all entries of a memory of the same settings, without centers."""
-        if self.embedding_size != other.embedding_size:
-            self._widen(other.embedding_size)
-        self.version += 1
-        for name in ("features", "labels", "sample_ids", "total"):
-            overwrite(getattr(self, name), getattr(other, name))
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.widens:
-            destination[f"{prefix}features"] = self.features
-
-    def prepare_for(self, state: dict[str, Any], prefix: str) -> None:
-        """Take this rank's part of the state of a whole memory, and its width."""
-        self.version += 1
-        kind = state.get(f"{prefix}_extra_state")
-        if self.ranks > 1 and (kind is None or kind.ndim == 0):  # of the whole memory
-            for name, fill in (("features", 0), ("labels", EMPTY), ("sample_ids", EMPTY)):
-                if (rows := state.get(f"{prefix}{name}")) is not None:
-                    state[f"{prefix}{name}"] = self.dealt.part_of(rows, fill)
-        features = state.pop(f"{prefix}features", None) if self.widens else None
-        if features is not None:
-            self._widen(features.shape[1] or None)
-            self.features.copy_(features)
 
 
 def last_of_equals(ids: Tensor) -> Tensor:
