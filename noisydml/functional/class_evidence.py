@@ -19,6 +19,8 @@ _TEMPERATURES, _PARTS = (0.05, 0.1, 0.2, 0.4), (0.3, 1.0)  # enough to compare f
 _RATES = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 NUMBER_OF_SETTINGS = len(_TEMPERATURES) * len(_PARTS) * len(_RATES)
 _PAIRS = 4096  # of rows compared at once
+_SAME = 1e-5  # the distance of unit vectors that are equal but for rounding
+_ROUNDING = 1e-3  # the square root of what a difference of squares has lost, as a cosine has
 _LEAST_COSINE, _MOST_COSINE = 0.02, 0.98  # of two samples of a class, on average
 
 
@@ -124,6 +126,34 @@ def leave_one_out_similarity(
     nothing = torch.linalg.vector_norm(others, dim=1) <= 1e-5 * own_weights
     own = (features * normalize(others)).sum(dim=1).masked_fill(nothing, 0)
     return similarity, own
+
+
+def without_copies(similarity: Tensor, lengths: Tensor, weights: Tensor) -> Tensor:
+    r"""Cosine similarity with class centers, less what copies of the sample bring to them.
+
+    A copy has the sample's own direction, so that of the sum :math:`m_c` the similarity tells all:
+    :math:`\cos(z_i, m_c - w z_i) = (m_c^T z_i - w) / \sqrt{|m_c|^2 - 2 w\, m_c^T z_i + w^2}`.
+
+    Args:
+        similarity: (B, K) :math:`\cos(z_i, m_c)`, of unit vectors.
+        lengths: (B, K) or (K,) floating point, :math:`|m_c|`.
+        weights: (B, K) with which copies are in each sum, not negative.
+
+    Returns:
+        (B, K); 0 where a class has nothing but copies.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional.class_evidence import without_copies
+        >>> similarity, length = torch.tensor([[2**-0.5, 1.0]]), torch.tensor([2**0.5, 1.0])
+        >>> without_copies(similarity, length, torch.ones(1, 2)).abs().round(decimals=4)
+        tensor([[0., 0.]])
+    """
+    products = similarity * lengths
+    left = (lengths.square() - 2 * weights * products + weights.square()).clamp_min(0).sqrt()
+    rest: Tensor = (products - weights) / left.clamp_min(_TINY)
+    rest = rest.clamp(-1, 1).masked_fill(left <= _ROUNDING * weights, 0)
+    return torch.where(weights > 0, rest, similarity)
 
 
 def pair_cosine(lengths: Tensor, sizes: Tensor) -> Tensor:
@@ -249,29 +279,35 @@ def near_identical(
     first = torch.arange(parts.size, device=near.device)
     if k < 2:
         return first
-    length = distance.sqrt()
+
+    def apart(row: Tensor, other: Tensor) -> Tensor:
+        """(M,) how far rows of this rank are from others, exactly."""
+        found = [distance.new_zeros(0)]
+        for some in parts.blocks(len(row), _PAIRS):
+            between = directions[row[some]] - parts.at(directions, other[some].long())
+            found.append(torch.linalg.vector_norm(between, dim=1))
+        return torch.cat(found)
+
     # The third neighbour is no copy but of samples that are there four times; further ones may be
     # of other classes, beside which the samples of a class that a network has drawn together are
     # near-identical.
     far = min(12, k)
-    asked = [min(3, k) - 1, max(far // 2, 1) - 1, far - 1]
-    near_by, half, far_off = parts.everyone(length[:, asked]).unbind(dim=1)
-    usable = far_off.isfinite() & (half > 0) & (near_by > 0)
-    if not bool(usable.any()):
-        return first
-    growth = (far_off[usable] / half[usable]).median().clamp_min(1 + 1e-6).log()
-    dimension = (math.log(2) / growth).clamp_max(64)
-    scale = near_by[usable].median()
-    limit = ((_CHANCE / 3) ** (1 / dimension)).clamp_max(0.1) * scale
-    limit = limit.clamp_min(1e-3 * scale)
-    # A distance that comes from a cosine has lost what is below 1e-3.
-    row, column = ((near >= 0) & (length <= limit + 1e-3)).nonzero(as_tuple=True)
+    asked = near[:, [min(3, k) - 1, max(far // 2, 1) - 1, far - 1]]
+    rows = torch.arange(size, device=near.device).repeat_interleave(3)
+    length = apart(rows, asked.reshape(-1).clamp_min(0)).view(size, 3)
+    near_by, half, far_off = parts.everyone(length.masked_fill(asked < 0, math.inf)).unbind(dim=1)
+    usable = far_off.isfinite() & (half > _SAME) & (near_by > _SAME)
+    limit = length.new_zeros(())  # where nearly all are copies of others nothing else is a copy
+    if bool(usable.any()):
+        growth = (far_off[usable] / half[usable]).median().clamp_min(1 + 1e-6).log()
+        dimension = (math.log(2) / growth).clamp_max(64)
+        scale = near_by[usable].median()
+        limit = ((_CHANCE / 3) ** (1 / dimension)).clamp_max(0.1) * scale
+        limit = limit.clamp_min(1e-3 * scale)
+    close = (near >= 0) & (distance.sqrt() <= limit + _ROUNDING)
+    row, column = close.nonzero(as_tuple=True)
     other = near[row, column].long()
-    apart = [length.new_zeros(0)]
-    for some in parts.blocks(len(row), _PAIRS):
-        between = directions[row[some]] - parts.at(directions, other[some])
-        apart.append(torch.linalg.vector_norm(between, dim=1))
-    copied = torch.cat(apart) <= limit * math.sqrt(2)
+    copied = apart(row, other) <= (limit * math.sqrt(2)).clamp_min(_SAME)
     row, other = row[copied] + parts.start, other[copied]
     while True:  # the smallest number spreads through each group
         before = first.clone()

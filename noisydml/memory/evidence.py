@@ -42,14 +42,13 @@ class Sample(Whitened):
         distance, near = self.nearest(directions, codes, everybody, parts.size, k, index)
         copies = near_identical(directions, distance, near, parts)
         del directions
-        sizes = torch.bincount(copies, minlength=parts.size)
-        self.copies = copies[parts.own]
-        self.weights = weights / sizes[self.copies]  # copies are one voter
-        # What the copies of a sample that have its label weigh: no part of it is to judge it.
-        _, same = torch.unique(copies * num_classes + self.all_classes, return_inverse=True)
-        voters = self.weights.new_zeros(int(same.max()) + 1)
-        voters.index_add_(0, same, parts.everyone(self.weights))
-        self.own_weights = voters[same[parts.own]]
+        self.groups = copies[parts.own]  # the number of a copy that stands for all
+        everyone = torch.arange(parts.size, device=codes.device)
+        alone = self._count(everyone, weights)
+        if bool((copies != everyone).any()) and 2 * self._count(copies, weights) < alone:
+            # Classes of one object each: equal rows are all that there is to judge by.
+            copies = everyone
+            self._count(copies, weights)
         self.fold = parts.everyone(fold)[self.copies]
         changed = self.choose_shrinkage(self.weights, self.fold, k)
         directions = self.all_directions(weights)
@@ -63,6 +62,39 @@ class Sample(Whitened):
             distance[rows] = neighbor_weights(apart, SHARPNESS)
         self.votes = distance
         self._candidates(directions)
+
+    def _count(self, copies: Tensor, weights: Tensor) -> int:
+        """Make copies one voter, and say how many samples can be judged by others then.
+
+        A voter is all copies of a sample that have one label: none of them is to judge it.
+        """
+        parts = self.parts
+        self.copies = copies[parts.own]
+        self.weights = weights / torch.bincount(copies, minlength=parts.size)[self.copies]
+        weights = parts.everyone(self.weights)
+        keys = copies * self.num_classes + self.all_classes
+        self.voters, self.voter = torch.unique(keys, return_inverse=True)
+        voted = self.voted(weights)
+        self.own_weights = voted[self.voter[parts.own]]
+        labels_of = torch.bincount(self.voters[voted > 0] // self.num_classes, minlength=parts.size)
+        self.disagree = labels_of[self.copies] > 1  # copies have another label
+        self.any_disagree = bool((labels_of > 1).any())
+        # What others of its class have to weigh, so that it can be judged: where copies disagree
+        # half of a sample at least, for else the class may be known by what is wrong of others.
+        half = 0.5 * weights.new_zeros(parts.size).index_add_(0, copies, weights)[self.copies]
+        self.least = torch.where(self.disagree, half, 1e-6)
+        others = self.sizes(self.weights)[self.classes] - self.own_weights
+        return int(parts.total((self.labelled & (others > half)).sum()))
+
+    def voted(self, weights: Tensor) -> Tensor:
+        """(V,) what each voter weighs, of the (N,) weights of all samples of all ranks."""
+        return weights.new_zeros(len(self.voters)).index_add_(0, self.voter, weights)
+
+    def copies_in(self, rows: Tensor, voted: Tensor) -> Tensor:
+        """(B, K) what the copies of (B,) samples weigh in each of their candidates."""
+        keys = self.copies[rows].unsqueeze(1) * self.num_classes + self.columns[rows]
+        place = torch.searchsorted(self.voters, keys).clamp_max(len(self.voters) - 1)
+        return torch.where(self.voters[place] == keys, voted[place], 0.0)
 
     def _candidates(self, directions: Tensor) -> None:
         """The classes each sample is compared with, and what the rest of them are to it."""

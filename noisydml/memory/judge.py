@@ -308,6 +308,10 @@ class _Contest:
             rate, bounds, found_by = noise_rate, (noise_rate, noise_rate), "as was said"
         shifted = shift_to_mean(everyone(score), 1 - rate, everyone(counted))[sample.parts.own]
         score = torch.where(counted, shifted, 1.0)
+        if noise_rate is None:  # of those that nobody can judge, as copies are all there is, too
+            of_all = counted | sample.disagree & sample.labelled
+            share = float(everyone(counted).sum() / everyone(of_all).sum().clamp_min(1))
+            rate, bounds = rate * share, (bounds[0] * share, bounds[1] * share)
         return _Verdict(fit, score, rate, bounds, found_by, structured, certainty)
 
 
@@ -322,7 +326,7 @@ def _as_given(
     right = everyone(probability.nan_to_num() * counted)
     labels_of = torch.cat([classes, classes.new_full((1,), -1)])  # -1 is the last
     numbers = everyone(numbers[order])
-    copies = numbers[sample.copies]  # one of each group, not yet the first
+    copies = numbers[sample.groups]  # one of each group, not yet the first
     first = torch.full_like(numbers, len(numbers))
     first.scatter_reduce_(0, everyone(copies), numbers, "amin")
     near = sample.near[:, :_SHOWN]

@@ -16,6 +16,7 @@ from noisydml.functional.class_evidence import (
     pair_cosine,
     size_adjustment,
     vote_shares,
+    without_copies,
 )
 from noisydml.functional.judge import rate_of_core
 from noisydml.functional.parts import Whole
@@ -126,7 +127,8 @@ class Fit:
         share = teaches / sample.weights.clamp_min(1e-12)
         self.own_weights = sample.own_weights * share  # none of a sample held out
         self.taught = sample.sizes(teaches)
-        self.known = (self.taught[sample.classes] - self.own_weights) > 1e-6
+        self.known = (self.taught[sample.classes] - self.own_weights) > sample.least
+        self.everybody = torch.arange(len(teaches), device=teaches.device)
         self.trust, self.likelihood = torch.ones_like(teaches), torch.ones_like(teaches)
         self.rate, self.round = 0.2, 0
         # What all who teach say of pairs of a true class and a label, and of each true class, and
@@ -152,7 +154,9 @@ class Fit:
             self.matrix = sample.whitening(self.teaches * self.trust.clamp_min(_LEAST_TRUST))
         self.round += 1
         self.counted = self.teaches * self.trust
-        self.all_counted = sample.parts.everyone(self.counted) if blended else self.counted
+        everywhere = blended or sample.any_disagree
+        self.all_counted = sample.parts.everyone(self.counted) if everywhere else self.counted
+        self.voted = sample.voted(self.all_counted) if sample.any_disagree else None
         self.own_counted = self.own_weights * self.trust
         self.sums = sample.sums(partial(sample.directions, self.matrix), self.counted)
         self.sizes = sample.sizes(self.counted)
@@ -218,6 +222,12 @@ class Fit:
             columns,
             self.lengths,
         )
+        if self.voted is not None:
+            some = sample.disagree[rows].nonzero().squeeze(1)
+            there = self.everybody[rows][some]
+            lengths = self.lengths[sample.columns[there].long()]
+            copies = sample.copies_in(there, self.voted)
+            similarity[some] = without_copies(similarity[some], lengths, copies)
         similarity.scatter_(1, sample.own[rows].unsqueeze(1), own.unsqueeze(1))
         factor, offset = (each if columns is None else each[columns] for each in self.adjustment)
         similarity.mul_(factor).sub_(offset)

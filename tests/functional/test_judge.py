@@ -14,9 +14,11 @@ from noisydml.functional import (
 from noisydml.functional.class_evidence import (
     held_out_likelihood,
     known_part,
+    near_identical,
     pair_cosine,
     size_adjustment,
     vote_shares,
+    without_copies,
 )
 from noisydml.functional.judge import (
     agreement,
@@ -246,3 +248,32 @@ def test_classes_of_one_size_need_no_adjustment() -> None:
     factor, offset = size_adjustment(torch.full((5,), 20.0), torch.tensor(0.3))
     assert factor.tolist() == [1.0] * 5
     assert offset.tolist() == [0.0] * 5
+
+
+def test_without_copies_is_a_center_of_the_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(12, 6, generator=generator), dim=1)
+    labels, weights = torch.arange(12) % 3, torch.rand(12, generator=generator)
+    rows[4], rows[5] = rows[0], rows[0]  # with the labels 1 and 2; class 3 has a copy alone
+    rows, labels = torch.cat([rows, rows[:1]]), torch.cat([labels, torch.tensor([3])])
+    weights = torch.cat([weights, torch.tensor([0.5])])
+    sums = torch.stack([(rows * weights.unsqueeze(1))[labels == c].sum(dim=0) for c in range(4)])
+    copies = torch.tensor([[0.0, weights[4], weights[5], 0.5]])
+    lengths = torch.linalg.vector_norm(sums, dim=1)
+    similarity = (rows[:1] @ sums.T) / lengths
+    others = sums - copies.T * rows[0]
+    expected = torch.nn.functional.cosine_similarity(rows[:1], others[:3])
+    found = without_copies(similarity, lengths, copies)[0]
+    torch.testing.assert_close(found[:3], expected, rtol=1e-4, atol=1e-5)
+    assert found[0] == similarity[0, 0]
+    assert found[3] == 0
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1e-7])
+def test_equal_rows_are_copies_where_nearly_all_are(rounding: float) -> None:
+    rows = torch.eye(5).repeat(20, 1) + rounding * torch.randn(100, 5)
+    directions = torch.nn.functional.normalize(rows)
+    distance = (1 - directions @ directions.T).clamp_min(0).fill_diagonal_(9)
+    distance, near = distance.sort(dim=1, stable=True)
+    found = near_identical(directions, distance[:, :30], near[:, :30])
+    assert torch.equal(found, torch.arange(5).repeat(20))

@@ -323,3 +323,40 @@ def test_one_fold_says_about_the_same() -> None:
     given = torch.from_numpy(noise.uniform(true, 0.3, seed=0).labels)
     rates = [judge_labels(features, given, folds=folds).noise_rate for folds in (1, 5)]
     assert np.allclose(rates, 0.3, atol=0.03)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_several_annotators_of_an_object(seed: int) -> None:
+    """Equal rows of which some have another label: no copy has a say in judging the others."""
+    random = np.random.default_rng(seed)
+    centers, truth = random.normal(size=(100, 64)), np.repeat(np.arange(100), 3)
+    objects = centers[truth] + 0.3 * random.normal(size=(300, 64))
+    features, truth = np.repeat(objects, 5, axis=0), np.repeat(truth, 5)
+    labels = np.where(random.random(1500) < 0.1, random.integers(0, 100, 1500), truth)
+    found = judge_labels(torch.from_numpy(features).float(), torch.from_numpy(labels))
+    flagged, wrong = found.probability.numpy() < 0.5, labels != truth
+    assert abs(found.noise_rate - wrong.mean()) < 0.02
+    assert (flagged & wrong).sum() > 0.98 * max(flagged.sum(), wrong.sum())
+
+
+def test_rows_that_are_all_copies_are_judged_the_same_in_any_order() -> None:
+    """Ten objects, 200 rows of each: distances between copies are 0, or what rounding leaves."""
+    random = np.random.default_rng(0)
+    truth = random.integers(0, 10, 2000)
+    labels = np.where(random.random(2000) < 0.1, random.integers(0, 10, 2000), truth)
+    features, wrong = torch.eye(10)[truth], torch.from_numpy(labels != truth)
+    turned = torch.linalg.qr(torch.randn(10, 10)).Q
+    order, names = torch.from_numpy(random.permutation(2000)), random.permutation(10)
+    given = torch.from_numpy(labels)
+    for rows, said, bad in (
+        (features, given, wrong),
+        (features @ turned, given, wrong),
+        (features, torch.from_numpy(names[labels]), wrong),
+        (features[order], given[order], wrong[order]),
+    ):
+        found = judge_labels(rows, said)
+        flagged = found.probability < 0.5
+        assert not flagged[~bad].any()
+        assert flagged[bad].float().mean() > 0.95
+        assert len(found.copies.unique()) == 10  # told, and votes all the same
+        assert abs(found.noise_rate - wrong.double().mean()) < 0.01
