@@ -191,15 +191,20 @@ def take_over_from_first(module: nn.Module) -> None:
             take_over_from_first(child)
         return
     state = module.state_dict()
-    names = [name for name, value in state.items() if isinstance(value, Tensor)]
-    if not names:
+    if not state:
         return
+    names = [name for name, value in state.items() if isinstance(value, Tensor)]
     sizes = exchange([state[name].numel() for name in names], "the taking over of a state")[0]
     for name, size in zip(names, sizes, strict=True):
         mine = state[name]
         if mine.numel() != size:  # features of a width that only rank 0 knows yet
             state[name] = mine.new_empty(len(mine), size // len(mine))
     broadcast_from_first([state[name] for name in names])
+    others = [name for name in state if name not in names]
+    if others:
+        values = [state[name] for name in others]
+        dist.broadcast_object_list(values, src=0)
+        state.update(zip(others, values, strict=True))
     module.load_state_dict(state)
 
 
@@ -255,13 +260,13 @@ def gather_batch(batch: Batch) -> Batch:
         columns += [column + start for column in in_batch]
         columns += [column + ref_start for column in in_ref]
     gathered: dict[str, Any] = _gather(batch.per_row(), sizes)
-    references = {"ref_emb": batch.ref_emb, "ref_labels": batch.ref_labels}
-    if given := {name: value for name, value in references.items() if value is not None}:
-        gathered |= _gather(given, ref_sizes)
+    if batch.ref_emb is not None and batch.ref_labels is not None:
+        references = {"ref_emb": batch.ref_emb, "ref_labels": batch.ref_labels}
+        gathered |= _gather(references, ref_sizes)
     if columns:
         pairs = zip(columns, column_sizes, strict=True)
         gathered["indices_tuple"] = tuple(gather_rows([c], s)[0] for c, s in pairs)
-    return replace(batch, first_own=start, **gathered)
+    return replace(batch.changed(**gathered), first_own=start)
 
 
 def _gather(tensors: dict[str, Tensor], sizes: list[int]) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ class Batch:
     labels: Tensor  # (B,)
     indices_tuple: IndicesTuple | None = None
     ref_emb: Tensor | None = None  # (R, D)
-    ref_labels: Tensor | None = None  # (R,)
+    ref_labels: Tensor | None = None  # (R,); None where row i of ref_emb is of sample i
     sample_weight: Tensor | None = None  # (B,)
     sample_ids: Tensor | None = None  # (B,)
     # (B,) bool: rows that a wrapper has added, no samples of the data set. Their sample id is -1
@@ -51,6 +51,11 @@ class Batch:
         return 0 if self.ref_emb is None else len(self.ref_emb)
 
     @property
+    def of_itself(self) -> bool:
+        """Whether it is compared with itself, as it is without ``ref_emb``."""
+        return self.ref_emb is self.embeddings and self.ref_labels is None
+
+    @property
     def real(self) -> Tensor:
         """(B,) bool, which rows are samples of the data set."""
         if self.synthetic is None:
@@ -63,10 +68,8 @@ class Batch:
 
     def to(self, dtype: torch.dtype) -> Batch:
         """The batch with embeddings and reference embeddings of that dtype."""
-        embeddings, ref_emb = self.embeddings.to(dtype), self.ref_emb
-        if ref_emb is not None:  # a batch compared with itself: PML knows it by identity
-            ref_emb = embeddings if ref_emb is self.embeddings else ref_emb.to(dtype)
-        return replace(self, embeddings=embeddings, ref_emb=ref_emb)
+        ref_emb = None if self.ref_emb is None else self.ref_emb.to(dtype)
+        return self.changed(embeddings=self.embeddings.to(dtype), ref_emb=ref_emb)
 
     def judged(self) -> Batch:
         """What a judge of samples sees: no graph, no less than single precision, all pairs."""
@@ -112,12 +115,19 @@ class Batch:
 
     def map_rows(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with every tensor that has a row for each sample changed."""
-        changed: dict[str, Any] = {name: change(v) for name, v in self.per_row().items()}
-        return replace(self, **changed)
+        return self.changed(**{name: change(v) for name, v in self.per_row().items()})
+
+    def changed(self, **tensors: Any) -> Batch:
+        """The batch with other tensors; one that is compared with itself still is."""
+        if self.of_itself:
+            tensors["ref_emb"] = tensors["embeddings"]
+        return replace(self, **tensors)
 
     def per_row(self) -> dict[str, Tensor]:
         """Those of its tensors that have a row for each sample."""
         given = {name: getattr(self, name) for name in _PER_ROW}
+        if self.ref_labels is None and not self.of_itself:
+            given["ref_emb"] = self.ref_emb
         return {name: value for name, value in given.items() if value is not None}
 
     def reweight(self, weight: Tensor) -> Batch:
@@ -132,6 +142,8 @@ class Batch:
         Label and weight are those of the row that it was made from. Pairs and triplets are
         repeated among the synthetic rows.
         """
+        if self.ref_emb is not None and self.ref_labels is None:
+            return replace(self, ref_labels=self.labels).extended(synthetic)
         own = torch.zeros(len(self), dtype=torch.bool, device=self.device)
 
         def twice(rows: Tensor | None) -> Tensor | None:
@@ -141,15 +153,12 @@ class Batch:
         for in_batch, in_ref in self.index_columns():
             columns += [torch.cat([column, column + len(self)]) for column in in_batch]
             columns += [torch.cat([column, column]) for column in in_ref]
-        ids, ref_labels = self.sample_ids, self.ref_labels
-        if self.ref_emb is not None and ref_labels is None:
-            ref_labels = self.labels  # what PML takes, before they are twice as many
+        ids = self.sample_ids
         return replace(
             self,
             embeddings=torch.cat([self.embeddings, synthetic]),
             labels=torch.cat([self.labels, self.labels]),
             indices_tuple=tuple(columns) or None,
-            ref_labels=ref_labels,
             sample_weight=twice(self.sample_weight),
             sample_ids=None if ids is None else torch.cat([ids, torch.full_like(ids, -1)]),
             synthetic=torch.cat([own, own.logical_not()]),
@@ -160,7 +169,7 @@ class Batch:
         """Of each part of ``indices_tuple``: its columns into the batch, and those into ref_emb."""
         if self.indices_tuple is not None:
             for group in index_groups(self.indices_tuple):
-                in_batch = len(group) if self.ref_emb is None else 1
+                in_batch = len(group) if self.ref_labels is None else 1
                 yield group[:in_batch], group[in_batch:]
 
 

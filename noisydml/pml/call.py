@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import reduce
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from noisydml.functional import proxy_nca
 from noisydml.pml.batch import Batch
 from noisydml.pml.kinds import (
     Loss,
+    is_regularizer,
     name_of,
     parts,
     queue_size,
@@ -24,7 +26,7 @@ from noisydml.pml.kinds import (
     unweightable,
 )
 from noisydml.pml.state import only_samples_remembered
-from noisydml.pml.terms import Part, dissected, is_regularizer, with_selected_pairs
+from noisydml.pml.terms import Part, dissected, with_selected_pairs
 
 _OPTIONAL = ("indices_tuple", "ref_emb", "ref_labels")
 
@@ -114,6 +116,8 @@ def _output(loss: Loss, batch: Batch) -> Any:
     batch = _converted(loss, batch)
     if batch.negative_only is not None:
         batch = with_selected_pairs(loss, batch)
+    if batch.of_itself:
+        batch = replace(batch, ref_emb=None)
     given = {}
     for name in _OPTIONAL:
         if getattr(batch, name) is not None:
@@ -145,6 +149,8 @@ def _converted(loss: Loss, batch: Batch) -> Batch:
 def _reduced(loss: Loss, output: Any, batch_size: int) -> Tensor:
     if isinstance(output, Tensor):
         if output.ndim == 0:
+            if isinstance(loss, losses.NCALoss):  # the mean of none, where nobody has a positive
+                return output.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
             return output
         if output.shape == (batch_size,):
             return output.mean()

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.losses import BaseMetricLossFunction
+from pytorch_metric_learning.reducers import ClassWeightedReducer
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+from torch import nn
 
 Loss = Callable[..., Any]
 
@@ -24,10 +26,13 @@ _PAIRS = (losses.AngularLoss, losses.GenericPairLoss)
 TRIPLETS = (
     losses.DynamicSoftMarginLoss, losses.HistogramLoss, losses.MarginLoss, losses.TripletMarginLoss,
 )  # fmt: skip
+# Those that reduce their terms by themselves and take a reference.
+_REDUCED = (losses.DynamicSoftMarginLoss, losses.ThresholdConsistentMarginLoss)
 # Whose embeddings have the width of a tensor of their own: its name, and which dimension that is.
 _WIDTHS: tuple[tuple[Any, str, int], ...] = (
     ((losses.LargeMarginSoftmaxLoss, losses.NormalizedSoftmaxLoss), "W", 0),
     ((losses.ProxyAnchorLoss, losses.ProxyNCALoss), "proxies", 1),
+    (losses.P2SGradLoss, "weight", 0),
     (losses.SoftTripleLoss, "fc", 0),
     (losses.CrossBatchMemory, "embedding_memory", 1),
 )
@@ -102,6 +107,11 @@ def refuse_without_reference(who: str, loss: Loss) -> None:
             f"{who} needs one of PML's pair or triplet losses, which can compare a batch with "
             f"a memory, got {name_of(loss)}"
         )
+    if isinstance(loss, _REDUCED) and any(map(is_regularizer, loss.sub_loss_names())):
+        raise TypeError(
+            f"{who} adds the regulariser of a loss once, that of {name_of(loss)} cannot be told "
+            "from its value; add it by a RegularizedLoss"
+        )
 
 
 def refuse_without_pairs(loss: Loss) -> None:
@@ -115,14 +125,23 @@ def refuse_without_pairs(loss: Loss) -> None:
 
 def embedding_shape(loss: Loss) -> tuple[int | None, int | None]:
     """(number of classes, embedding size) that a loss is made for; None where unknown."""
+    found = [number for part in parts(loss) for number in _class_counts(part) if number > 0]
+    return min(found, default=None), _width(loss)
+
+
+def _class_counts(loss: Loss) -> Iterator[int]:
+    """How many classes there are proxies, margins or weights for; 0 where there are none."""
     if isinstance(loss, losses.ProxyNCALoss):
-        return loss.proxies.shape[0], _width(loss)
-    if isinstance(loss, losses.NormalizedSoftmaxLoss):
-        return loss.W.shape[1], _width(loss)
-    # PML's recording sets num_classes to 0 in losses that never set it themselves.
-    num_classes = getattr(loss, "num_classes", None)
-    known = isinstance(num_classes, (int, np.integer)) and num_classes > 0
-    return (num_classes if known else None), _width(loss)
+        yield loss.proxies.shape[0]
+    elif isinstance(loss, losses.NormalizedSoftmaxLoss):
+        yield loss.W.shape[1]
+    elif isinstance(loss, losses.MarginLoss) and len(loss.beta) > 1:
+        yield len(loss.beta)
+    elif isinstance(number := getattr(loss, "num_classes", None), (int, np.integer)):
+        yield int(number)
+    for module in loss.modules() if isinstance(loss, nn.Module) else ():
+        if isinstance(module, ClassWeightedReducer):
+            yield len(module.weights)
 
 
 def _width(loss: Loss) -> int | None:
@@ -132,6 +151,11 @@ def _width(loss: Loss) -> int | None:
             if isinstance(part, kinds):
                 return int(getattr(part, name).shape[dim])
     return None
+
+
+def is_regularizer(name: str) -> bool:
+    """Embedding, weight and MarginLoss's beta regularisation: no label makes them wrong."""
+    return name.endswith("_reg_loss")
 
 
 def parts(loss: Loss) -> Iterator[Loss]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from noisydml.functional import selected_interactions
 from noisydml.pml.batch import Batch, IndicesTuple, index_groups
-from noisydml.pml.kinds import TRIPLETS, Loss, name_of, unweightable
+from noisydml.pml.kinds import TRIPLETS, Loss, is_regularizer, name_of, unweightable
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def with_selected_pairs(loss: Loss, batch: Batch) -> Batch:
     if batch.indices_tuple is not None:
         first, *others = index_groups(batch.indices_tuple)  # with the anchors and the positives
         alive = trusted[first[0]]
-        if batch.ref_emb is None or batch.ref_labels is None:  # the positives are of the batch, too
+        if batch.ref_labels is None:  # the positives are of the batch, too
             alive = alive & trusted[first[1]]
         rows = alive.nonzero().squeeze(1)
         indices = (*(column[rows] for column in first), *(c for group in others for c in group))
@@ -140,8 +140,3 @@ def _constant(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     return value.clone() if value.is_inference() else value.detach()
-
-
-def is_regularizer(name: str) -> bool:
-    """Embedding, weight and MarginLoss's beta regularisation: no label makes them wrong."""
-    return name.endswith("_reg_loss")

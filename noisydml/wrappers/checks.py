@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -63,7 +64,9 @@ def make_batch(
             sample_weight = sample_weight.float()
         sample_weight = sample_weight.detach().to(device)
     if ref_emb is not None or ref_labels is not None:
+        of_batch = ref_labels is labels  # PML knows by identity that nobody is its own pair then
         ref_emb, ref_labels = _checked_reference(embeddings, ref_emb, ref_labels)
+        ref_labels = None if of_batch else ref_labels
     if indices_tuple is not None:
         indices_tuple = _checked_indices(indices_tuple, device)
     return Batch(
@@ -198,6 +201,11 @@ def checked_samples(
     return features, labels, sample_ids
 
 
+def fingerprint(labels: Tensor, sample_ids: Tensor) -> int:
+    """A number by which ranks see whether they were given the same samples; asks the host."""
+    return zlib.crc32(torch.stack([labels, sample_ids]).cpu().numpy().tobytes())
+
+
 def require_finite_losses(batch: Batch, losses: Tensor, name: str) -> None:
     """Raise ValueError if the losses to judge by are not finite; nothing if values are unchecked.
 
@@ -230,6 +238,8 @@ def _checked_reference(
     if ref_labels is not None:
         require_integer("ref_labels", ref_labels, len(ref_emb), "row of ref_emb")
         ref_labels = ref_labels.to(embeddings.device, torch.int64)
+    elif len(ref_emb) != len(embeddings):  # pairs say what is compared, and no label does
+        ref_labels = torch.full((len(ref_emb),), -1, device=embeddings.device)
     return ref_emb.to(embeddings.device), ref_labels
 
 

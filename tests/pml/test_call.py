@@ -11,6 +11,7 @@ import pytest
 import torch
 from pytorch_metric_learning import losses, reducers
 from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
+from pytorch_metric_learning.reducers import ClassWeightedReducer
 from torch import nn
 
 from noisydml import GroundTruthFilter, pml
@@ -78,7 +79,11 @@ def test_weights_multiply_terms_and_leave_regularizers_alone() -> None:
         (lambda: losses.SoftTripleLoss(5, 7), (5, 7)),
         (lambda: losses.ProxyAnchorLoss(np.int64(5), 7), (5, 7)),
         (lambda: losses.CrossBatchMemory(losses.ContrastiveLoss(), 7), (None, 7)),
-        (lambda: losses.MultipleLosses([losses.ProxyNCALoss(5, 7)]), (None, 7)),
+        (lambda: losses.MultipleLosses([losses.ProxyNCALoss(5, 7)]), (5, 7)),
+        (lambda: losses.MarginLoss(num_classes=5), (5, None)),
+        (lambda: losses.MarginLoss(), (None, None)),
+        (lambda: losses.P2SGradLoss(7, 5), (5, 7)),
+        (lambda: losses.ContrastiveLoss(reducer=ClassWeightedReducer(torch.ones(5))), (5, None)),
         (lambda: losses.ContrastiveLoss(), (None, None)),
         (lambda: nn.CrossEntropyLoss(reduction="none"), (None, None)),
         (lambda: lambda e, y: e.sum(dim=1), (None, None)),
