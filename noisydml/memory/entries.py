@@ -87,6 +87,8 @@ class Entries(AllOrNothing):
             tensor.zero_()
         self.labels.fill_(EMPTY)
         self.sample_ids.fill_(EMPTY)
+        if self.widens:
+            self._widen(None)
 
     def copy_from(self, other: Entries) -> None:
         """Take over all entries of a memory of the same settings, without centers."""
@@ -191,3 +193,6 @@ class Entries(AllOrNothing):
         if features is not None:
             self._widen(features.shape[1] or None)
             self.features.copy_(features)
+            if self.embedding_size is None:  # as averaged, where only buffers were: nobody is there
+                for name in ("labels", "sample_ids"):
+                    state[f"{prefix}{name}"] = torch.full_like(state[f"{prefix}{name}"], EMPTY)

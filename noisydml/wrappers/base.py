@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from noisydml import distributed, pml
 from noisydml.functional.checks import require_loss
@@ -73,6 +74,7 @@ class LossWrapper(AllOrNothing, ABC):
         # Training calls that have returned, other changes of state, and calls in eval mode with a
         # graph since the last training call: what the ranks have to have in common.
         self._changes = self._eval_calls = 0
+        self._refreshed = 0  # what tells of the samples that ``refresh`` was given on this rank
         self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
             LossWrapper._loaded
         )
@@ -99,8 +101,9 @@ class LossWrapper(AllOrNothing, ABC):
             embeddings: (B, D) floating point, finite. B may be 0.
             labels: (B,) integers, as given, right or wrong.
             indices_tuple: pairs or triplets from a PML miner; cut and renumbered with the batch.
-            ref_emb: (R, D) embeddings to compare the batch with, as in PML. Never filtered.
-            ref_labels: (R,) their labels.
+            ref_emb: (R, D) embeddings to compare the batch with, as in PML. Never filtered, unless
+                they have no labels of their own: then row i is of sample i, and goes with it.
+            ref_labels: (R,) their labels; None, or ``labels`` itself, for those of the batch.
             sample_weight: (B,) weights, not negative; multiplied with the wrapper's own.
             sample_ids: (B,) positions of the samples in the data set.
 
@@ -244,6 +247,8 @@ class LossWrapper(AllOrNothing, ABC):
             batch = make_batch(embeddings, *arguments)
             checks = self._checks(batch)
             checks = [*value_checks(batch), *checks] if self.validate_args else []
+            if distributed.world_size() > 1:
+                self._refuse_overwritten()
             if self._reads_late(batch):
                 self._unread, batch = checks, within_limits(batch, checks)
             else:
@@ -257,6 +262,15 @@ class LossWrapper(AllOrNothing, ABC):
             raise error
         assert batch is not None
         return replace(batch, check_values=self.validate_args)
+
+    def _refuse_overwritten(self) -> None:
+        """DistributedDataParallel gives all ranks the buffers of rank 0, with its part."""
+        outside = DistributedDataParallel._get_active_ddp_module()  # type: ignore[no-untyped-call]
+        if outside is not None and not {*self._parts()}.isdisjoint(outside.modules()):
+            raise RuntimeError(
+                "the loss must not be inside of DistributedDataParallel with shard=True: it gives "
+                "all ranks the part of rank 0. Put it around the model alone"
+            )
 
     def _reads_late(self, batch: Batch) -> bool:
         """Whether it is read after ``judge`` what the checks say; never in the first call."""
@@ -278,6 +292,7 @@ class LossWrapper(AllOrNothing, ABC):
             modes=[wrapper.training for wrapper in chain],
             eval_calls=eval_calls,
             changes=sum(wrapper._changes for wrapper in chain),
+            refreshed=sum(wrapper._refreshed for wrapper in chain),
             agreed=all(wrapper._ranks_agree for wrapper in chain),
             alone=not self._parts(),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset, IterableDataset
 
 
@@ -51,10 +52,10 @@ class _WithIds(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Any:
-        sample, position = self.dataset[index], int(index)
-        if position < 0:
-            position += len(self)
+    def __getitem__(self, index: Any) -> Any:
+        sample, positions = self.dataset[index], torch.as_tensor(index)
+        positions = torch.where(positions < 0, positions + len(self), positions)
+        position = positions if positions.ndim else int(positions)  # of a batch that is fetched
         if isinstance(sample, Mapping):
             if "sample_ids" in sample:
                 raise ValueError("the samples of dataset must not have 'sample_ids' already")

@@ -10,11 +10,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from noisydml import pml
+from noisydml import distributed, pml
 from noisydml.distributed import gather_batch, together
 from noisydml.functional.checks import require_choice, require_count, require_number
 from noisydml.functional.judge import mean_log_odds, strict_threshold
 from noisydml.functional.neighbors import nearest_of_label
+from noisydml.memory.centers import unit_features
 from noisydml.memory.features import FeatureMemory
 from noisydml.memory.index import NeighborIndex
 from noisydml.memory.judge import LabelJudgement, judge_labels
@@ -27,6 +28,7 @@ from noisydml.wrappers.checks import (
     WITHOUT_IDS,
     ValueCheck,
     checked_samples,
+    fingerprint,
     in_range,
     raise_first,
     remembered_checks,
@@ -42,6 +44,10 @@ _LOOK = 0.2  # of the data set, after which it is asked whether the features tel
 # account, from which on they do. docs/robust.md has the table.
 _TELLING, _KEPT = 0.12, 0.75
 _UNKNOWN = -1.0  # of a probability or rate
+# Whether a sample without an id can be looked up among the features that ``refresh`` was given is
+# asked of so many steps, if they have _MANY; never of features of another width.
+_STEPS, _OF_ANOTHER_WIDTH = 3, -1
+_MANY = 32  # samples one after another that were seen already begin a pass again, not fewer
 _FEW = 1000  # samples, of which a fifth held out says too little
 # Share of the right labels that is to be kept, by the judge's own account: for it a threshold is
 # less strict (docs/robust.md), and after training on all labels nobody is dropped where less would
@@ -159,7 +165,8 @@ class JudgeFilter(Filter):
         if num_classes is not None:
             require_count("num_classes", num_classes)
         Neighborhood(index, "cosine")  # refuses what is none, and not a pass later
-        settings: Any = {"normalize": pml.compares_directions(loss), "shard": shard}
+        *_, innermost = self._chain()
+        settings: Any = {"normalize": pml.compares_directions(innermost.loss), "shard": shard}
         self.memory = FeatureMemory(dataset_size, embedding_size, **settings)
         self.reference = FeatureMemory(dataset_size, embedding_size, **settings)
         self.num_classes = num_classes
@@ -176,17 +183,20 @@ class JudgeFilter(Filter):
         self.register_buffer("noise_rate", torch.full((), _UNKNOWN, dtype=torch.float64))
         least = torch.full((), TRUSTED, dtype=torch.float64)
         self.register_buffer("current_threshold", least)
-        self.counters = Counters(seen=0, ids=0, looked=0, told=0, phase=self._first_phase)
+        self._latest: Tensor | None = None  # ids of the step before
+        self.counters = Counters(**self._beginning)
 
     @property
-    def _first_phase(self) -> int:
-        return _COLLECTING if self.start == "judge" else _TRAINING
+    def _beginning(self) -> dict[str, int]:
+        phase = _COLLECTING if self.start == "judge" else _TRAINING
+        names = ("seen", "ids", "looked", "told", "unsure", "trained", "again")
+        return {**dict.fromkeys(names, 0), "phase": phase}
 
     def judge(self, batch: Batch) -> Judgement:
         self.catch_up()
         everyone = gather_batch(batch.judged().to(torch.float32))  # collected, not judged
         rows = everyone.without_synthetic()
-        memo = rows, self._pass_begins_again(rows)
+        memo = rows, *self._seen_before(rows)
         if self.counters["phase"] == _COLLECTING:
             nobody = torch.zeros_like(batch.labels, dtype=torch.bool)
             decision = Decision(keep=nobody, weight=nobody.float(), judged=nobody)
@@ -213,15 +223,26 @@ class JudgeFilter(Filter):
         )
 
     def commit(self, batch: Batch, judgement: Judgement) -> None:
-        rows, again = judgement.memo
+        rows, seen_before, repeated = judgement.memo
         if len(rows) == 0:
             return
+        run = self.counters["again"] + len(rows) if seen_before and not repeated else 0
+        again = run >= min(_MANY, len(self.memory))
         if again:
             self._end_pass()
+        if self.counters["again"] != (run := 0 if again else run):
+            self.counters.set(again=run)
         self.memory.remember(rows.embeddings, rows.labels, rows.sample_ids)
+        self._latest = rows.sample_ids
+        if self.counters["phase"] != _COLLECTING and self.counters["trained"] == 0:
+            self.counters.set(trained=1)
+        if repeated:
+            return
         before = self.counters["seen"]
         ids = WITHOUT_IDS if rows.sample_ids is None else WITH_IDS
         self.counters.set(seen=before + len(rows), ids=ids)
+        if self.counters["unsure"] > 0 and len(rows) >= _MANY:
+            self.counters.set(unsure=self.counters["unsure"] - 1)
         if len(rows) + (0 if again else before) >= len(self.memory):
             self._end_pass()
         if self.memory.ranks == 1:
@@ -244,7 +265,7 @@ class JudgeFilter(Filter):
         if self.memory.embedding_size is None or self.counters["seen"] == 0:
             return
         self.reference.copy_from(self.memory)
-        self.counters.set(seen=len(self.memory))
+        self.counters.set(seen=len(self.memory), unsure=0)
 
     def catch_up(self) -> None:
         """Judge a pass that is over, or look at one that begins; ranks with parts do so together.
@@ -285,12 +306,14 @@ class JudgeFilter(Filter):
                 what = "num_classes of JudgeFilter"
                 raise_first([in_range("labels", given[1], self.num_classes, what)])
         assert given is not None
-        untrained = self.counters["phase"] != _JUDGING and self.counters["seen"] == 0
+        untrained = self.counters["trained"] == 0
+        if distributed.world_size() > 1 and self.memory.ranks == 1:
+            self._refreshed = fingerprint(*given[1:])
         pass_features = self.memory.holding(*given, dtype=torch.float32)
         self._judge_reference(first=untrained, features=pass_features)  # the index may raise
         self._changes += 1
-        self.counters.set(seen=0)
         same_width = self.reference.embedding_size in (None, features.shape[1])
+        self.counters.set(seen=0, unsure=_STEPS if same_width else _OF_ANOTHER_WIDTH)
         if same_width:
             self.reference.copy_from(pass_features)
         else:  # of another layer: they are judged, but no embedding is compared with them
@@ -307,7 +330,8 @@ class JudgeFilter(Filter):
         self.judged_labels.fill_(-1)
         self.suggested.fill_(-1)
         self.support.zero_()
-        self.counters.set(seen=0, ids=0, looked=0, told=0, phase=self._first_phase)
+        self._latest = None
+        self.counters.set(**self._beginning)
         self.decision = None
 
     def refuse_values(self, state: dict[str, Any], prefix: str) -> None:
@@ -318,7 +342,8 @@ class JudgeFilter(Filter):
         limits = {
             **dict.fromkeys(labels, (-1, stop)),
             "counters.phase": (_COLLECTING, _JUDGING + 1),
-            "counters.told": (0, 2),
+            **dict.fromkeys(("counters.told", "counters.trained"), (0, 2)),
+            "counters.unsure": (_OF_ANOTHER_WIDTH, _STEPS + 1),
             "current_threshold": (TRUSTED, 1),
         }
         for name, (least, end) in limits.items():
@@ -333,7 +358,42 @@ class JudgeFilter(Filter):
         if self.num_classes is not None:
             what = "num_classes of JudgeFilter"
             checks.append(in_range("labels", batch.labels, self.num_classes, what))
+        if batch.sample_ids is None and self.counters["unsure"] != 0:
+            checks.append(self._can_be_found(batch))
         return checks
+
+    def _can_be_found(self, batch: Batch) -> ValueCheck:
+        """Whether embeddings are near to what ``refresh`` was given, by which they are looked up.
+
+        Then they are nearer to features of their own label than to those of another one, more
+        often than chance has it by a standard error. Raises ValueError if the widths differ.
+        """
+        wanted, got = self.reference.features.shape[1], batch.embeddings.shape[1]
+        if self.counters["unsure"] == _OF_ANOTHER_WIDTH or got != wanted:
+            raise ValueError(
+                f"sample_ids must be given, as embeddings are {got} wide and refresh was given "
+                "features of another width, among which they cannot be looked up"
+            )
+        labels = batch.labels
+        others = labels.roll(len(labels) // 2)
+        own, other = (self._nearness(batch, each) for each in (labels, others))
+        compared = (labels != others) & own.isfinite() & other.isfinite()
+        number, nearer = compared.sum(), (compared & (own > other)).sum()
+        bad = (number >= _MANY) & (2 * nearer < number + number.sqrt())
+        return ValueCheck(
+            bad,
+            "sample_ids must be given, as embeddings are no nearer to the features of their label "
+            "that refresh was given than to others: those are of another layer, or the samples "
+            "were augmented too much to be looked up",
+        )
+
+    def _nearness(self, batch: Batch, labels: Tensor) -> Tensor:
+        """(B,) how near the nearest feature with a label is; minus infinity where there is none."""
+        entry, rows = self._nearest(batch, labels), batch.embeddings.detach().float()
+        rows = unit_features(rows) if self.reference.normalize else rows
+        near = self.reference.features.index_select(0, entry.clamp_min(0))
+        distance = torch.linalg.vector_norm(rows - near, dim=1)
+        return torch.where(entry < 0, math.inf, distance).neg()
 
     def status(self) -> str:
         if self.counters["phase"] == _JUDGING:
@@ -365,12 +425,14 @@ class JudgeFilter(Filter):
             entry = batch.sample_ids.clamp_min(0)
             same = self.judged_labels.take(entry) == batch.labels
             return torch.where(same & (batch.sample_ids >= 0), entry, -1)
-        features = self.reference.features
-        if features.shape[1] != batch.embeddings.shape[1]:
-            return torch.full_like(batch.labels, -1)
-        rows = batch.embeddings.detach().float()
-        metric = self.reference.metric
-        return nearest_of_label(rows, batch.labels, features, self.reference.labels, metric)
+        return self._nearest(batch, batch.labels)
+
+    def _nearest(self, batch: Batch, labels: Tensor) -> Tensor:
+        """(B,) the entry of a label that is nearest to each embedding; -1 where there is none."""
+        rows, reference = batch.embeddings.detach().float(), self.reference
+        return nearest_of_label(
+            rows, labels, reference.features, reference.labels, reference.metric
+        )
 
     def _look(self, seen: int) -> None:
         """Train on all labels, for now, if the features do not tell the classes."""
@@ -380,11 +442,19 @@ class JudgeFilter(Filter):
         tells = found.certainty >= _TELLING and found.kept_share >= _KEPT
         self.counters.set(looked=1, phase=_COLLECTING if tells else _TRAINING)
 
-    def _pass_begins_again(self, rows: Batch) -> bool:
-        """Whether, before anything was judged, all of a batch has been seen already."""
-        if rows.sample_ids is None or self.counters["phase"] == _JUDGING:
-            return False
-        return bool((self.memory.labels_of(rows.sample_ids) >= 0).all())
+    def _seen_before(self, rows: Batch) -> tuple[bool, bool]:
+        """Whether, before anything was judged, all of a batch was seen; and in the step before.
+
+        A pass begins again with samples that were seen, but some optimisers, and networks of
+        several heads, call the loss of a batch several times.
+        """
+        ids = rows.sample_ids
+        if ids is None or self.counters["phase"] == _JUDGING:
+            return False, False
+        seen = bool((self.memory.labels_of(ids) >= 0).all())
+        latest = self._latest
+        repeated = seen and latest is not None and torch.equal(latest.to(ids.device), ids)
+        return seen, repeated
 
     def _ask(self, memory: FeatureMemory, held: slice | Tensor, **settings: Any) -> LabelJudgement:
         """What the judge says of some of the entries of this rank."""
@@ -432,8 +502,15 @@ class JudgeFilter(Filter):
         self.counters.set(phase=_JUDGING)
 
     def _with_earlier(self, probability: Tensor, labels: Tensor) -> Tensor:
-        """(N,) probabilities with what the untrained features said of the same labels."""
-        earlier = torch.where(labels == self.judged_labels, self.first_probability, _UNKNOWN)
+        """(N,) probabilities with what the untrained features said of the same labels.
+
+        Without ids nobody knows which samples they said it of.
+        """
+        if self.counters["ids"] == WITHOUT_IDS:
+            return probability
+        changed = (labels >= 0) & (labels != self.judged_labels)
+        overwrite(self.first_probability, self.first_probability.masked_fill(changed, _UNKNOWN))
+        earlier = torch.where(labels < 0, _UNKNOWN, self.first_probability)
         both = mean_log_odds(probability, earlier)
         either = torch.maximum(probability, earlier)  # what only one says is taken as it is
         probability = torch.where((probability >= 0) & (earlier >= 0), both, either)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from noisydml import distributed
 from noisydml.distributed import gather_batch, together
 from noisydml.functional.checks import (
     require_count,
@@ -27,6 +28,7 @@ from noisydml.wrappers.checks import (
     WITHOUT_IDS,
     ValueCheck,
     checked_samples,
+    fingerprint,
     remembered_checks,
     width_given_by,
 )
@@ -243,6 +245,8 @@ class KNNDenoiser(Filter):
                     f"features must be as wide as {width_given_by(self.memory)}, {width}, got {got}"
                 )
         assert given is not None
+        if distributed.world_size() > 1 and self.memory.ranks == 1:
+            self._refreshed = fingerprint(*given[1:])
         refreshed = self.memory.holding(*given)
         self._index(refreshed)  # which may raise
         self._changes += 1

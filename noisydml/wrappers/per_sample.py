@@ -38,8 +38,9 @@ def per_sample_loss(
 
     Returns:
         (B,) tensor with ``per_sample.mean()`` equal to ``loss(embeddings, labels, ...)`` in value
-        and, for every built-in reducer, in gradient. With no sample, an empty tensor that has a
-        graph.
+        and, for every built-in reducer, in gradient (but for ``PerAnchorReducer`` with a pair given
+        twice, which PML's gradient counts twice and its value once). With no sample, an empty
+        tensor that has a graph.
 
     Raises:
         TypeError: if the loss is reduced before a sample's part can be told, as

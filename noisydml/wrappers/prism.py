@@ -76,8 +76,9 @@ class PRISMFilter(Filter):
             the samples of the own class in the batch or the memory (Eq. 12 and 13, the paper's
             ablations), without temperature.
         memory_loss: whether the loss of the kept samples against the memory is added (Eq. 9).
-            Needs one of PML's pair or triplet losses. The memory is that before the batch, so
-            that no sample is compared with itself.
+            Needs one of PML's pair or triplet losses, and one that compares directions, as the
+            memory holds unit vectors. It is that before the batch, so that no sample is compared
+            with itself.
         warmup: number of training steps at the start in which nothing is dropped while the memory
             and the window fill; None until the memory has been full once, which is one epoch
             where it has the size of the training set.

@@ -17,6 +17,7 @@ def agree_across_ranks(
     modes: list[bool],
     eval_calls: int,
     changes: int,
+    refreshed: int,
     agreed: bool,
     alone: bool,
 ) -> bool:
@@ -31,6 +32,7 @@ def agree_across_ranks(
         modes: whether each wrapper of the nest trains.
         eval_calls: calls in eval mode with a graph since the last training call.
         changes: how often the state has changed since the ranks last had that of rank 0.
+        refreshed: what tells of the samples that the last ``refresh`` was given.
         agreed: whether this rank has had it, and has loaded no other since.
         alone: whether one rank may load a state, which the others then take over.
 
@@ -39,11 +41,11 @@ def agree_across_ranks(
     """
     code = int("".join(str(int(mode)) for mode in modes), base=2)
     flags = (error is not None) + 2 * agreed + 4 * eval_calls
-    mine = [flags, _signature(batch), code, changes]
+    mine = [flags, _signature(batch), code, changes, refreshed]
     reports = distributed.exchange(mine, "the start of a call")
     if error is not None:
         return agreed
-    all_flags, signatures, all_modes, all_changes = map(list, zip(*reports, strict=True))
+    all_flags, signatures, all_modes, all_changes, given = map(list, zip(*reports, strict=True))
     failed = [rank for rank, flags in enumerate(all_flags) if flags & 1]
     if failed:
         raise ValueError(f"rank {failed[0]} refused its batch; see the error raised there")
@@ -56,6 +58,11 @@ def agree_across_ranks(
         raise RuntimeError(
             "every wrapper of a nest must be in train mode on all ranks or on none; from the "
             f"outermost, 1 for train: {', '.join(f'{m:0{len(modes)}b}' for m in all_modes)}"
+        )
+    if len(set(given)) > 1:
+        raise RuntimeError(
+            "refresh must be given the same samples on all ranks, all of the data set: only a "
+            "memory in parts (shard=True) takes a part of them from each"
         )
     if not all(flags & 2 for flags in all_flags):
         loaded = [rank for rank, flags in enumerate(all_flags) if not flags & 2]

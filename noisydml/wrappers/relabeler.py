@@ -32,7 +32,7 @@ class MemoryRelabeler(AroundFilter):
 
     Args:
         loss: a filter that suggests labels, :class:`KNNDenoiser`, around one of PML's pair or
-            triplet losses.
+            triplet losses that compares directions: the memory holds unit vectors.
         embedding_size: width of the embeddings, D.
         memory_size: entries of the memory, M; the size of the data set, or what is affordable.
         lead: a sample is relabelled if the strongest label has so many times the votes of any

@@ -326,5 +326,6 @@ def test_a_width_left_open_is_that_of_the_first_rows_or_of_a_loaded_state() -> N
     assert torch.equal(other.features, memory.features)
     other.load_state_dict(empty)  # of a run that had not begun
     assert other.embedding_size is None
+    assert (other.labels == -1).all()
     with pytest.raises(ValueError, match="num_classes needs embedding_size"):
         FeatureMemory(4, num_classes=2)

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    TensorDataset,
+)
 
 from noisydml import with_ids
 
@@ -57,3 +64,11 @@ def test_what_has_no_positions_is_refused() -> None:
             with_ids(nothing)
     with pytest.raises(ValueError, match="'sample_ids' already"):
         with_ids([{"sample_ids": 0}])[0]
+
+
+def test_a_batch_that_is_fetched_at_once() -> None:
+    batches = BatchSampler(RandomSampler(pairs()), 4, drop_last=False)
+    for inputs, labels, ids in DataLoader(with_ids(pairs()), sampler=batches, batch_size=None):
+        assert torch.equal(inputs, ids.float())
+        assert torch.equal(labels, LABELS[ids])
+    assert with_ids(pairs())[[-1, 0]][-1].tolist() == [9, 0]

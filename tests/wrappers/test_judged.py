@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from clear_classes import CLASSES, WIDTH, data
@@ -133,6 +135,48 @@ def test_a_refused_refresh_leaves_the_judge_as_it_was() -> None:
         assert torch.equal(loss_fn.state_dict()[name], value), name
 
 
+def test_without_ids_features_of_another_layer_are_refused() -> None:
+    """Among them no embedding can be looked up, whether or not it is as wide."""
+    embeddings, labels, _ = data(200)
+    for width in (WIDTH, WIDTH + 3):
+        layer = torch.randn(WIDTH, width)
+        loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=200, embedding_size=WIDTH)
+        loss_fn.refresh((embeddings @ layer).relu(), labels)
+        before = copy.deepcopy(loss_fn.state_dict())
+        with pytest.raises(ValueError, match="sample_ids must be given, as embeddings"):
+            loss_fn(embeddings[:64].requires_grad_(), labels[:64])
+        after = loss_fn.state_dict()
+        assert all(torch.equal(v, after[n]) for n, v in before.items() if "_extra" not in n)
+        resumed = JudgeFilter(losses.ContrastiveLoss(), dataset_size=200, embedding_size=WIDTH)
+        resumed.load_state_dict(before)
+        with pytest.raises(ValueError, match="sample_ids must be given, as embeddings"):
+            resumed(embeddings[:64], labels[:64])
+        loss_fn(embeddings[:64], labels[:64], sample_ids=torch.arange(64))
+        assert loss_fn.decision.judged.all()
+
+
+def test_without_ids_the_own_embeddings_are_never_refused() -> None:
+    """With half of the labels wrong, and as far from the features as augmentation brings them."""
+    for seed in range(40):
+        torch.manual_seed(seed)
+        embeddings, labels, _ = data(200)
+        labels = torch.where(torch.rand(200) < 0.5, labels.roll(1), labels)
+        loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=200)
+        loss_fn.refresh(embeddings, labels)
+        for rows in torch.randperm(200).split(40):
+            loss_fn(embeddings[rows] + 0.2 * torch.randn(40, WIDTH), labels[rows])
+
+
+def test_embeddings_are_compared_with_given_features_alone() -> None:
+    """After a pass of training they are looked up among features of the network itself."""
+    embeddings, labels, _ = data(200)
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=200)
+    loss_fn.refresh(embeddings, labels)
+    loss_fn(embeddings, labels)  # a whole pass
+    loss_fn(torch.randn(200, WIDTH), labels)
+    assert loss_fn.decision.judged.all()
+
+
 @pytest.mark.parametrize("spread", [1.0, 8.0])
 def test_nobody_is_dropped_where_that_would_cost_too_many_right_labels(spread: float) -> None:
     """After training on all of them: half are wrong, and features tell the classes or hardly."""
@@ -261,3 +305,105 @@ def test_an_audit_trusts_the_probability_and_not_what_was_left_out() -> None:
     loss_fn(features, labels, sample_ids=torch.arange(len(labels)))
     torch.testing.assert_close(audit.trust, loss_fn.decision.probability, rtol=0, atol=0)
     assert (audit.trust < 0.5).sum() < loss_fn.decision.keep.logical_not().sum()
+
+
+def half_wrong(size: int, classes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features that tell their classes, labels of which a third are wrong, and which ones."""
+    truth = torch.arange(size) % classes
+    features = 3 * torch.eye(32)[truth] + 0.6 * torch.randn(size, 32)
+    wrong = torch.rand(size) < 0.3
+    other = (truth + torch.randint(1, classes, (size,))) % classes
+    return features, torch.where(wrong, other, truth), wrong
+
+
+@pytest.mark.parametrize("calls", [1, 2, 5])
+def test_several_calls_on_a_batch_are_one_step_of_the_first_pass(calls: int) -> None:
+    """As of optimisers that evaluate a step again, and of networks with several heads."""
+    features, labels, wrong = half_wrong(400, 20)
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=400)
+    for seen, ids in enumerate(torch.randperm(400).split(20)):
+        for _ in range(calls):
+            loss_fn(features[ids] + 0.01 * torch.randn(20, 32), labels[ids], sample_ids=ids)
+        if seen < 19:
+            assert loss_fn.status() == f"collecting, waiting for {380 - 20 * seen} of 400 samples"
+    loss_fn(features[:40], labels[:40], sample_ids=torch.arange(40))
+    assert torch.equal(loss_fn.decision.keep, ~wrong[:40])
+    assert (loss_fn.first_probability >= 0).all()
+
+
+def test_a_pass_of_small_batches_drawn_with_replacement_goes_on() -> None:
+    features, labels, _ = half_wrong(400, 20)
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=400)
+    for _ in range(199):
+        ids = torch.randint(400, (2,))
+        loss_fn(features[ids], labels[ids], sample_ids=ids)
+    assert loss_fn.status() == "collecting, waiting for 2 of 400 samples"
+
+
+def test_what_judges_is_the_geometry_of_the_innermost_loss() -> None:
+    loss = losses.ContrastiveLoss(distance=LpDistance(normalize_embeddings=False))
+    for inner in (loss, noisydml.GatheredLoss(loss), noisydml.RegularizedLoss(loss, sum_of, 0.1)):
+        assert JudgeFilter(inner, dataset_size=10).memory.metric == "euclidean"
+
+
+def sum_of(embeddings: torch.Tensor) -> torch.Tensor:
+    return embeddings.sum(dim=1)
+
+
+def passes(
+    loss_fn: JudgeFilter, features: torch.Tensor, labels: torch.Tensor, with_ids: bool
+) -> list[torch.Tensor]:
+    """What is kept of all samples in each of four passes in random order."""
+    found = []
+    for _ in range(4):
+        keep = torch.zeros(len(labels), dtype=torch.bool)
+        for ids in torch.randperm(len(labels)).split(100):
+            loss_fn(features[ids], labels[ids], sample_ids=ids if with_ids else None)
+            keep[ids] = loss_fn.decision.keep
+        found.append(keep)
+    return found
+
+
+def test_without_ids_no_sample_takes_over_what_was_said_of_another() -> None:
+    features, labels, wrong = half_wrong(1000, 10)
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=1000)
+    loss_fn.refresh(features, labels)
+    for keep in passes(loss_fn, features, labels, with_ids=False):
+        assert (keep == ~wrong).float().mean() > 0.99
+
+
+def test_a_corrected_label_is_judged_by_itself() -> None:
+    features, labels, wrong = half_wrong(1000, 10)
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=1000)
+    loss_fn.refresh(features, labels)
+    truth = torch.arange(1000) % 10
+    first, *others = passes(loss_fn, features, truth, with_ids=True)
+    assert not first[wrong].any()  # nobody has seen these labels yet
+    for keep in others:
+        assert keep.float().mean() > 0.99
+
+
+@pytest.mark.parametrize("before", ["a step that collects", "features that tell nothing"])
+def test_what_comes_before_training_is_the_untrained_network(before: str) -> None:
+    features, labels, wrong = half_wrong(400, 20)
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=400)
+    if before == "a step that collects":
+        loss_fn(features[:32], labels[:32], sample_ids=torch.arange(32))
+    else:
+        loss_fn.refresh(torch.randn(400, 8), labels)
+    loss_fn.refresh(features, labels)
+    assert (loss_fn.first_probability >= 0).all()
+    assert ((loss_fn.first_probability < 0.5) == wrong).float().mean() > 0.99
+    loss_fn(features[:32], labels[:32], sample_ids=torch.arange(32))
+    loss_fn.refresh(features.flip(0), labels.flip(0), torch.arange(400).flip(0))
+    first = loss_fn.first_probability.clone()
+    loss_fn.refresh(torch.randn(400, 8), labels)  # of a trained network
+    assert torch.equal(loss_fn.first_probability, first)
+
+
+def test_reset_forgets_the_width() -> None:
+    features, labels, _ = half_wrong(40, 4)
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=80)
+    loss_fn(features, labels)
+    loss_fn.reset()
+    loss_fn(features[:, :5], labels)
