@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noisydml.audit.labels import names_of, read_labels
+from noisydml.audit.labels import names_of, read_labels, words_of
 from noisydml.functional.files import read_rows
 
 _COLUMNS = ["index", "given", "corrected", "decision"]
@@ -25,13 +25,14 @@ def apply_corrections(labels: Any, path: str | PathLike[str]) -> tuple[Any, NDAr
         path: of the CSV file that the page gives.
 
     Returns:
-        The labels, as they came: a tensor, array, pandas object, or a list for all other kinds;
+        The labels, as they came: a tensor, array or pandas object, or a list for all other kinds;
         and the ascending indices, int64, of the samples that were removed, to be left out.
 
     Raises:
         TypeError: for labels of another kind.
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no such file, or belongs to other labels.
+        ValueError: if it is no such file, or belongs to other labels; for a label that the dtype
+            of the others does not hold.
 
     Example:
         >>> import pathlib, tempfile
@@ -46,7 +47,9 @@ def apply_corrections(labels: Any, path: str | PathLike[str]) -> tuple[Any, NDAr
     """
     codes, classes = read_labels(labels, None, unlabeled=None)
     known = names_of(codes, classes)
-    label_of = {str(label): label for label in {*known, *(classes or ())} if label is not None}
+    there = {*known, *(classes or ())} - {None}
+    label_of = dict(zip(words_of(there), there, strict=True))
+    word_of = {label: word for word, label in label_of.items()}
     if set(map(type, label_of.values())) == {bool}:
         label_of = {"False": False, "True": True}
     corrected: dict[int, Any] = {}
@@ -59,7 +62,7 @@ def apply_corrections(labels: Any, path: str | PathLike[str]) -> tuple[Any, NDAr
         sample = int(index)
         if decision not in _DECISIONS:
             raise ValueError(f"decision must be one of {_DECISIONS}, got {decision!r} in {place}")
-        if given and str(known[sample]) not in (given, word):
+        if given and word_of.get(known[sample]) not in (given, word):
             raise ValueError(
                 f"labels must be those of the page: label {sample} is {known[sample]}, "
                 f"and {given} in {place}"
@@ -96,20 +99,42 @@ def _with(labels: Any, corrected: dict[int, Any], known: list[Any]) -> Any:
     """Labels of the same kind, with others at some places."""
     rows, values = list(corrected), list(corrected.values())
     if isinstance(labels, Tensor):
-        array = _with(labels.detach().cpu().numpy(), corrected, known)
-        return torch.from_numpy(array).to(labels.device)
+        plain = labels.detach().cpu()  # NumPy has no bfloat16
+        array = (plain.double() if plain.is_floating_point() else plain).numpy()
+        fixed = torch.from_numpy(_with(array, corrected, known)).to(labels.dtype)
+        _refuse_rounded(fixed, corrected)
+        return fixed.to(labels.device)
     if isinstance(labels, np.ndarray):
         named = labels.dtype.kind in "US"  # whose width depends on the longest
         changed = labels.astype(object) if named else labels.copy()
         flat = changed.reshape(-1)
-        for row, value in corrected.items():
-            flat[row] = value
+        try:
+            with np.errstate(over="ignore"):  # which is seen below
+                for row, value in corrected.items():
+                    flat[row] = value
+        except OverflowError as error:
+            raise ValueError(f"labels must be of a dtype that holds all: {error}") from error
+        _refuse_rounded(changed, corrected)
         return changed.astype(labels.dtype.kind) if named else changed
-    if hasattr(labels, "iloc"):
+    pandas = type(labels).__module__.partition(".")[0] == "pandas"
+    if pandas and hasattr(labels, "to_series"):  # an index
+        column = _with(labels.to_series(), corrected, known)
+        return column.set_axis(column.array).index.rename(labels.name)
+    if pandas or hasattr(labels, "iloc"):
         changed = labels.copy()
-        if rows and changed.ndim == 2:
-            changed.iloc[rows, 0] = values
-        elif rows:
-            changed.iloc[rows] = values
+        place = getattr(changed, "iloc", changed)  # a Categorical or another array has none
+        if rows:
+            place[(rows, 0) if changed.ndim == 2 else rows] = values
         return changed
     return [corrected.get(i, label) for i, label in enumerate(known)]
+
+
+def _refuse_rounded(changed: Any, corrected: dict[int, Any]) -> None:
+    """Raise where a number that was put into an array or tensor has become another."""
+    flat = changed.reshape(-1)
+    for row, value in corrected.items():
+        number = flat[row].item() if hasattr(flat[row], "item") else value
+        if isinstance(value, int) and number != value:
+            raise ValueError(
+                f"labels must be of a dtype that holds all, got {value} for {changed.dtype}"
+            )

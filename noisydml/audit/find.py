@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from noisydml.audit.issues import LabelIssues
-from noisydml.audit.labels import Classes, read_labels
+from noisydml.audit.labels import Classes, read_labels, refuse_masked
 from noisydml.audit.rows import EmbeddingRows
 from noisydml.functional.checks import (
     require_count,
@@ -22,8 +22,11 @@ from noisydml.functional.checks import (
     require_number,
 )
 from noisydml.functional.extras import optional
+from noisydml.functional.products import largest_magnitude
 from noisydml.memory.index import Metric, NeighborIndex, require_metric
 from noisydml.memory.judge import LabelJudgement, judge_labels
+
+_HEAVIEST = 1e6  # of the weights that are given; float32 holds sums of their squares
 
 
 def find_label_issues(
@@ -59,18 +62,19 @@ def find_label_issues(
         unlabeled: the label that also stands for none, -1 as in scikit-learn; None for no other.
             Unless it is None, other negative integers are refused.
         k: number of neighbours, at least 1.
-        threshold: labels that are less likely right than this are issues; in ``[0, 1]``.
+        threshold: labels that are less likely right than this are issues; in ``[0, 1]``. Of no
+            effect with ``noise_rate``.
         metric: ``"cosine"`` if the length of an embedding means nothing; ``"euclidean"`` if it
             counts how far apart two of them are, as with few columns.
         index: what finds the neighbours: ``"torch"``, a FAISS factory string such as
             ``"IVF256,Flat"``, or a :class:`~noisydml.memory.index.NeighborIndex`. By default exact,
             and on the CPU from 131,073 samples on an inverted file.
-        sample_weight: (N,) how far each label is to be trusted from the start, not negative; None
-            for 1.
+        sample_weight: (N,) how far each label is to be trusted from the start, finite and not
+            negative; None for 1. If one is above a million, all are divided alike until none is.
         noise_rate: the share of wrong labels in ``[0, 1)``, where it is known, as from some that
-            were checked by hand; None to estimate it. So many become issues, about, in the order
-            in which they would be suspected anyway; none where the features do not tell the
-            labels.
+            were checked by hand; None to estimate it. So many of the labels that can be judged
+            become issues, rounded: those of the lowest score, of equal ones the first in order.
+            None do where the features do not tell the labels.
         progress: whether to show a progress bar; needs tqdm.
 
     Returns:
@@ -80,8 +84,9 @@ def find_label_issues(
     Raises:
         TypeError: if embeddings are not floating point, or labels neither integers nor names:
             floats that are not whole, complex numbers, lists.
-        ValueError: if embeddings are not finite, shapes do not fit, a setting is outside the values
-            above, a label is negative, or there is one class beside -1, which may be a class then.
+        ValueError: if embeddings are not finite or masked in part, or float32 cannot hold how far
+            they lie apart; if shapes do not fit, a setting is outside the values above, a label is
+            negative, or there is one class beside -1, which may be a class then.
 
     ``neighbors`` of the issues are the first eight of the k that the judge has seen, in whitened
     space. Beside the embeddings it takes about 3 kB a sample where they are 128 wide.
@@ -109,6 +114,7 @@ def find_label_issues(
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")
     if noise_rate is not None:
         require_noise_rate(noise_rate)
+        noise_rate = float(noise_rate)
     if isinstance(index, NeighborIndex) and index.metric != "cosine":
         raise ValueError(
             f"index must have the metric 'cosine', whatever metric is given here, got "
@@ -128,19 +134,29 @@ def find_label_issues(
             metric=metric,
             progress=advance,
         )
-    issues = issues_of(found, labels, threshold, classes)
+    issues = issues_of(found, labels, threshold, classes, noise_rate)
     return issues if noise_rate is None else replace(issues, noise_rate_bounds=None)
 
 
 def issues_of(
-    found: LabelJudgement, labels: Tensor, threshold: float = 0.5, classes: Classes = None
+    found: LabelJudgement,
+    labels: Tensor,
+    threshold: float = 0.5,
+    classes: Classes = None,
+    share: float | None = None,
 ) -> LabelIssues:
-    """What the judge found, as a table of the labels less probable than the threshold."""
+    """What the judge found, as a table of the labels less probable than the threshold.
+
+    With a ``share`` it is one of that share of the labels that could be judged.
+    """
     given = labels >= 0
     score = torch.where(given, found.score, math.nan)
     probability = torch.where(given, found.probability, math.nan)
-    order = score.nan_to_num(2).argsort(stable=True)
-    issues = order[: int((probability < threshold).sum())]
+    order = torch.where(found.known, score, 2).argsort(stable=True)
+    number = int((probability < threshold).sum())
+    if share is not None:
+        number = 0 if math.isnan(found.noise_rate) else round(share * int(found.known.sum()))
+    issues = order[:number]
     return LabelIssues(
         issues=issues.cpu(),
         score=score.cpu(),
@@ -172,6 +188,7 @@ def _contradictions(copies: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
 def _read_weights(value: Any, length: int) -> Tensor:
     weights: Tensor
     if not isinstance(value, Tensor):
+        refuse_masked("sample_weight", value)
         try:
             value = torch.from_numpy(np.array(value, dtype=np.float64))
         except (TypeError, ValueError) as error:
@@ -182,7 +199,8 @@ def _read_weights(value: Any, length: int) -> Tensor:
         raise ValueError(f"sample_weight must have {length} entries, got {tuple(weights.shape)}")
     if not (weights.isfinite() & (weights >= 0)).all():
         raise ValueError("sample_weight must be finite and not negative")
-    return weights.float()
+    weights = weights.double()
+    return (weights / (largest_magnitude(weights) / _HEAVIEST).clamp_min(1)).float()
 
 
 @contextmanager

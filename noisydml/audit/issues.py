@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import html
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import islice
 from os import PathLike
 from typing import Any
 
@@ -15,15 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisydml.audit import page, storage
-from noisydml.audit.labels import Classes, names_of, read_embeddings
+from noisydml.audit.labels import Classes, names_of, words_of
 from noisydml.audit.page import ClassNames
+from noisydml.audit.rows import EmbeddingRows
 from noisydml.functional.checks import require_count, require_number
 from noisydml.functional.extras import optional
 from noisydml.functional.files import replacing
-from noisydml.memory.index import Metric
+from noisydml.memory.index import Metric, require_metric
 from noisydml.memory.neighbors import Neighborhood
 
 _BLOCK = 4096  # queries searched at once
+_COPIES = 20  # told of each sample: of a group of thousands all would be millions
 _NONE = "none of these"  # the suggestion for a sample that belongs to no class
 
 
@@ -88,7 +92,8 @@ class LabelIssues:
 
         Issues are followed by the samples that :attr:`contradictions` holds beside them. Labels
         are as they were given; a suggested label of None is none of the classes. ``contradicts``
-        are the samples that are the same and have another label.
+        are the first 20 samples that are the same and have another label. Where one has more of
+        them, ``contradicts_more`` says how many; all are in :attr:`contradictions`.
         """
         return self._table(self._shown())
 
@@ -98,23 +103,45 @@ class LabelIssues:
             return []
         best = self.support.argsort(descending=True, stable=True)
         new = (self.given_labels < 0) & (self.suggested_labels >= 0)
-        return self._table(best[new[best]], "given_label", "score", "probability", "contradicts")
+        told = "sample_id", "suggested_label", "support"
+        rows = self._table(best[new[best]])
+        return [{name: row[name] for name in told} for row in rows]
 
     def to_pandas(self) -> Any:
-        """:meth:`rows` as a ``pandas.DataFrame``; needs pandas."""
+        """:meth:`rows` as a ``pandas.DataFrame``; needs pandas.
+
+        A column of labels of which one is None keeps the others as they are: its dtype is Int64
+        for integers, and object for names.
+        """
         pandas = optional("pandas", "LabelIssues.to_pandas")
-        return pandas.DataFrame(self._columns(self._shown()))
+        columns: dict[str, Any] = self._columns(self._shown())
+        for name, values in columns.items():
+            if any(value is None for value in values):
+                dtype = "Int64" if self.classes is None else object
+                columns[name] = pandas.Series(values, dtype=dtype)
+        return pandas.DataFrame(columns)
 
     def to_csv(self, path: str | PathLike[str]) -> None:
-        """Write :meth:`rows` as a table with a header, RFC 4180, numbers to four digits.
+        """Write :meth:`rows` as a table with a header, RFC 4180, scores to four digits.
 
-        Names are written as they are, also one that a spreadsheet takes for a formula, such as
-        ``=cmd``: import the file there with its columns as text.
+        Labels are written as they are, also one that a spreadsheet takes for a formula, such as
+        ``=cmd``: import the file there with its columns as text. Of labels that would be written
+        alike, 1 and "1", the type follows: ``1 (int)``.
+
+        Raises:
+            ValueError: for names that UTF-8 cannot write.
         """
-        with replacing(path, newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(self._columns(self._shown()))
-            writer.writerows([_word(value) for value in row.values()] for row in self.rows())
+        written = self._written()
+        try:
+            with replacing(path, newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerow(written._columns(self._shown()))
+                writer.writerows(map(_word, row.values()) for row in written.rows())
+        except UnicodeEncodeError as error:
+            got = error.object[error.start : error.end]
+            raise ValueError(
+                f"classes must have names that UTF-8 can write, got {got!r}"
+            ) from error
 
     def summary(self, top: int = 10) -> str:
         """The figures in words, and a table of the most suspicious labels.
@@ -247,25 +274,28 @@ class LabelIssues:
         Those of :func:`find_label_issues` have 8 already, those of a :class:`LabelAudit` none.
 
         Args:
-            embeddings: (N, D) floating point, of all samples.
+            embeddings: (N, D) floating point, of all samples: as :func:`find_label_issues` takes
+                them.
             k: number of neighbours, at least 1.
             metric: ``"cosine"`` or ``"euclidean"``.
 
         Raises:
             TypeError, ValueError: unless ``embeddings`` are N rows of finite floats.
         """
-        embeddings = read_embeddings(embeddings)
-        size, got = len(self.given_labels), len(embeddings)
+        require_metric(metric)
+        rows = EmbeddingRows(embeddings, metric)
+        size, got = len(self.given_labels), rows.shape[0]
         if got != size:
             raise ValueError(f"embeddings must have {size} rows, one per sample, got {got}")
         require_count("k", k)
+        features = rows.read(slice(size))
         one_class = torch.zeros_like(self.given_labels)  # nobody is left out for its label
-        one_class, rows = (x.to(embeddings.device) for x in (one_class, self.issues))
+        one_class, issues = (x.to(rows.device) for x in (one_class, self.issues))
         hood = Neighborhood(None, metric)
-        hood.build(embeddings, one_class)
+        hood.build(features, one_class)
         near = [
-            hood.neighbors(embeddings[block], one_class[block], k, block)[1]
-            for block in torch.split(rows, _BLOCK)
+            hood.neighbors(features[block], one_class[block], k, block)[1]
+            for block in torch.split(issues, _BLOCK)
         ]
         return replace(self, neighbors=torch.cat(near).cpu())
 
@@ -334,12 +364,28 @@ class LabelIssues:
         groups = torch.cat([self.issues[:0], *self.contradictions])
         return torch.cat([self.issues, torch.unique(groups[~torch.isin(groups, self.issues)])])
 
-    def _copies(self) -> dict[int, list[int]]:
-        """For each sample of :attr:`contradictions` those of its group with another label."""
-        given, copies = self.given_labels, {}
+    def _written(self) -> LabelIssues:
+        """The same with classes that are the words for them."""
+        if self.classes is None:
+            return self
+        return replace(self, classes=tuple(words_of(self.classes)))
+
+    def _copies(self) -> dict[int, tuple[list[int], int]]:
+        """For each sample of :attr:`contradictions` some of its group with another label.
+
+        The first of them, and how many more there are.
+        """
+        copies = {}
         for group in self.contradictions:
-            for sample in group.tolist():
-                copies[sample] = group[given[group] != given[sample]].tolist()
+            labels = self.given_labels[group].tolist()
+            members, of_class = list(zip(group.tolist(), labels, strict=True)), Counter(labels)
+            others = {  # each passes by the samples of its own class alone
+                label: list(islice((i for i, x in members if x != label), _COPIES))
+                for label in of_class
+            }
+            for sample, label in members:
+                more = len(labels) - of_class[label] - len(others[label])
+                copies[sample] = [*others[label]], more
         return copies
 
     def _columns(self, samples: Tensor) -> dict[str, list[Any]]:
@@ -354,16 +400,19 @@ class LabelIssues:
                 columns[name] = values[samples].tolist()
         if self.contradictions:
             copies = self._copies()
-            columns["contradicts"] = [copies.get(i, []) for i in columns["sample_id"]]
+            told = [copies.get(i, ([], 0)) for i in columns["sample_id"]]
+            columns["contradicts"] = [some for some, _ in told]
+            if any(more for _, more in copies.values()):
+                columns["contradicts_more"] = [more for _, more in told]
         return columns
 
-    def _table(self, samples: Tensor, *without: str) -> list[dict[str, Any]]:
-        columns = {n: column for n, column in self._columns(samples).items() if n not in without}
+    def _table(self, samples: Tensor) -> list[dict[str, Any]]:
+        columns = self._columns(samples)
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def _cells(self, top: int) -> list[list[str]]:
         """The header and the first rows as words; nothing where there is no row."""
-        rows = self._table(self._shown()[:top])
+        rows = self._written()._table(self._shown()[:top])
         suggests = self.suggested_labels is not None
         words = [
             {n: _NONE if suggests and n == "suggested_label" and v is None else _word(v)

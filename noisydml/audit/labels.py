@@ -6,7 +6,10 @@ are Python objects and are read one by one, once.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Set
+import datetime
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Set
+from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
 
@@ -86,12 +89,45 @@ def names_of(codes: Tensor, classes: Classes) -> list[Any]:
     return names if classes is None else [None if i is None else classes[i] for i in names]
 
 
+def words_of(labels: Iterable[Any]) -> list[str]:
+    """What each of several labels is called where it is written: 1 and "1" by their types, too."""
+    labels = list(labels)
+    words = dict(enumerate(map(str, labels)))
+    return list(unique(words, lambda i: type(labels[i]).__name__).values())
+
+
+def unique(names: dict[int, str], mark: Callable[[int], Any]) -> dict[int, str]:
+    """The names; two that are alike are each followed by the mark of its key, in brackets.
+
+    Raises:
+        ValueError: where this does not tell them apart.
+    """
+    for _ in range(10):  # a name may look like one with a mark
+        count = Counter(names.values())
+        if len(count) == len(names):
+            return names
+        names = {
+            key: name if count[name] == 1 else f"{name} ({mark(key)})"
+            for key, name in names.items()
+        }
+    twice = count.most_common(1)[0][0]
+    raise ValueError(f"classes must be written differently, got two that are {twice}")
+
+
+def refuse_masked(name: str, value: Any) -> None:
+    """Raise ValueError for an array of NumPy of which an entry is masked."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise ValueError(f"{name} must be finite, got a masked entry")
+
+
 def _rows_of(value: Any) -> Tensor:
     if isinstance(value, (str, bytes, Mapping, Set)):
         raise TypeError(f"embeddings must be rows of numbers, got {type(value).__name__}")
     framed = hasattr(value, "columns")
     if not (hasattr(value, "to_numpy") or hasattr(value, "__array__")):
         value = list(_iterable("embeddings", value))
+    for each in value if isinstance(value, list) else [value]:
+        refuse_masked("embeddings", each)
     try:
         if isinstance(value, list) and value and all(isinstance(row, Tensor) for row in value):
             return torch.stack(value)
@@ -101,7 +137,7 @@ def _rows_of(value: Any) -> Tensor:
     except (RuntimeError, ValueError) as error:
         raise ValueError("embeddings must have rows of one length") from error
     if rows.dtype.kind == "O":
-        odd = [x for x in rows.flat if not isinstance(x, (Real, np.bool_))]
+        odd = [x for x in rows.flat if not isinstance(x, (Real, Decimal, np.bool_))]
         if any(type(x).__name__ not in _MISSING for x in odd):
             raise TypeError(f"embeddings must hold numbers, got {type(odd[0]).__name__}")
         if odd:
@@ -127,19 +163,20 @@ def _column(value: Any) -> tuple[NDArray[Any], list[Any] | None]:
     if isinstance(value, np.ma.MaskedArray):
         hidden, value = np.ma.getmaskarray(value), value.data.astype(object)
         value[hidden] = None
-    value = _only_column(value)
+    value = only_column(value)
     if not (hasattr(value, "to_numpy") or hasattr(value, "__array__")):
         return _objects(list(_iterable("labels", value))), None
     array = _array(value)
     listed = getattr(value, "to_pylist", None) or getattr(value, "to_list", None)
-    if listed is not None and array.dtype.kind == "f":  # integers, some of them missing?
+    # Integers, some of them missing? And dates, without a time, are Python's.
+    if listed is not None and (array.dtype.kind == "f" or array.dtype == "M8[D]"):
         array = _objects(listed())
     order = getattr(getattr(value, "dtype", None), "categories", None)
     # polars' Categorical has those of all columns there are, in no order.
     return array, getattr(order, "to_list", lambda: None)()
 
 
-def _only_column(frame: Any) -> Any:
+def only_column(frame: Any) -> Any:
     """The column of a frame that has one, which is of its own kind; anything else as it is."""
     if getattr(frame, "shape", ())[1:] != (1,):
         return frame
@@ -174,7 +211,7 @@ def _iterable(name: str, value: Any) -> Iterable[Any]:
 def _plain(array: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """The entries that are not missing, int64 or objects, and which of all are missing."""
     if array.dtype.kind == "f":
-        return _whole(array[~np.isnan(array)]), np.isnan(array)
+        return _whole(array[~np.isnan(array)].astype(np.float64)), np.isnan(array)
     if array.dtype.kind in "iu" and (len(array) == 0 or array.max() <= np.iinfo(np.int64).max):
         return array.astype(np.int64), np.zeros(len(array), dtype=np.bool_)
     listed = list(array) if array.dtype.kind in "Mm" else array.tolist()  # ns would be integers
@@ -219,6 +256,10 @@ def _is_missing(value: Any) -> bool:
 def _kind(label: type, name: str = "labels") -> str:
     if issubclass(label, (bool, np.bool_)):
         return "bool"
+    if issubclass(label, (np.datetime64, datetime.date)):
+        return "date"
+    if issubclass(label, (np.timedelta64, datetime.timedelta)):  # NumPy's would be an integer
+        return "duration"
     if issubclass(label, Integral):
         return "integer"
     if issubclass(label, Real):
@@ -238,15 +279,32 @@ def _whole(values: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _same(given: NDArray[Any], label: Any) -> NDArray[np.bool_]:
-    """Where labels are that one, and of its kind: 1 is no True, and no "1"."""
+    """Where labels are that one, and of its kind: 1 is no True, and no "1", but it is 1.0."""
+    label = _python(label)
     kind = _kind(type(label), "unlabeled")
+    if kind == "float" and label == label // 1:
+        kind, label = "integer", int(label)
     if given.dtype.kind == "i":
         return np.asarray(given == label) & (kind == "integer")
-    alike = {each for each in _types(given) if _kind(each) == kind}
+    kinds = {"integer", "float"} if kind == "integer" else {kind}
+    alike = {each for each in _types(given) if _kind(each) in kinds}
     if not alike:
         return np.zeros(len(given), dtype=np.bool_)
-    same = (type(x) in alike and x == label for x in given)
+    if kind in ("date", "duration"):
+        label = _numpy(label)
+        same = (type(x) in alike and _numpy(x) == label for x in given)
+    else:
+        same = (type(x) in alike and x == label for x in given)
     return np.fromiter(same, dtype=np.bool_, count=len(given))
+
+
+def _numpy(time: Any) -> Any:
+    """A date or duration as NumPy's, which compare across units; with a time zone as it is."""
+    if isinstance(time, np.generic) or getattr(time, "tzinfo", None) is not None:
+        return time
+    if isinstance(time, datetime.timedelta):
+        return getattr(time, "to_timedelta64", lambda: np.timedelta64(time))()
+    return getattr(time, "to_datetime64", lambda: np.datetime64(time))()
 
 
 def _refuse_doubtful(given: NDArray[np.int64], unlabeled: Any) -> None:

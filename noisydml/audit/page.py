@@ -9,14 +9,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from numbers import Integral
 from os import PathLike
 from typing import Any
 
-from noisydml.audit.labels import Classes
+from noisydml.audit.labels import Classes, unique, words_of
 from noisydml.audit.pictures import data_uri, item_getter
 from noisydml.functional.checks import require_count
 from noisydml.functional.files import replacing
@@ -59,7 +58,8 @@ def write(
     names = unique_names(class_names, occur, classes)
     # The page counts classes from 0, for its numbers are no longer than 2**53.
     place = {-1: -1, **{code: position for position, code in enumerate(names)}}
-    words = [str(code if classes is None else classes[code]) for code in names]
+    written = None if classes is None else words_of(classes)
+    words = [str(code) if written is None else written[code] for code in names]
     suspects = []
     for row, ids, code in zip(rows, near, suggested, strict=True):
         given, copies = labels[row["sample_id"]], row.get("contradicts", [])
@@ -75,6 +75,8 @@ def write(
                 "near": [*copies, *(i for i in ids if i >= 0 and i not in copies)],
             }
         )
+        if more := row.get("contradicts_more"):
+            suspects[-1]["more"] = more
     word: dict[int | None, Any] = {None: None, -1: -1, **dict(enumerate(words))}
     key = [
         [row["id"], word[row["given"]], word[row["suggested"]], row["score"]] for row in suspects
@@ -109,8 +111,7 @@ def unique_names(
     """
     code_of = {} if classes is None else {label: code for code, label in enumerate(classes)}
     if class_names is None:
-        names = {code: str(label) for label, code in code_of.items()}
-        names = names if code_of else {code: str(code) for code in codes}
+        names = dict(enumerate(words_of(classes or ()))) or {code: str(code) for code in codes}
     elif (
         isinstance(class_names, (str, bytes, set, frozenset))
         or getattr(class_names, "ndim", 1) != 1
@@ -145,11 +146,7 @@ def unique_names(
     if missing := codes - names.keys():
         label = min(missing) if classes is None else classes[min(missing)]
         raise ValueError(f"class_names must name every label, got none for {label}")
-    count = Counter(names.values())
-    return {
-        code: name if count[name] == 1 else f"{name} ({code})"
-        for code, name in sorted(names.items())
-    }
+    return unique(dict(sorted(names.items())), int)
 
 
 def _is_code(value: Any) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from noisydml.audit.labels import only_column
 from noisydml.functional.checks import require_dense
 
 Pixels = NDArray[np.uint8]
@@ -31,6 +32,9 @@ def item_getter(name: str, source: Any, count: int) -> Callable[[int], Any]:
     """
     if callable(source) and not hasattr(source, "__getitem__"):
         return lambda i: source(i)
+    source = only_column(source)
+    if hasattr(source, "columns") and len(getattr(source, "shape", ())) == 2:
+        raise ValueError(f"{name} must be one column, got a frame of {len(source.columns)}")
     indexed = hasattr(source, "__getitem__") and hasattr(source, "__len__")
     if isinstance(source, Tensor):
         require_dense(name, source)
@@ -44,6 +48,8 @@ def item_getter(name: str, source: Any, count: int) -> Callable[[int], Any]:
         entries = entries.iloc
     if (got := len(source if indexed else entries)) != count:
         raise ValueError(f"{name} must have {count} entries, one per sample, got {got}")
+    if hasattr(entries, "to_pylist"):  # of pyarrow
+        return lambda i: entries[i].as_py()
     return lambda i: entries[i]
 
 
@@ -68,6 +74,11 @@ def as_pixels(picture: Any) -> Pixels:
     else:
         pixels = np.asarray(picture)
     shape = pixels.shape
+    if pixels.dtype.kind not in "biufc":
+        raise TypeError(
+            "images must be Pillow images, paths of files, arrays or tensors, or begin with one as "
+            f"(image, label) does, got {type(picture).__name__}"
+        )
     if pixels.ndim == 3 and shape[0] <= 4 and (shape[2] > 4 or isinstance(picture, Tensor)):
         pixels = pixels.transpose(1, 2, 0)  # channels first, as in torch
     if pixels.ndim not in (2, 3) or not 1 <= (*pixels.shape, 1)[2] <= 4 or pixels.size == 0:
@@ -117,7 +128,9 @@ def _of_pillow(image: Any) -> NDArray[Any]:
         return np.asarray(image).clip(0, 2**16 - 1).astype(np.uint16)
     if image.mode == "F":
         return np.asarray(image)
-    if image.mode in ("LA", "La", "PA", "RGBa") or "transparency" in image.info:
+    if image.mode == "La":  # Pillow turns it into nothing else
+        image = image.convert("LA")
+    if image.mode in ("LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
     elif image.mode == "1":
         image = image.convert("L")

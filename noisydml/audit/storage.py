@@ -26,15 +26,21 @@ def write(path: str | PathLike[str], fields: dict[str, Any]) -> None:
             f"classes must be strings or numbers to be saved, got {type(odd[0]).__name__}"
         )
     groups = fields["contradictions"]
-    arrays: dict[str, Any] = {n: v.numpy() for n, v in fields.items() if isinstance(v, Tensor)}
+    arrays: dict[str, Any] = {
+        n: np.asarray(v) for n, v in fields.items() if isinstance(v, (Tensor, np.ndarray))
+    }
     others = {n: v for n, v in fields.items() if n not in arrays and n != "contradictions"}
     arrays["group_sizes"] = np.array([len(group) for group in groups], dtype=np.int64)
     arrays["grouped"] = torch.cat([fields["issues"][:0], *groups]).numpy()
-    # Names that are bytes are put in a list.
-    words = json.dumps(others, default=lambda name: [name.decode("latin-1")])
+    words = json.dumps(others, default=_plain)
     arrays["others"] = np.frombuffer(words.encode(), dtype=np.uint8)
     with replacing(path, "wb") as file:
         np.savez_compressed(file, **arrays)
+
+
+def _plain(value: Any) -> Any:
+    """The number that a scalar of NumPy is; of names that are bytes a list."""
+    return [value.decode("latin-1")] if isinstance(value, bytes) else value.item()
 
 
 def read(path: str | PathLike[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,65 @@ def test_labels_that_are_none(labels: object, tmp_path: Path) -> None:
 def test_labels_of_a_generator(tmp_path: Path) -> None:
     corrected, _ = apply_corrections(iter([0, 1]), file(tmp_path, ["0,0,1,accepted"]))
     assert corrected == [1, 1]
+
+
+def test_labels_that_are_written_alike(tmp_path: Path) -> None:
+    """Each decision of the page ends at its own class."""
+    labels = [1, "1", "1", 1, "b"] * 12
+    spread = 0.1 * np.random.default_rng(0).normal(size=(60, 3))
+    embeddings = np.eye(3)[[0, 1, 1, 0, 2] * 12] + spread
+    labels[0], labels[1] = "1", 1
+    issues = find_label_issues(embeddings, labels)
+    assert sorted(issues.issues.tolist()) == [0, 1]
+    issues.to_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert data["words"] == ["1 (int)", "1 (str)", "b"]
+    assert data["names"] == [[0, "1 (int)"], [1, "1 (str)"], [2, "b"]]
+    lines = [
+        f"{row['id']},{data['words'][row['given']]},{data['words'][row['suggested']]},accepted"
+        for row in data["rows"]
+    ]
+    fixed, _ = apply_corrections(labels, file(tmp_path, lines))
+    assert fixed == [1, "1", "1", 1, "b"] * 12
+    with pytest.raises(ValueError, match="label 0 is 1, and 1 in line 2"):
+        apply_corrections(labels, file(tmp_path, ["0,1,b,accepted"]))
+
+
+def test_objects_of_pandas_come_back_as_they_came(tmp_path: Path) -> None:
+    pd = pytest.importorskip("pandas")
+    path = file(tmp_path, ["0,1,0,accepted", "2,0,1,other"])
+    for labels in (
+        pd.Index([1, 0, 0], name="y"),
+        pd.Index([1, None, 0], dtype="Int64", name="y"),
+        pd.CategoricalIndex([1, 1, 0], name="y"),
+        pd.Categorical([1, 1, 0], categories=[2, 1, 0]),
+        pd.array([1, None, 0], dtype="Int64"),
+    ):
+        before = list(labels)
+        fixed, _ = apply_corrections(labels, path)
+        assert type(fixed) is type(labels)
+        assert fixed.dtype == labels.dtype
+        assert list(fixed)[::2] == [0, 1]
+        assert getattr(fixed, "name", None) == getattr(labels, "name", None)
+        assert str(list(labels)) == str(before)
+    fixed, _ = apply_corrections(pd.RangeIndex(3), file(tmp_path, ["0,0,2,other"]))
+    assert fixed.tolist() == [2, 1, 2]
+    path = file(tmp_path, ["0,a,b,accepted"])
+    fixed, _ = apply_corrections(pd.Index(["a", "b"], name="y"), path)
+    pd.testing.assert_index_equal(fixed, pd.Index(["b", "b"], name="y"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.uint8])
+def test_tensors_of_every_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
+    labels = torch.tensor([0, 1, 1]).to(dtype)
+    fixed, _ = apply_corrections(labels, file(tmp_path, ["0,0,7,other"]))
+    assert fixed.dtype == dtype
+    assert fixed.tolist() == [7, 1, 1]
+    path = file(tmp_path, [f"0,0,{2**24 + 1},other"])
+    kinds = [labels] if dtype == torch.bfloat16 else [labels, labels.numpy()]
+    for each in kinds:
+        with pytest.raises(
+            ValueError, match=r"labels must be of a dtype that holds all.* 16777217"
+        ):
+            apply_corrections(each, path)

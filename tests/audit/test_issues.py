@@ -54,6 +54,33 @@ def test_a_rate_that_is_known_counts(rate: float) -> None:
     assert f"About {100 * rate:.1f} % of all labels are wrong, as was said." in told.summary()
 
 
+def clear(wrong: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    """600 samples of three classes far apart; of the labels some are wrong."""
+    true = np.arange(600) % 3
+    embeddings = 10 * np.eye(3)[true] + np.random.default_rng(0).normal(size=(600, 3))
+    given = true.copy()
+    given[np.arange(wrong) * 19] = (true[np.arange(wrong) * 19] + 1) % 3
+    return embeddings, given
+
+
+@pytest.mark.parametrize("rate", [0, 0.01, 0.05, 0.1, 0.3, 0.45, 0.99])
+def test_a_rate_that_is_known_is_the_share_of_the_issues(rate: float, tmp_path: Path) -> None:
+    """Also where all probabilities are near 0 or 1; of those that can be judged."""
+    embeddings, given = clear()
+    given[-10:], given[-11] = -1, 7  # without a label, and the only one of its class
+    told = find_label_issues(embeddings, given, noise_rate=rate, threshold=0.01)
+    assert len(told) == round(rate * 589)
+    judged = torch.from_numpy((given >= 0) & (given != 7)).nonzero().squeeze(1)
+    lowest = judged[told.score[judged].argsort(stable=True)]
+    assert torch.equal(told.issues, lowest[: len(told)])  # of equal ones the first
+    assert len(told.rows()) == len(told)
+    assert told.summary().startswith(f"{len(told)} of 590 labels are most likely wrong")
+    told.save(tmp_path / "told")
+    assert torch.equal(LabelIssues.load(tmp_path / "told").issues, told.issues)
+    nothing = find_label_issues(np.ones((40, 2)), [0, 1] * 20, noise_rate=rate)
+    assert len(nothing) == 0
+
+
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.5])
 def test_the_quality_on_digits(rate: float) -> None:
     """What the documentation states, less a margin; with nothing said about the rate."""
@@ -174,6 +201,63 @@ def test_the_table(tmp_path: Path) -> None:
     ]
 
 
+def test_labels_are_written_in_full_and_apart(tmp_path: Path) -> None:
+    given = torch.tensor([0, 1, 2, 3])
+    issues = replace(
+        example(False),
+        issues=given,
+        score=torch.full((4,), 0.12345),
+        given_labels=given,
+        classes=(0.123456789, "1", 1, "1 (int)"),
+    )
+    issues.to_csv(tmp_path / "issues.csv")
+    words = ["0.123456789", "1 (str)", "1 (int) (int)", "1 (int) (str)"]
+    expected = [f"{i},{word},0.1235" for i, word in enumerate(words)]
+    assert (tmp_path / "issues.csv").read_text().splitlines()[1:] == expected
+    assert words[2] in issues.summary()
+    assert [row["given_label"] for row in issues.rows()] == list(issues.classes)
+
+
+def crowd(size: int, classes: int) -> LabelIssues:
+    """One group of copies, whose labels take turns; the last is an issue."""
+    return LabelIssues(
+        issues=torch.tensor([size - 1]),
+        score=torch.ones(size, dtype=torch.float64),
+        given_labels=torch.arange(size) % classes,
+        suggested_labels=torch.arange(size) % classes,
+        support=torch.ones(size, dtype=torch.float64),
+        noise_rate=0.5,
+        contradictions=(torch.arange(size),),
+    )
+
+
+def test_few_of_many_copies_are_told(tmp_path: Path) -> None:
+    first, second = crowd(50, 2).rows()[:2]
+    assert first["sample_id"] == 49
+    assert first["contradicts"] == list(range(0, 40, 2))
+    assert second["contradicts"] == list(range(1, 41, 2))
+    assert first["contradicts_more"] == second["contradicts_more"] == 5
+    assert "contradicts_more" not in crowd(40, 2).rows()[0]
+    crowd(50, 2).to_csv(tmp_path / "issues.csv")
+    lines = (tmp_path / "issues.csv").read_text().splitlines()
+    assert lines[0].endswith(",contradicts,contradicts_more")
+    assert lines[1].endswith(" 36 38,5")
+    for row in crowd(90, 4).rows():
+        others = [i for i in range(90) if (i - row["sample_id"]) % 4]
+        assert row["contradicts"] == others[:20]
+        assert row["contradicts_more"] == len(others) - 20
+
+
+@pytest.mark.parametrize("classes", [2, 30_000])
+def test_a_large_group_of_copies_costs_little(tmp_path: Path, classes: int) -> None:
+    issues = crowd(30_000, classes)  # of which there are 450 million pairs
+    issues.to_csv(tmp_path / "issues.csv")
+    issues.to_html(tmp_path / "page.html")
+    for file in tmp_path.iterdir():
+        assert file.stat().st_size < 15_000_000
+    assert len(issues._repr_html_() + issues.summary()) < 10_000
+
+
 def test_the_summary() -> None:
     lines = example(True).summary().splitlines()
     assert lines[0] == "2 of 3 labels are most likely wrong (66.7 %)."
@@ -286,6 +370,21 @@ def test_a_data_frame() -> None:
     assert len(find_label_issues(torch.eye(2), [0, 1]).to_pandas()) == 0
 
 
+def test_labels_in_a_data_frame_stay_what_they_are() -> None:
+    pytest.importorskip("pandas")
+    large = 2**53 + 1
+    some = replace(example(True), suggested_labels=torch.tensor([-1, 6, large]))
+    column = some.to_pandas()["suggested_label"]
+    assert column.dtype == "Int64"
+    assert column[0] == large
+    assert column.isna().tolist() == [False, True]
+    for classes in (("ant", "bee", "fly"), (False, True, "x"), (-1, large, 2), (0.5, "b", 3)):
+        column = replace(named(), classes=classes).to_pandas()["suggested_label"]
+        assert column.tolist() == [None, classes[1], classes[1]]
+        assert type(column[1]) is type(classes[1])
+    assert example(True).to_pandas()["suggested_label"].dtype == np.int64
+
+
 def test_the_table_of_names(tmp_path: Path) -> None:
     named().to_csv(tmp_path / "issues.csv")
     assert (tmp_path / "issues.csv").read_text().splitlines() == [
@@ -337,6 +436,22 @@ def test_what_is_saved_is_loaded(tmp_path: Path, issues: LabelIssues) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "issues"]
 
 
+def test_what_is_of_numpy_is_saved(tmp_path: Path) -> None:
+    embeddings, given = clear()
+    told = find_label_issues(embeddings, given, noise_rate=np.float32(0.1))
+    assert type(told.noise_rate) is float
+    for issues in (
+        told,
+        replace(told, neighbors=told.neighbors.numpy()),
+        replace(told, noise_rate=np.float32(0.5), noise_rate_bounds=(np.float32(0), np.int64(1))),
+    ):
+        issues.save(tmp_path / "issues")
+        loaded = LabelIssues.load(tmp_path / "issues")
+        assert torch.equal(loaded.neighbors, told.neighbors)
+        assert loaded.noise_rate == issues.noise_rate
+        assert loaded.noise_rate_bounds == issues.noise_rate_bounds
+
+
 def test_files_that_are_no_issues(tmp_path: Path) -> None:
     path = tmp_path / "issues.npz"
     with pytest.raises(FileNotFoundError):
@@ -360,7 +475,7 @@ def test_a_file_is_replaced_when_the_new_one_is_whole(tmp_path: Path) -> None:
     path.chmod(0o640)
     (tmp_path / "link").symlink_to(path)
     hostile = replace(named(), classes=("\ud800", "b", "c"))  # no UTF-8
-    with pytest.raises(UnicodeEncodeError):
+    with pytest.raises(ValueError, match=r"classes must have names that UTF-8 can .* got '.ud800'"):
         hostile.to_csv(path)
     with pytest.raises(ZeroDivisionError):
         named().to_html(path, texts=lambda i: str(1 / (i - 4)))
@@ -373,3 +488,30 @@ def test_a_file_is_replaced_when_the_new_one_is_whole(tmp_path: Path) -> None:
     named().to_csv("/dev/null")
     with pytest.raises(FileNotFoundError):
         named().to_csv(tmp_path / "nowhere" / "issues")
+
+
+@pytest.mark.parametrize("heaviest", [1e7, 1e20, 1e38, 1e39, 1e300])
+def test_weights_of_any_size(heaviest: float) -> None:
+    embeddings, given = clear()
+    expected = find_label_issues(embeddings, given, sample_weight=np.full(600, 1e6))
+    found = find_label_issues(embeddings, given, sample_weight=np.full(600, heaviest))
+    assert torch.equal(found.issues, expected.issues)
+    assert found.noise_rate == pytest.approx(expected.noise_rate, abs=1e-3)
+    masked = np.ma.masked_array(np.ones(600), given == 0)
+    with pytest.raises(ValueError, match="sample_weight must be finite, got a masked entry"):
+        find_label_issues(embeddings, given, sample_weight=masked)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_neighbors_of_parts(metric: Any, tmp_path: Path) -> None:
+    embeddings, given = clear()
+    issues = find_label_issues(embeddings, given)
+    expected = issues.with_neighbors(embeddings, metric=metric).neighbors
+    np.save(tmp_path / "all.npy", embeddings)
+    mapped = np.load(tmp_path / "all.npy", mmap_mode="r")
+    for value in (mapped, [mapped[:50], torch.from_numpy(embeddings[50:])]):
+        assert torch.equal(issues.with_neighbors(value, metric=metric).neighbors, expected)
+    with pytest.raises(ValueError, match="embeddings must have 600 rows, one per sample, got 50"):
+        issues.with_neighbors(embeddings[:50])
+    with pytest.raises(ValueError, match="metric must be one of"):
+        issues.with_neighbors(embeddings, metric="l7")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,66 @@ def test_who_has_no_label() -> None:
         read([-100, 1, 2])
     with pytest.raises(ValueError, match=r"more classes than 1, as -1 .* say unlabeled=None"):
         read([-1, 1, -1, 1])
+
+
+def test_the_label_that_stands_for_none_is_read_as_labels_are() -> None:
+    names, floats = np.array(["b", "?", "a"]), np.array([3.0, 0.0, 4.0])
+    assert read(names, unlabeled=np.str_("?")) == ([1, -1, 0], ("a", "b"))
+    for unlabeled in (0, 0.0, np.float32(0), np.int8(0), torch.tensor(0), torch.tensor(0.0)):
+        assert read(floats, unlabeled) == ([3, -1, 4], None)
+        assert read(floats.astype(int), unlabeled) == ([3, -1, 4], None)
+        assert read([1, "a", 0], unlabeled) == ([0, 1, -1], (1, "a"))
+        assert read([1.5, "a", 0.0], unlabeled) == ([0, 1, -1], (1.5, "a"))
+    assert read([2**53 + 1, 2**53], float(2**53)) == ([2**53 + 1, -1], None)
+    assert read([True, False], np.bool_(True)) == ([-1, 0], (False,))
+    for unlabeled in (
+        0.5,
+        NAN,
+        np.inf,
+        "3",
+        True,
+        datetime.date(2024, 1, 1),
+        datetime.timedelta(3),
+    ):
+        assert read(floats, unlabeled) == ([3, 0, 4], None)
+    assert read(np.array([3, 4], "m8[s]"), 3)[0] == [0, 1]
+    moments = ["2024-01-01T01:02:03", "2024-01-02", "2024-01-03"]
+    one = datetime.datetime(2024, 1, 1, 1, 2, 3)
+    for unit in ("s", "ms", "us", "ns"):
+        for unlabeled in (one, np.datetime64(one), np.datetime64(one, "ns")):
+            assert read(np.array(moments, f"M8[{unit}]"), unlabeled)[0] == [-1, 0, 1]
+            assert read([one, datetime.datetime(2024, 1, 2)], unlabeled)[0] == [-1, 0]
+    for unlabeled in (datetime.timedelta(days=1), np.timedelta64(24, "h")):
+        assert read(np.array([1, 2, 3], "m8[D]"), unlabeled)[0] == [-1, 0, 1]
+    pd = pytest.importorskip("pandas")
+    stamps = pd.Series(pd.to_datetime(moments, format="ISO8601"))
+    for column in (stamps, list(stamps), stamps.astype("category"), stamps.astype("M8[ns]")):
+        for unlabeled in (stamps[0], one, np.datetime64(one)):
+            assert read(column, unlabeled)[0][0] == -1
+            assert -1 not in read(column, unlabeled)[0][1:]
+    assert read(stamps, stamps.dt.tz_localize("UTC")[0])[0] == [0, 1, 2]
+    spans = pd.Series(pd.to_timedelta([1, 2], unit="D"))
+    assert read(spans, spans[0])[0] == read(spans, datetime.timedelta(1))[0] == [-1, 0]
+
+
+def test_durations_are_labels() -> None:
+    spans = np.array([2, 1, "NaT"], "m8[s]")
+    assert read(spans) == ([1, 0, -1], (np.timedelta64(1, "s"), np.timedelta64(2, "s")))
+    assert read(list(spans))[0] == [1, 0, -1]
+    python = [datetime.timedelta(2), datetime.timedelta(1), None]
+    assert read(python) == ([1, 0, -1], (python[1], python[0]))
+    pd, pl = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    for column in (pd.Series(python), pd.Series(python).astype("category"), pl.Series(python)):
+        assert read(column)[0] == [1, 0, -1]
+
+
+def test_dates_of_columns_are_those_of_python() -> None:
+    dates = [datetime.date(2024, 1, 2), None, datetime.date(2024, 1, 1)]
+    expected = ([1, -1, 0], (dates[2], dates[0]))
+    pl, pa = pytest.importorskip("polars"), pytest.importorskip("pyarrow")
+    for column in (dates, pl.Series(dates), pl.Series(dates).to_frame(), pa.array(dates)):
+        assert read(column) == expected
+        assert read(column, dates[0])[1] == (dates[2],)
 
 
 def test_columns_of_pandas() -> None:
@@ -242,6 +303,25 @@ def test_a_read_only_array() -> None:
     rows = np.array(ROWS)
     rows.flags.writeable = False
     assert read_embeddings(rows).tolist() == ROWS  # torch would warn
+
+
+def test_masked_entries_are_refused() -> None:
+    rows = np.ma.masked_array(np.array(ROWS * 4), False)
+    assert read_embeddings(rows).tolist() == ROWS * 4
+    rows[3, 1] = np.ma.masked
+    for value in (rows, list(rows), [rows[:2], rows[2:]], rows.astype(np.float16)):
+        with pytest.raises(ValueError, match="embeddings must be finite, got a masked entry"):
+            find_label_issues(value, [0, 1] * 4)
+
+
+def test_columns_of_decimals() -> None:
+    pd, pl = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    pa = pytest.importorskip("pyarrow")
+    columns = {"a": [Decimal("0.5"), Decimal(2)], "b": [1.0, 3.0]}
+    for frame in (pd.DataFrame(columns), pl.DataFrame(columns), pa.table(columns)):
+        assert read_embeddings(frame).tolist() == ROWS
+    with pytest.raises(ValueError, match="embeddings must be finite"):
+        read_embeddings(pd.DataFrame({"a": [Decimal(1), Decimal("NaN")]}))
 
 
 def test_embeddings_in_data_frames() -> None:

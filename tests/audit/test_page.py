@@ -19,6 +19,7 @@ from audit.browser import CHROMIUM, DRIVER, Browser, wait_for
 
 import noisydml
 from noisydml import LabelIssues
+from noisydml.audit.page import unique_names
 from noisydml.audit.pictures import data_uri
 
 SIZE, CLASSES = 12, 3
@@ -145,6 +146,34 @@ def test_names(tmp_path: Path) -> None:
     assert written(tmp_path, example()).blocks["data"]["names"] == [[0, "0"], [1, "1"], [2, "2"]]
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["a", "a", "a (1)"], ["a (0)", "a (1) (1)", "a (1) (2)"]),
+        (["a", "a (0)", "a"], ["a (0) (0)", "a (0) (1)", "a (2)"]),
+        (["a", "b", "a"], ["a (0)", "b", "a (2)"]),
+    ],
+)
+def test_every_class_has_a_name_of_its_own(given: list[str], expected: list[str]) -> None:
+    assert list(unique_names(given, {0, 1, 2}).values()) == expected
+    assert list(unique_names(None, set(), (1, "1", "b")).values()) == ["1 (int)", "1 (str)", "b"]
+
+
+def test_many_copies_are_not_all_on_the_page(tmp_path: Path) -> None:
+    issues = replace(
+        example(),
+        score=torch.ones(60).double(),
+        given_labels=torch.arange(60) % 2,
+        suggested_labels=None,
+        support=None,
+        contradictions=(torch.arange(60),),
+    )
+    row = written(tmp_path, issues).blocks["data"]["rows"][0]
+    assert row["copies"] == list(range(0, 40, 2))
+    assert row["more"] == 10
+    assert row["near"] == [*row["copies"], 1]
+
+
 def test_no_issues(tmp_path: Path) -> None:
     issues = noisydml.find_label_issues(torch.eye(2).repeat(5, 1), torch.arange(2).repeat(5))
     assert issues.neighbors is not None
@@ -269,6 +298,14 @@ def test_decisions_by_keyboard(browser: Browser, tmp_path: Path) -> None:
     assert progress(browser).startswith("0 of 6 decided")
     browser.press("ArrowDown", "n", "n")
     assert browser.js("return document.getElementById('undo').disabled")
+
+
+def test_names_that_differ_by_a_space(browser: Browser, tmp_path: Path) -> None:
+    names = ["cat", "cat ", "dog"]
+    opened(browser, tmp_path / "page.html", example(), class_names=names)
+    browser.press("j", "o", "cat ", "Enter")
+    browser.press("o", "cat", "Enter", "d")
+    assert [row[2:] for row in downloaded(browser)[1:3]] == [["1", "other"], ["0", "rejected"]]
 
 
 def test_next_undecided(browser: Browser, tmp_path: Path) -> None:

@@ -87,6 +87,11 @@ def test_what_is_a_picture(tmp_path: Path) -> None:
         (np.zeros((5, 4, 5), np.uint8), ValueError, r"got \(5, 4, 5\)"),
         (np.zeros(4, np.uint8), ValueError, r"got \(4,\)"),
         (np.zeros((0, 4), np.uint8), ValueError, r"got \(0, 4\)"),
+        ({"image": 1}, TypeError, "must be Pillow images, paths .* or tensors, .* got dict"),
+        (None, TypeError, "must be Pillow images, .* got NoneType"),
+        ((None, 3), TypeError, "must be Pillow images, .* got NoneType"),
+        (b"\xff\xd8\xff", TypeError, "must be Pillow images, .* got bytes"),
+        (np.array(["a"]), TypeError, "must be Pillow images, .* got ndarray"),
     ],
 )
 def test_what_is_none(picture: Any, error: type[Exception], message: str) -> None:
@@ -141,6 +146,9 @@ def test_pillow_images_are_seen_as_by_a_person() -> None:
     clear.info["transparency"] = int(np.asarray(clear)[0, 0])
     assert (as_pixels(clear)[0, 0] == 255).all()
 
+    for mode in ("La", "RGBa"):  # colours times the opacity
+        assert (as_pixels(half.convert(mode[:-1] + "A").convert(mode))[3:] == 255).all()
+
     turned = picture.copy()
     turned.getexif()[0x0112] = 6  # to be turned by a quarter
     assert np.array_equal(as_pixels(turned), np.rot90(pixels, -1))
@@ -170,3 +178,23 @@ def test_items() -> None:
     for wrong in ("abc", 3, {"a", "b", "c"}):
         with pytest.raises(TypeError, match="texts must be a callable or have one entry"):
             item_getter("texts", wrong, 3)
+
+
+def test_items_of_columns() -> None:
+    pd, pl = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    pa = pytest.importorskip("pyarrow")
+    columns = {"text": ["a", "b", "c"]}
+    for source in (
+        pd.DataFrame(columns, index=[2, 1, 0]),
+        pl.DataFrame(columns),
+        pa.table(columns),
+        pa.array(columns["text"]),
+        pa.chunked_array([["a"], ["b", "c"]]),
+    ):
+        item = item_getter("images", source, 3)(0)
+        assert type(item) is str
+        assert item == "a"
+    columns["label"] = ["x", "y", "z"]
+    for source in (pd.DataFrame(columns), pl.DataFrame(columns), pa.table(columns)):
+        with pytest.raises(ValueError, match="texts must be one column, got a frame of 2"):
+            item_getter("texts", source, 3)

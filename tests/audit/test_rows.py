@@ -118,3 +118,59 @@ def test_a_mapped_array_of_another_shape(shape: tuple[int, ...], tmp_path: Path)
     np.save(tmp_path / "odd.npy", np.ones(shape))
     with pytest.raises(ValueError, match="embeddings must have 2 dimensions"):
         find_label_issues(np.load(tmp_path / "odd.npy", mmap_mode="r"), [0, 1, 0])
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize(
+    ("factor", "offset"), [(1, 1.7e9), (1, -1e12), (1e40, 0), (1e-50, 0), (1e300, 1e305)]
+)
+def test_what_float32_does_not_hold(
+    metric: Any, factor: float, offset: float, tmp_path: Path
+) -> None:
+    embeddings, labels = example(16)
+    embeddings = embeddings.astype(np.float64)
+    expected = find_label_issues(embeddings, labels, metric="euclidean")
+    moved = embeddings * factor + offset
+    np.save(tmp_path / "all.npy", moved)
+    mapped = np.load(tmp_path / "all.npy", mmap_mode="r")
+    for value in (moved, torch.from_numpy(moved), mapped, [mapped[:7], moved[7:]]):
+        found = find_label_issues(value, labels, metric=metric)
+        assert not found.contradictions
+        agree = np.isin(found.issues.numpy(), expected.issues.numpy()).mean()
+        assert agree > (0.9 if metric == "euclidean" else 0.6)
+        assert found.noise_rate == pytest.approx(expected.noise_rate, abs=0.02)
+
+
+def test_an_offset_of_one_column() -> None:
+    """Such as a time in seconds beside what is small; a row of zeros does not hide it."""
+    embeddings, labels = example(16)
+    embeddings = embeddings.astype(np.float64)
+    expected = find_label_issues(embeddings, labels, metric="euclidean")
+    embeddings[:, 3] += 1.7e9
+    found = find_label_issues(embeddings, labels, metric="euclidean")
+    assert torch.equal(found.issues.sort().values, expected.issues.sort().values)
+    embeddings[3] = 0
+    rows = EmbeddingRows(embeddings, "euclidean")[4:500]
+    assert (rows[:, 3] - rows[0, 3]).abs().max() < 100
+    assert (rows[:, 3] - rows[0, 3]).unique().numel() > 400
+
+
+def test_numbers_of_float64_that_float32_holds_are_as_float32() -> None:
+    embeddings = example(16)[0].astype(np.float64) + 0.1
+    for metric in ("cosine", "euclidean"):
+        rows = EmbeddingRows(embeddings, metric)[:]
+        assert torch.equal(rows, EmbeddingRows(embeddings.astype(np.float32), metric)[:])
+
+
+def test_numbers_too_large_beside_the_others() -> None:
+    embeddings, labels = example(16)
+    embeddings = embeddings.astype(np.float64)
+    embeddings[3, 3] = 1e40
+    for value in (embeddings, [embeddings[:300], embeddings[300:]]):
+        find_label_issues(value, labels)  # the others are small beside it
+    embeddings[3, 3] = 1
+    embeddings, labels = np.tile(embeddings, (3, 1)), np.tile(labels, 3)
+    embeddings[1400, 3] = 1e40
+    for metric in ("cosine", "euclidean"):
+        with pytest.raises(ValueError, match="that float32 holds beside the first 1024 of them"):
+            find_label_issues(embeddings, labels, metric=metric)
