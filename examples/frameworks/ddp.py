@@ -27,7 +27,7 @@ def plain():
 
 def wrapped():
     """The one line: the filter outside, the gathering of what is left inside."""
-    return noisydml.KNNDenoiser(noisydml.GatheredLoss(plain()), memory_size=1200)
+    return noisydml.robust(noisydml.GatheredLoss(plain()), dataset_size=1200)
 
 
 def train(loss_fn, epochs):
@@ -64,7 +64,7 @@ def main() -> None:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if cuda else "gloo")
     _, test = noisy_digits.load()
-    for name, loss_fn in (("plain loss", plain()), ("KNNDenoiser", wrapped())):
+    for name, loss_fn in (("plain loss", plain()), ("robust", wrapped())):
         scores = noisy_digits.scores(train(loss_fn, options.epochs), test)
         if not dist.is_initialized() or dist.get_rank() == 0:
             print(f"{ranks} ranks, {name + ':':12} {scores}")

@@ -88,7 +88,7 @@ def run(wrap, epochs, folder, checkpoint=None):
     loss_fn = losses.MultiSimilarityLoss()
     callbacks = []
     if wrap:
-        loss_fn = noisydml.KNNDenoiser(loss_fn, memory_size=len(train))  # the one line
+        loss_fn = noisydml.robust(loss_fn, dataset_size=len(train))  # the one line
         callbacks.append(NoisyLabels(loss_fn, len(train)))
     module = Retrieval(loss_fn)
     trainer = lightning.Trainer(
@@ -114,7 +114,7 @@ def main() -> None:
 
     _, _, plain = run(False, options.epochs, output / "plain")
     whole, (callback,), wrapped = run(True, options.epochs, output / "wrapped")
-    print(f"plain loss:  {plain}\nKNNDenoiser: {wrapped}")
+    print(f"plain loss:  {plain}\nrobust:      {wrapped}")
     print(callback.audit.result().summary())
     if options.stop_after is not None:
         run(True, options.stop_after, output / "stopped")

@@ -2,7 +2,8 @@
 
     python examples/frameworks/plain_pytorch.py
 
-Half of the labels of the training digits are wrong.
+Half of the labels of the training digits are wrong. The wrapped loss is 0 in the first epoch: the
+labels are judged by what the untrained network makes of the digits, before any is trained on.
 """
 
 import argparse
@@ -38,6 +39,6 @@ def run(loss_fn):
 loss_fn = losses.MultiSimilarityLoss()
 print(f"plain loss:  {run(loss_fn)}")
 
-loss_fn = noisydml.KNNDenoiser(loss_fn, memory_size=len(train))  # the one line
-print(f"KNNDenoiser: {run(loss_fn)}")
+loss_fn = noisydml.robust(loss_fn, dataset_size=len(train))  # the one line
+print(f"robust:      {run(loss_fn)}")
 print(noisydml.decision_summary(loss_fn))

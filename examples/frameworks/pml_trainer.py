@@ -2,7 +2,8 @@
 
     python examples/frameworks/pml_trainer.py
 
-Half of the labels of the training digits are wrong.
+Half of the labels of the training digits are wrong. The wrapped loss is 0 in the first epoch: the
+labels are judged by what the untrained network makes of the digits, before any is trained on.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def run(loss_fn):
 loss_fn = losses.MultiSimilarityLoss()
 plain = run(loss_fn)
 
-loss_fn = noisydml.KNNDenoiser(loss_fn, memory_size=len(train))  # the one line
+loss_fn = noisydml.robust(loss_fn, dataset_size=len(train))  # the one line
 wrapped = run(loss_fn)
-print(f"plain loss:  {plain}\nKNNDenoiser: {wrapped}")
+print(f"plain loss:  {plain}\nrobust:      {wrapped}")
 print(noisydml.decision_summary(loss_fn))

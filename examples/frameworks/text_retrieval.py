@@ -8,8 +8,8 @@ of a sentence is the module, of 10, that it describes, such as scipy.signal; of 
 sentences four in ten have a wrong one. What is measured: whether the test sentence that is nearest
 to another one is of the same module. The training texts and the test texts are different sentences.
 
-The model is a good one before it is trained. So the wrapper's reference is made of the untrained
-model's embeddings, and the first batch is judged already.
+The model is a good one before it is trained. So the untrained model's embeddings judge the labels
+before the first step, and the first batch is filtered already.
 """
 
 import argparse
@@ -113,7 +113,7 @@ print(f"{len(texts)} sentences to train on, {len(test)} to test on")
 print(f"untrained:   {scores(load())}")
 print(f"plain loss:  {run(loss_fn)}")
 
-loss_fn = noisydml.KNNDenoiser(loss_fn, memory_size=len(texts))  # the one line
+loss_fn = noisydml.robust(loss_fn, dataset_size=len(texts))  # the one line
 loss_fn.refresh(embed(load(), texts), given)  # what the untrained model says of the labels
-print(f"KNNDenoiser: {run(loss_fn)}")
+print(f"robust:      {run(loss_fn)}")
 print(noisydml.decision_summary(loss_fn))
