@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args, overload
 
 from noisydml.functional.checks import require_choice, require_count
-from noisydml.wrappers.judged import JudgeFilter, Start
+from noisydml.wrappers.judged import JudgeFilter
+from noisydml.wrappers.passes import Start
 from noisydml.wrappers.prism import PRISMFilter
 
 # Samples a class, from which on the judge drops fewer right labels than PRISM's centers do:
