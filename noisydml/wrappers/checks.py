@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from noisydml import pml
+from noisydml import distributed, pml
 from noisydml.functional.checks import (
     require_floating,
     require_integer,
@@ -170,13 +171,29 @@ def remembered_checks(
 
 
 def checked_samples(
-    features: Tensor, labels: Tensor, sample_ids: Tensor | None, memory: FeatureMemory, what: str
+    features: Tensor,
+    labels: Tensor,
+    sample_ids: Tensor | None,
+    memory: FeatureMemory,
+    what: str,
+    also: Callable[[Tensor, Tensor], None],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What a ``refresh`` is given, on the device of the memory, once all of it is right.
 
-    Without ids the rows are the samples 0, 1, ..., N - 1; ``what`` limits them. Raises TypeError or
-    ValueError.
+    Without ids the rows are the samples 0, 1, ..., N - 1; ``what`` limits them, and ``also``
+    refuses more. Raises TypeError or ValueError, where ranks have parts on all of them.
     """
+    given = None
+    with distributed.together() if memory.ranks > 1 else nullcontext():
+        given = _checked_samples(features, labels, sample_ids, memory, what)
+        also(*given[:2])
+    assert given is not None
+    return given
+
+
+def _checked_samples(
+    features: Tensor, labels: Tensor, sample_ids: Tensor | None, memory: FeatureMemory, what: str
+) -> tuple[Tensor, Tensor, Tensor]:
     require_values(features=features, labels=labels, sample_ids=sample_ids)
     require_floating("features", features, ndim=2)
     require_integer("labels", labels, len(features), "feature")
@@ -201,8 +218,13 @@ def checked_samples(
     return features, labels, sample_ids
 
 
-def fingerprint(labels: Tensor, sample_ids: Tensor) -> int:
-    """A number by which ranks see whether they were given the same samples; asks the host."""
+def fingerprint(memory: FeatureMemory, labels: Tensor, sample_ids: Tensor) -> int:
+    """A number by which ranks see whether they were given the same samples, as they have to be.
+
+    0 where they need not; asks the host.
+    """
+    if distributed.world_size() == 1 or memory.ranks > 1:
+        return 0
     return zlib.crc32(torch.stack([labels, sample_ids]).cpu().numpy().tobytes())
 
 

@@ -85,7 +85,8 @@ class JudgeFilter(JudgedPasses):
             with fewer samples.
         ValueError: if a setting is outside the values above; in a call if embeddings are not as
             wide as those before, ids outside ``[0, N)``, given in some batches only, or missing
-            with ``shard`` or after a ``refresh`` with features of another layer, or labels negative or, with ``num_classes``, C and above.
+            with ``shard`` or after a ``refresh`` with features of another layer, or labels
+            negative or, with ``num_classes``, C and above.
 
     Under ``torch.distributed`` every rank collects the features of all ranks and judges them all.
     With ``shard`` each has a part, and a pass that is over is judged at the start of the next step.

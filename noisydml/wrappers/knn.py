@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from noisydml import distributed
-from noisydml.distributed import gather_batch, together
+from noisydml.distributed import gather_batch
 from noisydml.functional.checks import (
     require_count,
     require_number,
@@ -234,19 +232,17 @@ class KNNDenoiser(Filter):
             ValueError: if shapes do not fit, a feature is not finite, a label negative, or an id
                 out of range. What was there before stays.
         """
-        given = None
-        with together() if self.memory.ranks > 1 else nullcontext():
-            given = checked_samples(
-                features, labels, sample_ids, self.reference, "memory_size of KNNDenoiser"
-            )
-            width, got = self.memory.embedding_size, given[0].shape[1]
+
+        def refuse_width(features: Tensor, labels: Tensor) -> None:
+            width, got = self.memory.embedding_size, features.shape[1]
             if width is not None and got != width:
                 raise ValueError(
                     f"features must be as wide as {width_given_by(self.memory)}, {width}, got {got}"
                 )
-        assert given is not None
-        if distributed.world_size() > 1 and self.memory.ranks == 1:
-            self._refreshed = fingerprint(*given[1:])
+
+        what = "memory_size of KNNDenoiser"
+        given = checked_samples(features, labels, sample_ids, self.reference, what, refuse_width)
+        self._refreshed = fingerprint(self.memory, *given[1:])
         refreshed = self.memory.holding(*given)
         self._index(refreshed)  # which may raise
         self._changes += 1

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from noisydml import distributed, pml
-from noisydml.distributed import together
+from noisydml import pml
 from noisydml.functional.checks import require_choice, require_count, require_number
 from noisydml.functional.judge import mean_log_odds, strict_threshold
 from noisydml.memory.features import FeatureMemory
@@ -167,18 +165,16 @@ class JudgedPasses(Filter):
             ValueError: if shapes do not fit, a feature is not finite, a label negative, or an id
                 out of range. What was there before stays.
         """
-        given = None
-        with together() if self.memory.ranks > 1 else nullcontext():
-            given = checked_samples(
-                features, labels, sample_ids, self.reference, "dataset_size of JudgeFilter"
-            )
+
+        def refuse_labels(features: Tensor, labels: Tensor) -> None:
             if self.num_classes is not None:
                 what = "num_classes of JudgeFilter"
-                raise_first([in_range("labels", given[1], self.num_classes, what)])
-        assert given is not None
+                raise_first([in_range("labels", labels, self.num_classes, what)])
+
+        what = "dataset_size of JudgeFilter"
+        given = checked_samples(features, labels, sample_ids, self.reference, what, refuse_labels)
         untrained = self.counters["trained"] == 0
-        if distributed.world_size() > 1 and self.memory.ranks == 1:
-            self._refreshed = fingerprint(*given[1:])
+        self._refreshed = fingerprint(self.memory, *given[1:])
         pass_features = self.memory.holding(*given, dtype=torch.float32)
         self._judge_reference(first=untrained, features=pass_features)  # the index may raise
         self._changes += 1
