@@ -90,7 +90,7 @@ plain_loss = losses.MultiSimilarityLoss(alpha=2, beta=40, base=0.5)
 _, plain = train_network(plain_loss)
 
 # The one line. It says neither how many labels are wrong nor how many classes there are.
-robust_loss = noisydml.KNNDenoiser(plain_loss, memory_size=len(labels))
+robust_loss = noisydml.robust(plain_loss, dataset_size=len(labels))
 network, robust = train_network(robust_loss)
 
 # What a perfect detector of wrong labels would reach by dropping them.
@@ -99,7 +99,7 @@ _, ceiling = train_network(ceiling_loss)
 
 # %%
 figure, ax = plt.subplots(figsize=(6, 3.2))
-curves = {"plain loss": plain, "KNNDenoiser": robust, "GroundTruthFilter (ceiling)": ceiling}
+curves = {"plain loss": plain, "robust": robust, "GroundTruthFilter (ceiling)": ceiling}
 for name, curve in curves.items():
     ax.plot(range(1, len(curve) + 1), curve, label=name)
 ax.set(xlabel="epoch", xticks=range(0, 21, 5))
@@ -109,10 +109,12 @@ for name, curve in curves.items():
     print(f"{name:28s} MAP@R {curve[-1]:.1f} %")
 
 # %% [markdown]
-# The plain loss learns the wrong labels, too. The wrapped one drops the samples whose nearest
-# neighbours have another label, from the second epoch on, when it has seen all samples once.
+# The plain loss learns the wrong labels, too. The wrapped one collects the features of the first
+# epoch, in which its loss is 0, and has all labels judged by them. From then on it drops what is
+# most likely wrong, and judges again after every epoch. `robust_loss.refresh(features, labels)`
+# before the first step would save that epoch.
 #
-# This is one seed and one kind of noise. The notebook `compare_wrappers` has all wrappers under
+# This is one seed and one kind of noise. The notebook `compare_wrappers` has more wrappers under
 # five kinds, over several seeds, also where they do not help.
 #
 # ## What it decided
@@ -141,9 +143,11 @@ _ = ax.legend()
 # wrapper, or a function that returns one loss per sample. A classification loss:
 
 # %%
-classifier = noisydml.KNNDenoiser(
-    losses.NormalizedSoftmaxLoss(num_classes=10, embedding_size=32), memory_size=len(labels)
+classifier = noisydml.robust(
+    losses.NormalizedSoftmaxLoss(num_classes=10, embedding_size=32), dataset_size=len(labels)
 )
+with torch.no_grad():
+    classifier.refresh(network(train_images), labels)  # else the first epoch's loss is 0
 loss = classifier(network(train_images[:64]), labels[:64], sample_ids=torch.arange(64))
 print(f"loss of a batch: {loss:.2f}")
 
