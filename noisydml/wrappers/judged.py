@@ -43,10 +43,10 @@ class JudgeFilter(JudgedPasses):
     ``start="judge"`` the first pass only collects them, and the loss is a zero with a graph. If a
     fifth of that pass shows that the features do not tell the classes, it trains on all labels
     until the pass is over. What the untrained features said is remembered: from then on both
-    judgements count, as the mean of their log-odds, since features agree in time with the wrong
-    labels that they were trained on. Where all labels were trained on and the features tell the
-    classes of few samples, nobody is dropped if more than 15 % of the right labels would go, by
-    the judge's own account.
+    judgements of a sample with an id count, as the mean of their log-odds, since features agree in
+    time with the wrong labels that they were trained on. Where all labels were trained on and the
+    features tell the classes of few samples, nobody is dropped if more than 15 % of the right
+    labels would go, by the judge's own account.
 
     Args:
         loss: any loss that a wrapper takes.

@@ -47,13 +47,14 @@ def robust(
 ) -> JudgeFilter | PRISMFilter:
     """Wrap a loss in what the project's own experiments speak for, with nothing to tune.
 
-    No noise rate is asked for; ``sample_ids`` are worth passing. It is a :class:`JudgeFilter`:
-    judge the network's own features before the first step, ``loss_fn.refresh(features, labels)``,
-    whether it is pretrained or from scratch. Without such a pass a network from scratch has to
-    learn from all labels first: with ``start="train"`` it is a :class:`PRISMFilter` that estimates
-    the rate, or where there are 100 samples a class or more, of which one center says little, the
-    :class:`JudgeFilter` all the same. A later version may compose something else. The results page
-    of the documentation has figures.
+    No noise rate is asked for. It is a :class:`JudgeFilter`: judge the network's own features
+    before the first step, ``loss_fn.refresh(features, labels)``, whether it is pretrained or from
+    scratch. ``sample_ids`` are worth passing, and needed if these features are of another layer.
+    Without such a pass a network from scratch has to learn from all labels first: with
+    ``start="train"`` it is a :class:`PRISMFilter` that estimates the rate, or where there are 100
+    samples a class or more, of which one center says little, the :class:`JudgeFilter` all the
+    same. A later version may compose something else. The results page of the documentation has
+    figures.
 
     Args:
         loss: any loss that a wrapper takes.
