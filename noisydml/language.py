@@ -139,6 +139,7 @@ def top_classes(
         size = least if num_classes is None else num_classes
         if size < least or (len(labels) and int(labels.min()) < 0):
             raise ValueError(f"labels must be in [0, {size})")
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # sums of many
         sums = logits.new_zeros(size, logits.shape[1]).index_add(0, labels.long(), logits)
         logits = sums / torch.bincount(labels.long(), minlength=size).clamp(min=1).unsqueeze(1)
     return logits.topk(k, dim=1).indices

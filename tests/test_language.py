@@ -143,6 +143,12 @@ def test_top_classes_of_samples_and_of_labels() -> None:
     assert top_classes(logits, 3, labels, num_classes=9).shape == (9, 3)
 
 
+def test_the_mean_of_many_logits_of_half_precision() -> None:
+    logits = (torch.randn(3000, 50) + torch.linspace(0, 5, 50) + 20).half()
+    found = top_classes(logits, 5, torch.zeros(3000, dtype=torch.int64))[0]
+    assert torch.equal(found, logits.double().mean(dim=0).topk(5).indices)
+
+
 def test_top_classes_refuses() -> None:
     logits = torch.randn(4, 3)
     with pytest.raises(ValueError, match="k must be from 1 to 3"):

@@ -71,7 +71,7 @@ def score_histogram(
         raise ValueError(f"is_noisy must have shape {values.shape}, got {wrong.shape}")
     ax = _axes(ax)
     known = np.isfinite(values)
-    edges = np.histogram_bin_edges(values[known], bins).tolist()
+    edges = _edges(values[known], bins)
     if is_noisy is None:
         ax.hist(values[known], edges)
     else:
@@ -211,6 +211,16 @@ def _pyplot() -> Any:
 
 def _axes(ax: Axes | None) -> Axes:
     return _pyplot().subplots()[1] if ax is None else ax
+
+
+def _edges(values: NDArray[Any], bins: int) -> list[float]:
+    """Of so many bars; of values that are equal but for rounding they are around these."""
+    least, most = (values.min(), values.max()) if len(values) else (0.0, 1.0)
+    rounding = 1e-9 * max(abs(least), abs(most), 1.0)
+    if most - least < rounding:
+        least, most = least - 1e6 * rounding, most + 1e6 * rounding
+    edges: list[float] = np.linspace(least, most, bins + 1).tolist()
+    return edges
 
 
 def _array(values: Any, dtype: type) -> NDArray[Any]:

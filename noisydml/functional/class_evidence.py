@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from noisydml.functional.parts import Whole
+from noisydml.functional.products import full_precision
 
 _TINY = 1e-12
 _CHANCE = 1e-3  # copies that a sample would have by chance
@@ -80,6 +81,7 @@ def vote_shares(ballots: Tensor, votes: Tensor, num_classes: int) -> Tensor:
     return (each + floor / num_classes) / total
 
 
+@full_precision
 def leave_one_out_similarity(
     features: Tensor,
     sums: Tensor,

@@ -13,7 +13,7 @@ from noisydml.functional.checks import (
     require_number,
     require_positive,
 )
-from noisydml.functional.products import scaled
+from noisydml.functional.products import affine, scaled
 
 Direction = Literal["backward", "forward"]
 SameClass = Literal["fill", "diagonal", "keep"]
@@ -84,12 +84,12 @@ def language_guidance(
 
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
     visual = F.normalize(scaled(embeddings.to(dtype)))
-    visual = visual @ visual.T  # (B, B)
+    visual = affine(visual, visual)  # (B, B)
     # The mean of k matrices of cosines is one product: of the k unit vectors of a sample in a row.
     meaning = F.normalize(scaled(language.detach().to(dtype)), dim=-1)
     parts = meaning.shape[1] if meaning.ndim == 3 else 1
     meaning = meaning.flatten(1) / math.sqrt(parts)  # (B, k E)
-    meaning = meaning @ meaning.T + shift
+    meaning = affine(meaning, meaning) + shift
     if same_class != "keep":
         of_class = torch.arange(len(visual), device=visual.device)
         if same_class == "fill" and labels is not None:

@@ -45,6 +45,9 @@ def gaussian_mixture(values: Tensor) -> Mixture:
         tensor([ 1.0000, 11.0000], dtype=torch.float64)
     """
     require_floating("values", values, ndim=1)
+    if len(values) < 4:
+        unknown = values.new_full((2,), math.nan, dtype=torch.float64)
+        return Mixture(unknown, unknown.clone(), unknown.clone())
     (weight, mean, variance), centre, scale = _fit(values.double())
     return Mixture(weight, centre + scale * mean, scale.square() * variance)
 

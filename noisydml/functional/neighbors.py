@@ -124,10 +124,12 @@ def neighbor_weights(distance: Tensor, sharpness: float) -> Tensor:
     if distance.shape[1] == 0:
         return distance
     there = distance.isfinite()
-    near = torch.where(there, distance, 0.0)
+    dtype = torch.promote_types(distance.dtype, torch.float32)  # in which their sum is finite
+    near = torch.where(there, distance, 0.0).to(dtype)
     mean = near.sum(dim=1, keepdim=True) / there.sum(dim=1, keepdim=True).clamp_min(1)
     relative = near / torch.where(mean > 0, mean, 1.0)
-    return (relative.clamp_max(_FAR / sharpness) * -sharpness).exp() * there
+    weights = (relative.clamp_max(_FAR / sharpness) * -sharpness).exp() * there
+    return weights.to(distance.dtype)
 
 
 def nearest_of_parts(distance: Tensor, row: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -108,7 +108,8 @@ def class_similarity_pairs(
     _require_width("features", features, embeddings)
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
     queries = scaled(embeddings.to(dtype))
-    columns = torch.where(feature_labels < 0, num_classes, feature_labels)  # C for the ignored
+    labels = feature_labels.long()
+    columns = torch.where(labels < 0, num_classes, labels)  # C for the ignored
     sums = queries.new_zeros(len(queries), num_classes + 1)
     ones = torch.ones(len(features), dtype=torch.int64, device=columns.device)
     counts = ones.new_zeros(num_classes + 1).index_add_(0, columns, ones)

@@ -1,11 +1,16 @@
-"""The product of a batch with a matrix, in full precision whatever autocast is on around it."""
+"""Products in full precision, whatever autocast is on around them."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 TILE = 16, 64  # rows of both factors, above which products of any size add in one order
 
@@ -44,6 +49,20 @@ def finite(values: Tensor, dim: int | None = None) -> Tensor:
 
 def affine(rows: Tensor, matrix: Tensor, offsets: Tensor | None = None) -> Tensor:
     """(B, C) ``rows @ matrix.T + offsets`` of (B, D), (C, D) and (C,), all of one dtype."""
-    kind = rows.device.type  # of which "meta" has no autocast
-    with nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):
+    with _autocast_off(rows.device):
         return rows @ matrix.T if offsets is None else torch.addmm(offsets, rows, matrix.T)
+
+
+def full_precision(function: _Function) -> _Function:
+    """The function without the autocast that is on where its first argument is."""
+
+    @wraps(function)
+    def run(rows: Any, *arguments: Any, **settings: Any) -> Any:
+        with _autocast_off(rows.device):
+            return function(rows, *arguments, **settings)
+
+    return cast(_Function, run)
+
+
+def _autocast_off(device: torch.device) -> AbstractContextManager[None]:
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

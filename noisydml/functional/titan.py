@@ -412,7 +412,7 @@ def nearest_samples(
     distance, rows = mu.new_zeros(num_classes, 0), labels.new_zeros(num_classes, 0).long()
     if k == 0 or num_classes == 0:
         return distance, rows
-    center = mu.mean(dim=0)  # a common offset would cost digits
+    center = mu.index_select(0, present.int().argmax().view(1))  # an offset would cost digits
     mu = mu - center
     mu_square = torch.where(present, mu.square().sum(dim=1), math.inf).unsqueeze(1)  # (C, 1)
     slopes = pad(-2 * mu, (0, 0, 0, -num_classes % TILE[0]))

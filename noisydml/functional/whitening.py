@@ -10,7 +10,7 @@ from torch import Tensor
 
 from noisydml.functional.checks import require_count, require_floating, require_integer
 from noisydml.functional.parts import Whole
-from noisydml.functional.products import inverse_scale, largest_magnitude
+from noisydml.functional.products import full_precision, inverse_scale, largest_magnitude
 
 _POWERS = 3  # of the covariance, in the search for its leading directions
 _SPARE = 32  # directions more than asked for, as is usual (Halko et al., 2011)
@@ -36,6 +36,7 @@ def row_blocks(shape: Sequence[int]) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, shape[0], step))
 
 
+@full_precision
 def principal_components(features: Rows, number: int, parts: Whole | None = None) -> Tensor:
     """The features, centred and turned so that ``number`` columns hold most of their variance.
 
@@ -111,6 +112,7 @@ def _leading(
     return leading
 
 
+@full_precision
 def within_class_whitening(
     features: Tensor,
     labels: Tensor,
@@ -153,7 +155,7 @@ def within_class_whitening(
     parts = Whole(len(features)) if parts is None else parts
     if shrinkage is None:
         shrinkage = shrinkage_of_few(0.5, 20, features.shape[1], parts.total((weights > 0).sum()))
-    weights = weights.float().unsqueeze(1)
+    weights, labels = weights.float().unsqueeze(1), labels.long()
     sums = weights.new_zeros(num_classes, features.shape[1])
     for rows in row_blocks(features.shape):
         sums.index_add_(0, labels[rows], features[rows].float() * weights[rows])

@@ -105,7 +105,7 @@ def _run(
     if "features" in options:
         options["features"] = read_arrays(options["features"], single=True)[""]
     if "hierarchy" in options:
-        with open(options["hierarchy"], encoding="utf-8") as file:
+        with open(options["hierarchy"], encoding="utf-8-sig") as file:
             options["hierarchy"] = noise.ClassHierarchy.from_paths(file.read().splitlines())
     names: Sequence[str] | None = None
     if input.endswith(".csv"):

@@ -74,7 +74,7 @@ def exact_counts(rng: np.random.Generator, sizes: Integers, rate: float) -> Inte
 
     With :math:`T_j = r \sum_{i \le j} n_i` along a random order of the classes, class j gets
     :math:`\lfloor T_j + u \rfloor - \lfloor T_{j-1} + u \rfloor`: its share rounded down or up,
-    up with a probability equal to the fraction. This is systematic sampling. The offset u is
+    up with a probability of about the fraction. This is systematic sampling. The offset u is
     drawn such that the total is :math:`r N` rounded to the nearest integer, halves up.
     """
     order = shuffled(rng, len(sizes))

@@ -181,3 +181,9 @@ for draw in (lambda: plot.score_histogram([1.0]), lambda: plot.hierarchy(tree), 
 @pytest.mark.slow
 def test_matplotlib_is_imported_when_used() -> None:
     subprocess.run([sys.executable, "-c", WITHOUT], check=True)
+
+
+@pytest.mark.parametrize("scores", [[1.0, 1 - 1e-15], [1e17] * 5, [0.0] * 3])
+def test_scores_that_are_equal_but_for_rounding(scores: list[float]) -> None:
+    bars = plot.score_histogram(torch.tensor(scores, dtype=torch.float64)).containers[0]
+    assert sum(bar.get_height() for bar in bars) == len(scores)

@@ -277,3 +277,10 @@ def test_equal_rows_are_copies_where_nearly_all_are(rounding: float) -> None:
     distance, near = distance.sort(dim=1, stable=True)
     found = near_identical(directions, distance[:, :30], near[:, :30])
     assert torch.equal(found, torch.arange(5).repeat(20))
+
+
+def test_whitening_takes_labels_of_any_integer_dtype() -> None:
+    features, labels, ones = torch.randn(20, 3), torch.arange(20) % 4, torch.ones(20)
+    expected = within_class_whitening(features, labels, ones, 4)
+    for dtype in (torch.uint8, torch.int16):
+        assert torch.equal(within_class_whitening(features, labels.to(dtype), ones, 4), expected)

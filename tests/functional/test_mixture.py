@@ -210,3 +210,8 @@ def test_refusals(function):
         function(torch.arange(5))
     with pytest.raises(ValueError, match=r"^values must have 1 dimension"):
         function(torch.ones(5, 1))
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_too_few_values_have_no_mixture(number: int) -> None:
+    assert all(part.isnan().all() for part in gaussian_mixture(torch.arange(number).float()))

@@ -191,3 +191,13 @@ def test_the_nearest_of_a_label_is_that_of_a_loop(
         assert place == (min(of_label, key=lambda j: round(far[j], 5)) if far else -1)
     assert found[0] == 10
     assert (found == -1).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_half_precision(dtype: torch.dtype) -> None:
+    """Whose sum of distances may be beyond its range, and a small sharpness, too."""
+    distance = torch.linspace(300, 900, 200).unsqueeze(0)
+    found = neighbor_weights(distance.to(dtype), 2.0)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), neighbor_weights(distance, 2.0), rtol=0, atol=0.01)
+    assert neighbor_weights(distance.to(dtype), 1e-3).isfinite().all()

@@ -398,3 +398,12 @@ def test_rates_ask_no_host() -> None:
         counts = torch.zeros(30, 2, dtype=torch.float64, device=device)
         for part in smooth_noise_rate(similarities, own, own > 0, counts):
             assert part.device.type == "cuda"
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_of_any_integer_dtype(dtype: torch.dtype) -> None:
+    features, labels = torch.randn(6, 4), torch.arange(6) % 2
+    torch.testing.assert_close(
+        class_similarity_pairs(features, features, labels.to(dtype), 2),
+        class_similarity_pairs(features, features, labels, 2),
+    )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
+from noisydml import functional
 from noisydml.functional.products import affine, scaled
 
 LARGE = (2100, 64)
@@ -64,3 +67,21 @@ def test_scaled_rows_have_their_direction_and_gradient(size: float) -> None:
     assert torch.autograd.gradcheck(lambda z: torch.nn.functional.normalize(scaled(z)), (x,))
     assert not scaled(torch.zeros(2, 3)).any()
     assert scaled(torch.zeros(2, 0)).shape == (2, 0)
+
+
+@pytest.mark.parametrize("name", ["proxy_nca", "guidance", "whitening", "components", "cosines"])
+def test_autocast_changes_no_result(name: str) -> None:
+    rows, labels = torch.randn(200, 32), torch.arange(200) % 5
+    calls: dict[str, Callable[[], Any]] = {
+        "proxy_nca": lambda: functional.proxy_nca(rows, labels, rows[:5], 32.0),
+        "guidance": lambda: functional.language_guidance(rows, rows.flip(1), labels),
+        "whitening": lambda: functional.within_class_whitening(rows, labels, torch.ones(200), 5),
+        "components": lambda: functional.principal_components(rows, 4),
+        "cosines": lambda: functional.leave_one_out_similarity(
+            rows, rows[:5], labels, torch.ones(200)
+        )[1],
+    }
+    expected = calls[name]()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = calls[name]()
+    assert torch.equal(found, expected)

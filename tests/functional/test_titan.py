@@ -653,3 +653,13 @@ def test_mixing_never_asks_the_host(seeded, dataless):
 def test_refusals(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_absent_classes_cost_no_digits_where_all_have_an_offset() -> None:
+    labels = torch.arange(400) % 2
+    features = torch.randn(400, 16) + 1000
+    features[:, 0] += 3 * labels
+    given = torch.where(torch.rand(400) < 0.4, 1 - labels, labels)
+    means, _, counts = class_gaussians(features, labels, 50)  # 48 of which have no samples
+    found = refine_labels(features, given, means, 150, counts)
+    assert torch.equal(found, refine_labels(features, given, means[:2], 150, counts[:2]))

@@ -105,8 +105,9 @@ def test_names_stay_names(arguments: list[str], expected: object) -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_names_follow_the_order_of_the_hierarchy() -> None:
-    Path("tree.txt").write_text("\n".join(reversed(NAMES)))
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_names_follow_the_order_of_the_hierarchy(encoding: str) -> None:
+    Path("tree.txt").write_text("\n".join(reversed(NAMES)), encoding=encoding)
     main(["semantic", "names.csv", "noisy.csv", "--rate", "1", "--hierarchy", "tree.txt"])
     _, rows = read("noisy.csv")
     swapped = {"a/x": {"a/y"}, "a/y": {"a/x"}, "b/x": {"b/y", "b/z"}}
