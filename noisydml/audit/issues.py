@@ -288,10 +288,13 @@ class LabelIssues:
         if got != size:
             raise ValueError(f"embeddings must have {size} rows, one per sample, got {got}")
         require_count("k", k)
-        features = rows.read(slice(size))
+        features, by = rows.read(slice(size)), metric
+        if features.dtype == torch.float64 and metric == "cosine":
+            # Of unit vectors less an offset, which float32 holds, the distances are in one order.
+            features, by = rows[:], "euclidean"
         one_class = torch.zeros_like(self.given_labels)  # nobody is left out for its label
         one_class, issues = (x.to(rows.device) for x in (one_class, self.issues))
-        hood = Neighborhood(None, metric)
+        hood = Neighborhood(None, by)
         hood.build(features, one_class)
         near = [
             hood.neighbors(features[block], one_class[block], k, block)[1]

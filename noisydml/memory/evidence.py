@@ -81,7 +81,7 @@ class Sample(Whitened):
         self.any_disagree = bool((labels_of > 1).any())
         # What others of its class have to weigh, so that it can be judged: where copies disagree
         # half of a sample at least, for else the class may be known by what is wrong of others.
-        half = 0.5 * weights.new_zeros(parts.size).index_add_(0, copies, weights)[self.copies]
+        half = 0.5 * torch.bincount(copies, minlength=parts.size)[self.copies] * self.weights
         self.least = torch.where(self.disagree, half, 1e-6)
         others = self.sizes(self.weights)[self.classes] - self.own_weights
         return int(parts.total((self.labelled & (others > half)).sum()))

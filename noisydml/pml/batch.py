@@ -142,6 +142,8 @@ class Batch:
         Label and weight are those of the row that it was made from. Pairs and triplets are
         repeated among the synthetic rows.
         """
+        if self.of_itself:
+            return replace(self, ref_emb=None).extended(synthetic)
         if self.ref_emb is not None and self.ref_labels is None:
             return replace(self, ref_labels=self.labels).extended(synthetic)
         own = torch.zeros(len(self), dtype=torch.bool, device=self.device)

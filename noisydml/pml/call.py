@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import reduce
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor, nn
 
 from noisydml.functional import proxy_nca
+from noisydml.functional.products import finite
 from noisydml.pml.batch import Batch
 from noisydml.pml.kinds import (
     Loss,
@@ -49,7 +49,7 @@ class Terms(NamedTuple):
 def call(loss: Loss, batch: Batch) -> Tensor:
     """Value of the user's loss on a batch of at least one row, weighted where the batch is."""
     if batch.sample_weight is None:
-        return _reduced(loss, _output(loss, batch), len(batch))
+        return _reduced(loss, _output(loss, batch), batch)
     return split(loss, batch).weighted(batch.sample_weight)
 
 
@@ -61,7 +61,7 @@ def split(loss: Loss, batch: Batch) -> Terms:
     if isinstance(_out_of_memory(loss), BaseMetricLossFunction):
         return _split_pml(loss, batch)
     output = _output(loss, batch)
-    value = _reduced(loss, output, len(batch))
+    value = _reduced(loss, output, batch)
     if output.shape != (len(batch),):
         raise unweightable(
             loss,
@@ -118,6 +118,8 @@ def _output(loss: Loss, batch: Batch) -> Any:
         batch = with_selected_pairs(loss, batch)
     if batch.of_itself:
         batch = replace(batch, ref_emb=None)
+    elif batch.ref_emb is not None and batch.ref_labels is None:  # not all losses fill them in
+        batch = replace(batch, ref_labels=batch.labels)
     given = {}
     for name in _OPTIONAL:
         if getattr(batch, name) is not None:
@@ -146,11 +148,13 @@ def _converted(loss: Loss, batch: Batch) -> Batch:
     return batch if dtype == own else batch.to(dtype)
 
 
-def _reduced(loss: Loss, output: Any, batch_size: int) -> Tensor:
+def _reduced(loss: Loss, output: Any, batch: Batch) -> Tensor:
+    batch_size = len(batch)
     if isinstance(output, Tensor):
         if output.ndim == 0:
             if isinstance(loss, losses.NCALoss):  # the mean of none, where nobody has a positive
-                return output.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
+                none = output.isnan() & finite(batch.embeddings.detach())
+                return torch.where(none, torch.zeros_like(output), output)
             return output
         if output.shape == (batch_size,):
             return output.mean()
@@ -194,7 +198,7 @@ def _split_pml(loss: Loss, batch: Batch) -> Terms:
 def _dissected(loss: Loss, batch: Batch) -> tuple[Tensor, list[Part]]:
     """The loss's own value, and the terms behind it."""
     output, found = dissected(_out_of_memory(loss), lambda: _output(loss, batch))
-    return _reduced(loss, output, len(batch)), found
+    return _reduced(loss, output, batch), found
 
 
 def _out_of_memory(loss: Loss) -> Loss:

@@ -309,7 +309,7 @@ class LossWrapper(AllOrNothing, ABC):
 
     def _loaded(self, _: Any) -> None:
         """After a state was loaded, be it on one rank alone, all take over that of rank 0."""
-        self._ranks_agree = False
+        self._ranks_agree, self._refreshed = False, 0
 
     def _checks(self, batch: Batch) -> list[ValueCheck]:
         """Those of this wrapper and of all that is inside it."""

@@ -66,7 +66,8 @@ def make_batch(
         sample_weight = sample_weight.detach().to(device)
     if ref_emb is not None or ref_labels is not None:
         of_batch = ref_labels is labels  # PML knows by identity that nobody is its own pair then
-        ref_emb, ref_labels = _checked_reference(embeddings, ref_emb, ref_labels)
+        has_pairs = indices_tuple is not None
+        ref_emb, ref_labels = _checked_reference(embeddings, ref_emb, ref_labels, has_pairs)
         ref_labels = None if of_batch else ref_labels
     if indices_tuple is not None:
         indices_tuple = _checked_indices(indices_tuple, device)
@@ -221,11 +222,12 @@ def _checked_samples(
 def fingerprint(memory: FeatureMemory, labels: Tensor, sample_ids: Tensor) -> int:
     """A number by which ranks see whether they were given the same samples, as they have to be.
 
-    0 where they need not; asks the host.
+    In whatever order; 0 where they need not. Asks the host.
     """
     if distributed.world_size() == 1 or memory.ranks > 1:
         return 0
-    return zlib.crc32(torch.stack([labels, sample_ids]).cpu().numpy().tobytes())
+    order = sample_ids.argsort(stable=True)
+    return zlib.crc32(torch.stack([labels, sample_ids])[:, order].cpu().numpy().tobytes())
 
 
 def require_finite_losses(batch: Batch, losses: Tensor, name: str) -> None:
@@ -247,7 +249,7 @@ def raise_first(checks: list[ValueCheck]) -> None:
 
 
 def _checked_reference(
-    embeddings: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None
+    embeddings: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None, has_pairs: bool
 ) -> tuple[Tensor, Tensor | None]:
     if ref_emb is None:
         raise ValueError("ref_labels was given without ref_emb; give both or neither")
@@ -261,6 +263,11 @@ def _checked_reference(
         require_integer("ref_labels", ref_labels, len(ref_emb), "row of ref_emb")
         ref_labels = ref_labels.to(embeddings.device, torch.int64)
     elif len(ref_emb) != len(embeddings):  # pairs say what is compared, and no label does
+        if not has_pairs:
+            raise ValueError(
+                f"ref_labels must be given with a ref_emb of {len(ref_emb)} rows beside "
+                f"{len(embeddings)} embeddings"
+            )
         ref_labels = torch.full((len(ref_emb),), -1, device=embeddings.device)
     return ref_emb.to(embeddings.device), ref_labels
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
@@ -35,8 +33,10 @@ def embed_batch(head: nn.Module | None, batch: Batch) -> Batch:
     """The batch with its features, and those of ``ref_emb``, embedded; itself without a head."""
     if head is None:
         return batch
-    ref_emb = None if batch.ref_emb is None else embed(head, batch.ref_emb)
-    return replace(batch, embeddings=embed(head, batch.embeddings), ref_emb=ref_emb)
+    embeddings, ref_emb = embed(head, batch.embeddings), None
+    if batch.ref_emb is not None and not batch.of_itself:
+        ref_emb = embed(head, batch.ref_emb)
+    return batch.changed(embeddings=embeddings, ref_emb=ref_emb)
 
 
 def output_width(head: nn.Module, feature_size: int) -> int:

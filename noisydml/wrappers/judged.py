@@ -21,9 +21,8 @@ from noisydml.wrappers.checks import (
 from noisydml.wrappers.decision import Decision, Judgement
 from noisydml.wrappers.passes import COLLECTING, JUDGING, OF_ANOTHER_WIDTH, TRAINING, JudgedPasses
 
-# So many samples one after another that were seen already begin a pass again, and so many tell
-# whether embeddings can be looked up.
-_MANY = 32
+_MANY = 32  # samples one after another that were seen already begin a pass again, not fewer
+_ENOUGH = 48  # embeddings tell whether they can be looked up
 
 
 class JudgeFilter(JudgedPasses):
@@ -141,8 +140,10 @@ class JudgeFilter(JudgedPasses):
         rows, seen_before, repeated = judgement.memo
         if len(rows) == 0:
             return
-        run = self.counters["again"] + len(rows) if seen_before and not repeated else 0
-        again = run >= min(_MANY, len(self.memory))
+        run = self.counters["again"]
+        if not repeated:
+            run = run + len(rows) if seen_before else 0
+        again = not repeated and run >= min(_MANY, len(self.memory))
         if again:
             self._end_pass()
         if self.counters["again"] != (run := 0 if again else run):
@@ -156,8 +157,9 @@ class JudgeFilter(JudgedPasses):
         before = self.counters["seen"]
         ids = WITHOUT_IDS if rows.sample_ids is None else WITH_IDS
         self.counters.set(seen=before + len(rows), ids=ids)
-        if self.counters["unsure"] > 0 and len(rows) >= _MANY:
-            self.counters.set(unsure=self.counters["unsure"] - 1)
+        if self.counters["unsure"] > 0 and rows.sample_ids is None:
+            self.counters.set(unsure=max(self.counters["unsure"] - len(rows), 0))
+            self._nearer = self._compared
         if len(rows) + (0 if again else before) >= len(self.memory):
             self._end_pass()
         if self.memory.ranks == 1:
@@ -192,8 +194,10 @@ class JudgeFilter(JudgedPasses):
         others = labels.roll(len(labels) // 2)
         own, other = (self._nearness(batch, each) for each in (labels, others))
         compared = (labels != others) & own.isfinite() & other.isfinite()
-        number, nearer = compared.sum(), (compared & (own > other)).sum()
-        bad = (number >= _MANY) & (2 * nearer < number + number.sqrt())
+        these = torch.stack([compared.sum(), (compared & (own > other)).sum()])
+        self._compared = these + self._nearer.to(these.device)
+        number, nearer = self._compared
+        bad = (number >= _ENOUGH) & (2 * nearer < number + number.sqrt())
         return ValueCheck(
             bad,
             "sample_ids must be given, as embeddings are no nearer to the features of their label "
@@ -205,7 +209,7 @@ class JudgeFilter(JudgedPasses):
         """(B,) how near the nearest feature with a label is; minus infinity where there is none."""
         entry, rows = self._nearest(batch, labels), batch.embeddings.detach().float()
         rows = unit_features(rows) if self.reference.normalize else rows
-        near = self.reference.features.index_select(0, entry.clamp_min(0))
+        near = self.reference.features.to(batch.device).index_select(0, entry.clamp_min(0))
         distance = torch.linalg.vector_norm(rows - near, dim=1)
         return torch.where(entry < 0, math.inf, distance).neg()
 
@@ -220,9 +224,8 @@ class JudgeFilter(JudgedPasses):
     def _nearest(self, batch: Batch, labels: Tensor) -> Tensor:
         """(B,) the entry of a label that is nearest to each embedding; -1 where there is none."""
         rows, reference = batch.embeddings.detach().float(), self.reference
-        return nearest_of_label(
-            rows, labels, reference.features, reference.labels, reference.metric
-        )
+        features, given = (each.to(batch.device) for each in (reference.features, reference.labels))
+        return nearest_of_label(rows, labels, features, given, reference.metric)
 
     def _unjudged(self, batch: Batch, entry: Tensor) -> Tensor:
         """(B,) score of those who have not been judged: 0 for who waits for it, 1 for the others.

@@ -242,9 +242,9 @@ class KNNDenoiser(Filter):
 
         what = "memory_size of KNNDenoiser"
         given = checked_samples(features, labels, sample_ids, self.reference, what, refuse_width)
-        self._refreshed = fingerprint(self.memory, *given[1:])
         refreshed = self.memory.holding(*given)
         self._index(refreshed)  # which may raise
+        self._refreshed = fingerprint(self.memory, *given[1:])
         self._changes += 1
         for memory in (self.memory, self.reference):
             memory.copy_from(refreshed)

@@ -36,8 +36,8 @@ _LOOK = 0.2  # of the data set, after which it is asked whether the features tel
 _TELLING, _KEPT = 0.12, 0.75
 _UNKNOWN = -1.0  # of a probability or rate
 # Whether a sample without an id can be looked up among the features that ``refresh`` was given is
-# asked of so many steps; never of features of another width.
-STEPS, OF_ANOTHER_WIDTH = 3, -1
+# asked while so many embeddings are seen; never of features of another width.
+ASKED, OF_ANOTHER_WIDTH = 256, -1
 _FEW = 1000  # samples, of which a fifth held out says too little
 # Share of the right labels that is to be kept, by the judge's own account: for it a threshold is
 # less strict (docs/robust.md), and after training on all labels nobody is dropped where less would
@@ -101,6 +101,9 @@ class JudgedPasses(Filter):
         least = torch.full((), TRUSTED, dtype=torch.float64)
         self.register_buffer("current_threshold", least)
         self._latest: Tensor | None = None  # ids of the step before
+        # How many embeddings were compared with what ``refresh`` was given, and how many of them
+        # are near to it.
+        self._nearer = self._compared = torch.zeros(2)
         self.counters = Counters(**self._beginning)
 
     @property
@@ -109,8 +112,8 @@ class JudgedPasses(Filter):
 
         ``seen`` samples of this pass, and ``again`` how many one after another had been seen;
         whether batches have ``ids``, the judge has ``looked`` at a part of the first pass,
-        untrained features have ``told`` the labels, and anything was ``trained``; in how many
-        steps it is ``unsure`` whether embeddings can be looked up.
+        untrained features have ``told`` the labels, and anything was ``trained``; while how many
+        embeddings are seen it is ``unsure`` whether they can be looked up.
         """
         phase = COLLECTING if self.start == "judge" else TRAINING
         names = ("seen", "ids", "looked", "told", "unsure", "trained", "again")
@@ -174,12 +177,13 @@ class JudgedPasses(Filter):
         what = "dataset_size of JudgeFilter"
         given = checked_samples(features, labels, sample_ids, self.reference, what, refuse_labels)
         untrained = self.counters["trained"] == 0
-        self._refreshed = fingerprint(self.memory, *given[1:])
         pass_features = self.memory.holding(*given, dtype=torch.float32)
         self._judge_reference(first=untrained, features=pass_features)  # the index may raise
+        self._refreshed = fingerprint(self.memory, *given[1:])
         self._changes += 1
         same_width = self.reference.embedding_size in (None, features.shape[1])
-        self.counters.set(seen=0, unsure=STEPS if same_width else OF_ANOTHER_WIDTH)
+        self.counters.set(seen=0, unsure=ASKED if same_width else OF_ANOTHER_WIDTH)
+        self._nearer.zero_()
         if same_width:
             self.reference.copy_from(pass_features)
         else:  # of another layer: they are judged, but no embedding is compared with them
@@ -196,7 +200,8 @@ class JudgedPasses(Filter):
         self.judged_labels.fill_(-1)
         self.suggested.fill_(-1)
         self.support.zero_()
-        self._latest = None
+        self._latest, self._refreshed = None, 0
+        self._nearer.zero_()
         self.counters.set(**self._beginning)
         self.decision = None
 
@@ -209,7 +214,7 @@ class JudgedPasses(Filter):
             **dict.fromkeys(labels, (-1, stop)),
             "counters.phase": (COLLECTING, JUDGING + 1),
             **dict.fromkeys(("counters.told", "counters.trained"), (0, 2)),
-            "counters.unsure": (OF_ANOTHER_WIDTH, STEPS + 1),
+            "counters.unsure": (OF_ANOTHER_WIDTH, ASKED + 1),
             "current_threshold": (TRUSTED, 1),
         }
         for name, (least, end) in limits.items():
@@ -253,8 +258,10 @@ class JudgedPasses(Filter):
         probability = torch.where(judged, dealt.of_all_parts(found.probability), _UNKNOWN)
         suggested = dealt.of_all_parts(found.suggested_labels)
         support = dealt.of_all_parts(found.support)
-        if first:
-            overwrite(self.first_probability, probability)
+        if first:  # of samples that are not there what was said stands
+            earlier = torch.where(labels < 0, self.first_probability, probability)
+            overwrite(self.first_probability, earlier)
+            probability = torch.where(labels < 0, self.probability, probability)
             self.counters.set(told=int((probability >= 0).any()))
         else:
             probability = self._with_earlier(probability, labels)

@@ -32,7 +32,7 @@ def agree_across_ranks(
         modes: whether each wrapper of the nest trains.
         eval_calls: calls in eval mode with a graph since the last training call.
         changes: how often the state has changed since the ranks last had that of rank 0.
-        refreshed: what tells of the samples that the last ``refresh`` was given.
+        refreshed: what tells of the samples that the last ``refresh`` was given; 0 for none.
         agreed: whether this rank has had it, and has loaded no other since.
         alone: whether one rank may load a state, which the others then take over.
 
@@ -59,7 +59,7 @@ def agree_across_ranks(
             "every wrapper of a nest must be in train mode on all ranks or on none; from the "
             f"outermost, 1 for train: {', '.join(f'{m:0{len(modes)}b}' for m in all_modes)}"
         )
-    if len(set(given)) > 1:
+    if len({*given} - {0}) > 1:
         raise RuntimeError(
             "refresh must be given the same samples on all ranks, all of the data set: only a "
             "memory in parts (shard=True) takes a part of them from each"

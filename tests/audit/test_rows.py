@@ -174,3 +174,17 @@ def test_numbers_too_large_beside_the_others() -> None:
     for metric in ("cosine", "euclidean"):
         with pytest.raises(ValueError, match="that float32 holds beside the first 1024 of them"):
             find_label_issues(embeddings, labels, metric=metric)
+
+
+def test_neighbors_by_directions_that_float32_rounds_away() -> None:
+    """Beside an offset that all have; the eight nearest in float64 are found."""
+    random = np.random.default_rng(0)
+    embeddings = 5 + 1e-3 * random.normal(size=(300, 8))
+    labels = np.arange(300) % 3
+    issues = find_label_issues(embeddings, labels, noise_rate=0.1)
+    found = issues.with_neighbors(embeddings, k=8)
+    units = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    distance = ((units[:, None] - units[None]) ** 2).sum(axis=2) + 9 * np.eye(300)
+    nearest = distance.argsort(axis=1)[:, :8]
+    for row, sample in zip(found.neighbors.tolist(), found.issues.tolist(), strict=True):
+        assert set(row) == set(nearest[sample])

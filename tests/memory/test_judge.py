@@ -360,3 +360,17 @@ def test_rows_that_are_all_copies_are_judged_the_same_in_any_order() -> None:
         assert flagged[bad].float().mean() > 0.95
         assert len(found.copies.unique()) == 10  # told, and votes all the same
         assert abs(found.noise_rate - wrong.double().mean()) < 0.01
+
+
+def test_a_copy_of_more_weight_lets_its_sample_be_judged() -> None:
+    """Doubtful labels, of which some have a checked copy: forty of these are wrong."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.arange(60).repeat_interleave(5)
+    features = torch.randn(60, 32, generator=generator)[truth]
+    features = features + 0.2 * torch.randn(300, 32, generator=generator)
+    wrong = torch.randperm(300, generator=generator)[:40]
+    labels = truth.index_copy(0, wrong, (truth[wrong] + 7) % 60)
+    trust = torch.cat([torch.full((300,), 0.05), torch.ones(40)])
+    features, labels = torch.cat([features, features[wrong]]), torch.cat([labels, truth[wrong]])
+    found = judge_labels(features, labels, trust=trust)
+    assert (found.probability[wrong] < 0.5).all()

@@ -41,7 +41,10 @@ def test_a_sparse_truth_is_refused_by_name() -> None:
         GroundTruthFilter(losses.ContrastiveLoss(), torch.ones(4, dtype=torch.bool).to_sparse())
 
 
-@pytest.mark.parametrize("loss", [losses.NTXentLoss(), losses.ContrastiveLoss()])
+@pytest.mark.parametrize(
+    "loss",
+    [losses.NTXentLoss(), losses.ContrastiveLoss(), losses.AngularLoss(), losses.NCALoss()],
+)
 @pytest.mark.parametrize("mined", [False, True])
 def test_references_of_the_batch_go_with_their_samples(loss: torch.nn.Module, mined: bool) -> None:
     """Such as keys of a momentum encoder: without labels of their own row i is of sample i."""
@@ -56,8 +59,13 @@ def test_references_of_the_batch_go_with_their_samples(loss: torch.nn.Module, mi
             place = (~noisy).cumsum(0) - 1
             alive = [(~noisy)[a] & (~noisy)[b] for a, b in (pairs[:2], pairs[2:])]
             kept = [place[c[alive[i // 2]]] for i, c in enumerate(pairs)]
+        right = labels[~noisy]
         expected = loss(
-            embeddings[~noisy], labels[~noisy], tuple(kept) if mined else None, ref_emb=keys[~noisy]
+            embeddings[~noisy],
+            right,
+            tuple(kept) if mined else None,
+            ref_emb=keys[~noisy],
+            ref_labels=right,
         )
         torch.testing.assert_close(got, expected)
 
@@ -88,3 +96,17 @@ def test_nobody_with_a_positive_is_no_loss() -> None:
     value.backward()
     assert value == 0
     assert not embeddings.grad.any()
+    lax = GroundTruthFilter(losses.NCALoss(), noisy, validate_args=False)
+    nan = torch.full_like(embeddings, torch.nan)
+    assert lax(nan, torch.arange(6) // 3, sample_ids=torch.arange(6)).isnan()  # is not hidden
+
+
+def test_references_of_other_samples_need_labels_or_pairs() -> None:
+    loss_fn = GroundTruthFilter(losses.ContrastiveLoss(), torch.zeros(12, dtype=torch.bool))
+    with pytest.raises(ValueError, match="ref_labels must be given with a ref_emb of 7 rows"):
+        loss_fn(
+            torch.randn(12, 6),
+            torch.arange(12) % 3,
+            ref_emb=torch.randn(7, 6),
+            sample_ids=torch.arange(12),
+        )

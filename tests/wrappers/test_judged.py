@@ -7,12 +7,16 @@ import copy
 import pytest
 import torch
 from clear_classes import CLASSES, WIDTH, data
+from fake_cuda import fake_cuda
+from processes import message
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import LpDistance
 from sklearn.datasets import make_circles
 
 import noisydml
 from noisydml import JudgeFilter, PRISMFilter
+from noisydml.wrappers.checks import make_batch
+from noisydml.wrappers.passes import ASKED, JUDGING
 
 
 def test_robust_is_a_judge_with_no_rate_and_no_tuning() -> None:
@@ -407,3 +411,48 @@ def test_reset_forgets_the_width() -> None:
     loss_fn(features, labels)
     loss_fn.reset()
     loss_fn(features[:, :5], labels)
+
+
+def test_a_refresh_in_parts_says_something_of_each() -> None:
+    features, labels, wrong = half_wrong(400, 20)
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=400)
+    for ids in torch.randperm(400).split(200):
+        loss_fn.refresh(features[ids], labels[ids], ids)
+    loss_fn(features, labels, sample_ids=torch.arange(400))
+    assert loss_fn.decision.judged.all()
+    assert (loss_fn.decision.keep == ~wrong).float().mean() > 0.97
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_pass_over_fewer_samples_than_were_announced_is_over(calls: int) -> None:
+    """After 32 samples that were seen, however often each batch is called."""
+    features, labels, _ = half_wrong(400, 20)
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=400)
+    for ids in [*torch.arange(240).split(16), *torch.arange(32).split(16)]:
+        assert loss_fn.status()
+        for _ in range(calls):
+            loss_fn(features[ids], labels[ids], sample_ids=ids)
+    loss_fn(features[:16], labels[:16], sample_ids=torch.arange(16))
+    assert not loss_fn.status()
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_small_batches_are_compared_together(size: int) -> None:
+    """With features of another layer, of as many numbers."""
+    embeddings, labels, _ = data(200)
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=200)
+    loss_fn.refresh((embeddings @ torch.randn(WIDTH, WIDTH)).relu(), labels)
+    told = [
+        message(lambda rows=rows: loss_fn(embeddings[rows], labels[rows]))
+        for rows in torch.randperm(200).split(size)
+    ]
+    assert any("sample_ids must be given, as embeddings are no nearer" in each for each in told)
+
+
+def test_on_another_device_nothing_has_to_be_moved_before_the_first_step() -> None:
+    with fake_cuda() as device:
+        loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=200, embedding_size=WIDTH)
+        loss_fn.counters.set(phase=JUDGING, unsure=ASKED)  # as after a refresh
+        labels = torch.zeros(64, dtype=torch.int64, device=device)
+        checks = loss_fn.own_checks(make_batch(torch.randn(64, WIDTH, device=device), labels))
+        assert all(check.bad.device == device for check in checks)

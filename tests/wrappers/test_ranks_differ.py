@@ -56,6 +56,16 @@ def two_ranks(rank: int, world: int) -> dict[str, Any]:
             lambda wrapper=wrapper: wrapper(features[own], labels[own], sample_ids=own)
         )
 
+    order = torch.arange(SIZE) if rank == 0 else torch.arange(SIZE).flip(0)
+    ordered = JudgeFilter(ContrastiveLoss(), dataset_size=SIZE)
+    ordered.refresh(features[order], labels[order], order)
+    told["another order"] = message(lambda: ordered(features[own], labels[own], sample_ids=own))
+    wrapper = KNNDenoiser(ContrastiveLoss(), memory_size=SIZE, embedding_size=WIDTH)
+    state = wrapper.state_dict()
+    wrapper.refresh(features[own], labels[own], own)
+    wrapper.load_state_dict(state)
+    told["loaded"] = message(lambda: wrapper(features[own], labels[own], sample_ids=own))
+
     uneven = JudgeFilter(ContrastiveLoss(), dataset_size=SIZE)
     uneven.refresh(features, labels)
     rows = torch.arange(60).split((40, 20))[rank]
@@ -86,5 +96,7 @@ def test_two_ranks_stay_together_or_say_why_not(tmp_path: Path) -> None:
     for name in ("JudgeFilter", "KNNDenoiser"):
         assert "refresh must be given the same samples on all ranks" in first[name]
         assert "refresh must be given the same samples on all ranks" in second[name]
+    for name in ("another order", "loaded"):
+        assert first[name] == second[name] == "no error"
     assert first["uneven"] == second["uneven"]
     assert first["queues"][0] == first["queues"][1] == second["queues"][0] == second["queues"][1]
