@@ -61,6 +61,7 @@ def mnist() -> list[Cell]:
     cells += [(loss, TRAINED, *HALF) for loss in ("MS", "SCAF", "ST")]
     cells += [("MS", TRAINED, "uniform", rate) for rate in (0.2, 0.1)]
     cells += [("MS", JUDGED, "uniform", rate) for rate in (0.5, 0.2, 0.1)]
+    cells += [(loss, JUDGED, *HALF) for loss in ("SCAF", "ST")]
     return cells + [("MS", method, *HALF) for method in ("KNNDenoiser (counts)", "KNNDenoiser")]
 
 
