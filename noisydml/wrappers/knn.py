@@ -216,6 +216,9 @@ class KNNDenoiser(Filter):
     def refresh(self, features: Tensor, labels: Tensor, sample_ids: Tensor | None = None) -> None:
         """Make these the reference, such as the features of the data set in eval mode.
 
+        They have to be the embeddings that the loss is called with, as batches are compared with
+        them.
+
         They also count as collected, and it takes another ``memory_size`` samples for the next
         refresh by itself.
 
