@@ -71,17 +71,16 @@ class Sample(Whitened):
         parts = self.parts
         self.copies = copies[parts.own]
         self.weights = weights / torch.bincount(copies, minlength=parts.size)[self.copies]
-        weights = parts.everyone(self.weights)
         keys = copies * self.num_classes + self.all_classes
         self.voters, self.voter = torch.unique(keys, return_inverse=True)
-        voted = self.voted(weights)
+        voted = self.voted(parts.everyone(self.weights))
         self.own_weights = voted[self.voter[parts.own]]
         labels_of = torch.bincount(self.voters[voted > 0] // self.num_classes, minlength=parts.size)
         self.disagree = labels_of[self.copies] > 1  # copies have another label
         self.any_disagree = bool((labels_of > 1).any())
         # What others of its class have to weigh, so that it can be judged: where copies disagree
         # half of a sample at least, for else the class may be known by what is wrong of others.
-        half = 0.5 * torch.bincount(copies, minlength=parts.size)[self.copies] * self.weights
+        half = 0.5 * weights
         self.least = torch.where(self.disagree, half, 1e-6)
         others = self.sizes(self.weights)[self.classes] - self.own_weights
         return int(parts.total((self.labelled & (others > half)).sum()))

@@ -247,10 +247,12 @@ class JudgeFilter(JudgedPasses):
         ids = rows.sample_ids
         if ids is None or self.counters["phase"] == JUDGING:
             return False, False
-        seen = bool((self.memory.labels_of(ids) >= 0).all())
-        latest = self._latest
-        repeated = seen and latest is not None and torch.equal(latest.to(ids.device), ids)
-        return seen, repeated
+        seen = (self.memory.labels_of(ids) >= 0).all()
+        repeated = torch.zeros_like(seen)
+        if self._latest is not None and self._latest.shape == ids.shape:
+            repeated = seen & (self._latest.to(ids.device) == ids).all()
+        before, just_now = torch.stack([seen, repeated]).tolist()  # the host waits once
+        return before, just_now
 
     def status(self) -> str:
         if self.counters["phase"] == JUDGING:

@@ -183,7 +183,7 @@ class JudgedPasses(Filter):
         self._changes += 1
         same_width = self.reference.embedding_size in (None, features.shape[1])
         self.counters.set(seen=0, unsure=ASKED if same_width else OF_ANOTHER_WIDTH)
-        self._nearer.zero_()
+        self._nearer = torch.zeros_like(self._nearer)
         if same_width:
             self.reference.copy_from(pass_features)
         else:  # of another layer: they are judged, but no embedding is compared with them
@@ -201,7 +201,6 @@ class JudgedPasses(Filter):
         self.suggested.fill_(-1)
         self.support.zero_()
         self._latest, self._refreshed = None, 0
-        self._nearer.zero_()
         self.counters.set(**self._beginning)
         self.decision = None
 
