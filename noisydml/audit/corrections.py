@@ -31,8 +31,8 @@ def apply_corrections(labels: Any, path: str | PathLike[str]) -> tuple[Any, NDAr
     Raises:
         TypeError: for labels of another kind.
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no such file, or belongs to other labels; for a label that the dtype
-            of the others does not hold.
+        ValueError: if it is no such file, belongs to other labels, or says two things of a sample,
+            as two files in one may; for a label that the dtype of the others does not hold.
 
     Example:
         >>> import pathlib, tempfile
@@ -53,7 +53,8 @@ def apply_corrections(labels: Any, path: str | PathLike[str]) -> tuple[Any, NDAr
     if set(map(type, label_of.values())) == {bool}:
         label_of = {"False": False, "True": True}
     corrected: dict[int, Any] = {}
-    removed: list[int] = []
+    decided: dict[int, tuple[str, bool]] = {}
+    unlabeled: set[Any] = set()  # what stands for no label: one label of the given ones at most
     for line, row in enumerate(_read(path), start=2):
         place = f"line {line} of {path}"
         index, given, word, decision = row
@@ -62,15 +63,24 @@ def apply_corrections(labels: Any, path: str | PathLike[str]) -> tuple[Any, NDAr
         sample = int(index)
         if decision not in _DECISIONS:
             raise ValueError(f"decision must be one of {_DECISIONS}, got {decision!r} in {place}")
-        if given and word_of.get(known[sample]) not in (given, word):
+        there_now = word_of.get(known[sample], "")
+        if there_now not in (given, word):
+            unlabeled.add(there_now)
+            if given or len(unlabeled) > 1:
+                raise ValueError(
+                    f"labels must be those of the page: label {sample} is {known[sample]}, "
+                    f"and {given or 'none'} in {place}"
+                )
+        if decision == "undecided":
+            continue
+        result = (word, decision == "removed")
+        if decided.setdefault(sample, result) != result:
             raise ValueError(
-                f"labels must be those of the page: label {sample} is {known[sample]}, "
-                f"and {given} in {place}"
+                f"decisions must be one for each sample, got another for {sample} in {place}"
             )
-        if decision == "removed":
-            removed.append(sample)
-        elif decision in ("accepted", "other"):
+        if decision in ("accepted", "other"):
             corrected[sample] = _label(word, label_of, place)
+    removed = [sample for sample, (_, leaves) in decided.items() if leaves]
     return _with(labels, corrected, known), np.unique(np.array(removed, dtype=np.int64))
 
 
@@ -90,7 +100,7 @@ def _label(word: str, label_of: dict[str, Any], place: str) -> Any:
     kinds = set(map(type, label_of.values()))  # for a class that no sample has had
     if kinds <= {int} and word.removeprefix("-").isdecimal():
         return int(word)
-    if kinds == {str}:
+    if kinds == {str} and word:
         return word
     raise ValueError(f"corrected must be a label, got {word!r} in {place}")
 
@@ -123,8 +133,14 @@ def _with(labels: Any, corrected: dict[int, Any], known: list[Any]) -> Any:
     if pandas or hasattr(labels, "iloc"):
         changed = labels.copy()
         place = getattr(changed, "iloc", changed)  # a Categorical or another array has none
-        if rows:
-            place[(rows, 0) if changed.ndim == 2 else rows] = values
+        column = place[:, 0] if changed.ndim == 2 else changed
+        if getattr(column.dtype, "kind", "O") in "iuf" and isinstance(column.dtype, np.dtype):
+            values = _with(column.to_numpy(), corrected, known)[rows]
+        try:
+            if rows:
+                place[(rows, 0) if changed.ndim == 2 else rows] = values
+        except (TypeError, ValueError) as error:  # as of a Categorical, which has no such class
+            raise ValueError(f"labels must be of a dtype that holds all: {error}") from error
         return changed
     return [corrected.get(i, label) for i, label in enumerate(known)]
 

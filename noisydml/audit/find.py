@@ -79,7 +79,7 @@ def find_label_issues(
 
     Returns:
         :class:`LabelIssues`, whose ``classes`` are the names, if the labels are any. The only
-        sample of its class cannot be judged and has score 1.
+        sample of its class cannot be judged: its score is 1, its probability NaN.
 
     Raises:
         TypeError: if embeddings are not floating point, or labels neither integers nor names:
@@ -151,7 +151,7 @@ def issues_of(
     """
     given = labels >= 0
     score = torch.where(given, found.score, math.nan)
-    probability = torch.where(given, found.probability, math.nan)
+    probability = torch.where(given & found.known, found.probability, math.nan)
     order = torch.where(found.known, score, 2).argsort(stable=True)
     number = int((probability < threshold).sum())
     if share is not None:

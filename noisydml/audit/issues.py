@@ -332,8 +332,10 @@ class LabelIssues:
 
     def _lines(self) -> list[str]:
         """The figures in words."""
-        known = self.given_labels >= 0
-        judged = int((known & self.score.isfinite()).sum())
+        known, said = self.given_labels >= 0, self.score
+        if self.probability is not None and not math.isnan(self.noise_rate):
+            said = self.probability
+        judged = int((known & said.isfinite()).sum())
         if judged == 0 and len(known) > 0:
             lines = ["No label has been judged: nothing can be said."]
         else:

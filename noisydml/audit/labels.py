@@ -281,6 +281,8 @@ def _whole(values: NDArray[Any]) -> NDArray[np.int64]:
 def _same(given: NDArray[Any], label: Any) -> NDArray[np.bool_]:
     """Where labels are that one, and of its kind: 1 is no True, and no "1", but it is 1.0."""
     label = _python(label)
+    if _is_missing(label):  # which stands for none anyway
+        return np.zeros(len(given), dtype=np.bool_)
     kind = _kind(type(label), "unlabeled")
     if kind == "float" and label == label // 1:
         kind, label = "integer", int(label)

@@ -16,7 +16,7 @@ from os import PathLike
 from typing import Any
 
 from noisydml.audit.labels import Classes, unique, words_of
-from noisydml.audit.pictures import data_uri, item_getter
+from noisydml.audit.pictures import data_uri, item_getter, of_sample
 from noisydml.functional.checks import require_count
 from noisydml.functional.files import replacing
 
@@ -49,10 +49,11 @@ def write(
     text = None if texts is None else item_getter("texts", texts, len(labels))
 
     def item(i: int) -> tuple[str | None, str | None]:
-        return (
-            None if picture is None else data_uri(picture(i), image_size),
-            None if text is None else str(text(i)),
-        )
+        with of_sample(i):
+            return (
+                None if picture is None else data_uri(picture(i), image_size),
+                None if text is None else str(text(i)),
+            )
 
     occur = {*labels, *(code for code in suggested if code is not None)} - {-1}
     names = unique_names(class_names, occur, classes)
@@ -105,7 +106,9 @@ def write(
 def unique_names(
     class_names: ClassNames | None, codes: set[int], classes: Classes = None
 ) -> dict[int, str]:
-    """Every code with a name of its own, in the order of the codes; its label unless named.
+    """Every code with a name of its own, on one line, in the order of the codes.
+
+    Unless it is named, that is its label.
 
     ``codes`` are those that must have a name, ``classes`` the labels that they stand for.
     """
@@ -146,7 +149,8 @@ def unique_names(
     if missing := codes - names.keys():
         label = min(missing) if classes is None else classes[min(missing)]
         raise ValueError(f"class_names must name every label, got none for {label}")
-    return unique(dict(sorted(names.items())), int)
+    one_line = {code: " ".join(name.splitlines()) for code, name in sorted(names.items())}
+    return unique(one_line, int)
 
 
 def _is_code(value: Any) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import re
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,13 @@ Pixels = NDArray[np.uint8]
 _OVERSHOOT = 0.01  # of resampling, beyond [0, 1]
 _PNG = b"\x89PNG\r\n\x1a\n"
 # What a file that browsers show begins with.
-_TYPES = {_PNG: "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
+_TYPES = {
+    "png": re.compile(re.escape(_PNG)),
+    "jpeg": re.compile(rb"\xff\xd8\xff"),
+    "gif": re.compile(rb"GIF8"),
+    "webp": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
+    "bmp": re.compile(rb"BM.{4}\0{4}", re.DOTALL),
+}
 
 
 def item_getter(name: str, source: Any, count: int) -> Callable[[int], Any]:
@@ -51,6 +59,16 @@ def item_getter(name: str, source: Any, count: int) -> Callable[[int], Any]:
     if hasattr(entries, "to_pylist"):  # of pyarrow
         return lambda i: entries[i].as_py()
     return lambda i: entries[i]
+
+
+@contextmanager
+def of_sample(i: int) -> Iterator[None]:
+    """Say of which sample a picture or text is that cannot be shown."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{error} (sample {i})") from error
 
 
 def file_of(picture: Any) -> Path | None:
@@ -175,7 +193,7 @@ def data_uri(picture: Any, side: int) -> str:
     """A picture as the address that holds it: pixels shrunk to ``side``, as PNG; files as are."""
     if (path := file_of(picture)) is not None:
         data = path.read_bytes()
-        kind = next((kind for start, kind in _TYPES.items() if data.startswith(start)), None)
+        kind = next((kind for kind, start in _TYPES.items() if start.match(data)), None)
         if kind is None:
             raise ValueError(f"images must be PNG, JPEG, GIF, WebP or BMP files, got {str(path)!r}")
     else:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from noisydml.audit.issues import LabelIssues
 from noisydml.audit.page import ClassNames, unique_names
-from noisydml.audit.pictures import as_pixels, file_of, item_getter
+from noisydml.audit.pictures import as_pixels, file_of, item_getter, of_sample
 from noisydml.functional.checks import require_count
 from noisydml.functional.extras import optional
 from noisydml.noise import ClassHierarchy
@@ -173,9 +173,10 @@ def contact_sheet(
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, sample, pair in zip(axes.flat, worst.tolist(), pairs, strict=False):
-        item = picture(sample)
-        path = file_of(item)
-        shown = as_pixels(item) if path is None else plt.imread(path)
+        with of_sample(sample):
+            item = picture(sample)
+            path = file_of(item)
+            shown = as_pixels(item) if path is None else plt.imread(path)
         axis.imshow(shown, cmap="gray", vmin=0, vmax=255 if shown.dtype == np.uint8 else 1)
         axis.set_title(" → ".join(names[label] for label in pair if label >= 0) + "?", fontsize=9)
     figure.suptitle(title)

@@ -82,6 +82,26 @@ class Browser:
         (name,) = element.values()
         self._post(f"/element/{name}/click", {})
 
+    def new_tab(self) -> str:
+        """Open one, and go to it."""
+        tab = str(self._post("/window/new", {"type": "tab"})["handle"])
+        self.go_to_tab(tab)
+        return tab
+
+    def tabs(self) -> list[str]:
+        """Those that are open, the first one first."""
+        return [str(tab) for tab in self._get("/window/handles")]
+
+    def go_to_tab(self, tab: str) -> None:
+        self._post("/window", {"handle": tab})
+
+    def close_tab(self) -> None:
+        """Close this one, and go to the first."""
+        urllib.request.urlopen(
+            urllib.request.Request(f"{self.url}/window", method="DELETE")
+        ).close()
+        self.go_to_tab(self.tabs()[0])
+
     def screenshot(self) -> str:
         """PNG, base64."""
         return str(self._get("/screenshot"))

@@ -94,11 +94,33 @@ def test_twice_is_once(tmp_path: Path) -> None:
         (["0,0,wasp,accepted"], "corrected must be a label, got 'wasp' in line 2"),
         (["0,0,1"], "must be a file with the columns"),
         (['0,0,"1,accepted'], "must be a file that the page gave"),
+        # As of the files of two people in one.
+        (["0,0,1,accepted", "0,0,0,rejected"], "one for each sample, got another for 0 in line 3"),
+        (["0,0,1,accepted", "0,0,,removed"], "one for each sample, got another for 0 in line 3"),
+        (["0,0,1,accepted", "0,0,7,other"], "one for each sample, got another for 0 in line 3"),
+        # What stands for no label is one thing, or it is another file.
+        (["0,,1,other", "2,,0,other"], "label 2 is 1, and none in line 3"),
     ],
 )
 def test_files_of_something_else(tmp_path: Path, lines: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         apply_corrections([0, 0, 1, 1, 0], file(tmp_path, lines))
+
+
+def test_two_files_in_one_that_agree(tmp_path: Path) -> None:
+    lines = ["0,0,1,accepted", "0,0,0,undecided", "0,0,1,other", "1,0,,removed", "1,0,,removed"]
+    fixed, leave_out = apply_corrections([0, 0, 1], file(tmp_path, lines))
+    assert (fixed, leave_out.tolist()) == ([1, 0, 1], [1])
+
+
+def test_a_cell_that_was_emptied_is_no_class(tmp_path: Path) -> None:
+    """As by ``pandas.read_csv``, for which NA is no name."""
+    labels = ["cat", "NA", "dog", "cat"]
+    for line in ("0,cat,,accepted", "0,cat,,other"):
+        with pytest.raises(ValueError, match="corrected must be a label, got '' in line 2"):
+            apply_corrections(labels, file(tmp_path, [line]))
+    assert apply_corrections(["", "a"], file(tmp_path, ["1,a,,accepted"]))[0] == ["", ""]
+    assert apply_corrections(["", "a"], file(tmp_path, ["0,,a,accepted"]))[0] == ["a", "a"]
 
 
 def test_no_such_file(tmp_path: Path) -> None:
@@ -199,3 +221,32 @@ def test_tensors_of_every_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
             ValueError, match=r"labels must be of a dtype that holds all.* 16777217"
         ):
             apply_corrections(each, path)
+
+
+NUMBERS_OF_NUMPY = ["int8", "int16", "int32", "uint8", "uint16", "uint32", "float32", "float64"]
+
+
+@pytest.mark.parametrize("dtype", [*NUMBERS_OF_NUMPY, "Int8", "category", "bool"])
+def test_columns_of_every_dtype(tmp_path: Path, dtype: str) -> None:
+    pd = pytest.importorskip("pandas")
+    labels = pd.Series([0, 1, 1, 0], index=[5, 5, 6, 7], name="y").astype(dtype)
+    words = ["False", "True"] if dtype == "bool" else ["0", "1"]
+    path = file(
+        tmp_path, ["0,{},{},accepted".format(*words), "2,{},{},accepted".format(*words[::-1])]
+    )
+    if dtype.startswith("float"):  # they are written as the integers that they stand for
+        path = file(tmp_path, ["0,0,1,accepted", "2,1,0,accepted"])
+    for column in (labels, labels.to_frame(), pd.Index(labels)):
+        before = column.copy()
+        fixed, _ = apply_corrections(column, path)
+        after = fixed.iloc[:, 0] if fixed.ndim == 2 else fixed
+        assert after.dtype == labels.dtype
+        assert list(after) == [1, 1, 0, 0]
+        assert type(fixed) is type(column)
+        assert before.equals(column)
+    if dtype != "bool":
+        beyond = 2**60 + 1 if dtype.startswith("float") else 2**40
+        path = file(tmp_path, [f"0,0,{beyond},other"])
+        for column in (labels, labels.to_frame()):
+            with pytest.raises(ValueError, match="labels must be of a dtype that holds all"):
+                apply_corrections(column, path)

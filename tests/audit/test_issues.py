@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -74,11 +75,28 @@ def test_a_rate_that_is_known_is_the_share_of_the_issues(rate: float, tmp_path: 
     lowest = judged[told.score[judged].argsort(stable=True)]
     assert torch.equal(told.issues, lowest[: len(told)])  # of equal ones the first
     assert len(told.rows()) == len(told)
-    assert told.summary().startswith(f"{len(told)} of 590 labels are most likely wrong")
+    assert told.summary().startswith(f"{len(told)} of 589 labels are most likely wrong")
+    assert "Labels that have not been judged: 1." in told.summary()
     told.save(tmp_path / "told")
     assert torch.equal(LabelIssues.load(tmp_path / "told").issues, told.issues)
     nothing = find_label_issues(np.ones((40, 2)), [0, 1] * 20, noise_rate=rate)
     assert len(nothing) == 0
+
+
+def test_the_only_sample_of_its_class_is_not_judged() -> None:
+    """As one of a name that was mistyped is, and a copy of it cannot be right as well."""
+    embeddings, given = clear(wrong=0)
+    names = np.array(["ant", "bee", "fly"], dtype=object)[given]
+    names[0] = "atn"
+    embeddings = np.concatenate([embeddings, embeddings[:1]])
+    found = find_label_issues(embeddings, [*names, "ant"])
+    assert found.probability is not None
+    assert found.probability.isnan().tolist() == [True] + [False] * 600
+    assert found.score[0] == 1
+    assert found.summary().startswith("0 of 600 labels are most likely wrong")
+    assert "Labels that have not been judged: 1." in found.summary()
+    assert [row["sample_id"] for row in found.rows()] == [0, 600]
+    assert math.isnan(found.rows()[0]["probability"])
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.5])

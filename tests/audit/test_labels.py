@@ -95,6 +95,8 @@ def test_who_has_no_label() -> None:
     assert read(["b", "?", "a"], unlabeled="?") == ([1, -1, 0], ("a", "b"))
     assert read(["-1", "1"]) == ([0, 1], ("-1", "1"))  # a name is no number
     assert read([True, False], unlabeled=1) == ([1, 0], (False, True))
+    for missing in (float("nan"), np.datetime64("NaT")):
+        assert read([3, 255, 4], unlabeled=missing) == ([3, 255, 4], None)
     assert read([-1, 1, -1], unlabeled=None) == ([0, 1, 0], (-1, 1))
     assert read([-1, -1]) == ([-1, -1], None)
     with pytest.raises(ValueError, match=r"must not be negative, got -100; unlabeled=-100 says"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -208,6 +209,26 @@ def test_bad_arguments(
         example().to_html(tmp_path / "page.html", **settings)
 
 
+def test_a_picture_that_cannot_be_shown_is_named(tmp_path: Path) -> None:
+    for name, content in (
+        ("a.wav", b"RIFF\x10\0\0\0WAVEfmt "),
+        ("a.txt", b"BMW is a car, no picture"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"must be PNG, .* files, got .*{name}' \(sample 7\)"):
+            example().to_html(tmp_path / "page.html", images=[str(tmp_path / name)] * SIZE)
+    for wrong, kind in (
+        (None, TypeError),
+        (np.full((4, 4), 3.0), ValueError),
+        (math.nan, ValueError),
+    ):
+        pictures = [PICTURES[0]] * SIZE
+        pictures[5] = wrong
+        with pytest.raises(kind, match=r"images .* \(sample 5\)$"):
+            example().to_html(tmp_path / "page.html", images=pictures)
+    assert not (tmp_path / "page.html").exists()
+
+
 # In a browser -----------------------------------------------------------------------------------
 
 NAMES = ["ant", "bee", "fly"]
@@ -316,6 +337,54 @@ def test_next_undecided(browser: Browser, tmp_path: Path) -> None:
     assert current(browser) == 10
     browser.press("n")  # from the end to the first that is left
     assert current(browser) == 3
+
+
+def test_nothing_left_to_decide(browser: Browser, tmp_path: Path) -> None:
+    opened(browser, tmp_path / "page.html", example(), class_names=NAMES)
+    browser.press("x", "x", "x", "x", "x", "x", "k", "n")
+    assert current(browser) == 0  # stays, and a further key is not for another one
+    browser.press("n", "n")
+    assert current(browser) == 0
+    assert progress(browser).startswith("6 of 6 decided")
+
+
+def test_escape_leaves_what_was_decided(browser: Browser, tmp_path: Path) -> None:
+    opened(browser, tmp_path / "page.html", example(), class_names=NAMES)
+    browser.press("o", "bee", "Escape")
+    assert progress(browser).startswith("0 of 6 decided")
+    browser.press("o", "zzz", "Escape")
+    focus = "return document.activeElement.tagName + document.querySelector('#list input').value"
+    assert browser.js(focus) == "LI"
+    browser.press("a", "k", "o", "ant", "Escape")
+    assert progress(browser).startswith("1 of 6 decided: 1 accepted")
+    browser.press("o", "ant", "Enter", "k", "o", "bee", "Escape")  # another one, chosen before
+    assert progress(browser).startswith("1 of 6 decided: 0 accepted, 0 rejected, 1 other")
+    browser.press("d")
+    assert downloaded(browser)[0] == ["7", "1", "0", "other"]
+
+
+def test_names_of_several_lines(browser: Browser, tmp_path: Path) -> None:
+    names = ["a\nb", "a b", "a\r\nb"]
+    issues = replace(example(), classes=tuple(names))
+    opened(browser, tmp_path / "page.html", issues)
+    browser.press("j", "o", "a b (0)", "Enter", "j", "o", "a b (1)", "Enter", "d")
+    rows = downloaded(browser)
+    assert [row[2:] for row in (rows[1], rows[3])] == [["a\nb", "accepted"], ["a b", "other"]]
+
+
+def test_two_tabs_have_the_same_decisions(browser: Browser, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    opened(browser, page, example(), class_names=NAMES)
+    other = browser.new_tab()
+    browser.open(page)
+    browser.press("j", "j", "r")
+    browser.go_to_tab(browser.tabs()[0])
+    wait_for(lambda: progress(browser).startswith("1 of 6 decided"))
+    browser.press("a", "a")
+    assert progress(browser).startswith("3 of 6 decided: 2 accepted, 1 rejected")
+    browser.go_to_tab(other)
+    wait_for(lambda: progress(browser).startswith("3 of 6 decided: 2 accepted, 1 rejected"))
+    browser.close_tab()
 
 
 def test_decisions_by_mouse(browser: Browser, tmp_path: Path) -> None:
@@ -496,6 +565,13 @@ def test_below_a_probability(browser: Browser, tmp_path: Path) -> None:
     browser.click("#below")
     browser.press("40")
     assert samples(browser) == [2, 0]
+    issues = labelled()
+    assert issues.probability is not None
+    issues.probability[2] = math.nan  # as of whom nobody could judge
+    opened(browser, tmp_path / "page.html", issues)
+    browser.click("#below")
+    browser.press("40")
+    assert samples(browser) == [0]
 
 
 def test_enlarging(browser: Browser, tmp_path: Path) -> None:
