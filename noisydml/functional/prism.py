@@ -276,7 +276,11 @@ def batch_positive(embeddings: Tensor, labels: Tensor) -> Tensor:
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
     unit = normalize(scaled(embeddings.to(dtype)))
     same = (labels.unsqueeze(1) == labels.unsqueeze(0)).to(dtype)  # (B, B)
-    return (affine(unit, unit) * same).sum(dim=1) / same.sum(dim=1)
+    cosines = affine(unit, unit)
+    # Of equal scores rounding must not decide which is the lower: those of a class of one or two.
+    cosines = ((cosines + cosines.T) / 2).clamp(-1, 1)
+    cosines = cosines.diagonal_scatter(torch.ones_like(cosines.diagonal()))
+    return (cosines * same).sum(dim=1) / same.sum(dim=1)
 
 
 def top_r_threshold(

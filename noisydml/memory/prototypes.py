@@ -106,7 +106,7 @@ class Prototypes(AllOrNothing):
 
     @property
     def center(self) -> Tensor:
-        """(D,) the mean of all means, from which directions are seen."""
+        """(D,) the mean of the class means, from which directions are seen."""
         return titan.mean_of_present(self.means.float(), self.counts > 0)
 
     def remember(self, features: Tensor, labels: Tensor, sample_ids: Tensor | None) -> None:

@@ -38,10 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = vars(parser.parse_args(arguments))
     try:
-        noisy = _run(**options)
+        summary = _run(**options)
     except (OSError, TypeError, ValueError) as error:
         parser.error(str(error))
-    print(noisy.summary())
+    print(summary)
     return 0
 
 
@@ -95,8 +95,8 @@ def _run(
     header: bool,
     spare: str | None,
     **options: Any,
-) -> noise.NoisyLabels:
-    """Read, corrupt and write; the other options go by the names of the model's arguments."""
+) -> str:
+    """Read, corrupt, write and sum up; other options go by the names of the model's arguments."""
     if os.path.exists(output) and os.path.samefile(input, output):
         raise ValueError("output must be another file than input")
     for path in (input, output):
@@ -134,7 +134,7 @@ def _run(
     noisy: noise.NoisyLabels = getattr(noise, model)(labels, **options)
     if output.endswith(".npz"):
         noisy.save(output)
-        return noisy
+        return noisy.summary()
     # The rows as they were, with the noisy label in its column and the truth in two new ones.
     given = noisy.labels if names is None else noisy.given
     with replacing(output, "w", newline="", encoding="utf-8") as file:
@@ -148,7 +148,7 @@ def _run(
             if original == UNLABELED:
                 cells = (row[place], row[place])
             writer.writerow([*row[:place], cells[0], *row[place + 1 :], cells[1], int(wrong)])
-    return noisy
+    return noisy.summary(names)
 
 
 def _read_csv(path: str, header: bool) -> tuple[list[str], list[list[str]]]:

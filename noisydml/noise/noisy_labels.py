@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -172,8 +173,12 @@ class NoisyLabels:
             matrix.data /= np.repeat(np.bincount(rows, minlength=n), np.diff(matrix.indptr))
         return matrix if sparse else matrix.toarray()
 
-    def summary(self) -> str:
-        """The noise in words: how much, how even, and which classes have vanished."""
+    def summary(self, names: Sequence[str] | None = None) -> str:
+        """The noise in words: how much, how even, and which classes have vanished.
+
+        Args:
+            names: of the classes, by label; None to call them by their labels.
+        """
         asked = "" if self.requested_rate is None else f", {self.requested_rate:.1%} asked for"
         is_noisy, given = self._counted(self.is_noisy), self._counted(self.given)
         lines = [
@@ -188,7 +193,8 @@ class NoisyLabels:
         _, codes, after = np.unique(given, return_inverse=True, return_counts=True)
         lines.append(f"classes: {len(before)} before, {len(after)} after")
         if n := len(self.vanished):
-            named = ", ".join(map(str, self.vanished[:_NAMED]))
+            few = self.vanished[:_NAMED].tolist()
+            named = ", ".join(str(label if names is None else names[label]) for label in few)
             lines.append(f"vanished classes: {n} ({named}{', ...' if n > _NAMED else ''})")
         lines.append(f"samples a class: {_spread(before)} before, {_spread(after)} after")
         wrong = np.bincount(codes, weights=is_noisy)

@@ -66,7 +66,7 @@ def split(loss: Loss, batch: Batch) -> Terms:
         raise unweightable(
             loss,
             "it returns one number for the whole batch. Make it return one loss per sample, "
-            "for instance with reduction='none'",
+            "for instance with reduction='none'; a wrapper goes around MultipleLosses, not into it",
         )
     return Terms(value, output, torch.zeros_like(value))
 
@@ -143,8 +143,12 @@ def _converted(loss: Loss, batch: Batch) -> Batch:
         dtype = state[0].dtype
         for tensor in state:
             dtype = torch.promote_types(dtype, tensor.dtype)
-    elif own == torch.bfloat16 and any(isinstance(each, LpDistance) for each in loss.modules()):
-        dtype = torch.float32  # torch.cdist, on which LpDistance stands, has no bfloat16
+    if dtype == torch.bfloat16 and any(isinstance(each, LpDistance) for each in loss.modules()):
+        if state:  # torch.cdist, on which LpDistance stands, has no bfloat16
+            raise TypeError(
+                f"{name_of(loss)} with LpDistance must have parameters in float32, got bfloat16"
+            )
+        dtype = torch.float32
     return batch if dtype == own else batch.to(dtype)
 
 

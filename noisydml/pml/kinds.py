@@ -68,6 +68,16 @@ def refuse_undroppable(loss: Loss) -> None:
             )
 
 
+def refuse_mixed(loss: Loss) -> None:
+    """Raise TypeError for the losses that cannot do with rows beside those of the batch."""
+    for part in parts(loss):
+        if isinstance(part, losses.SmoothAPLoss):
+            raise TypeError(
+                "SmoothAPLoss needs classes of equal size, each in consecutive rows: it cannot "
+                "take mixed embeddings, or samples with another label"
+            )
+
+
 def queue_size(loss: Loss) -> int | None:
     """How many rows the smallest ``CrossBatchMemory`` in a loss takes at once; None for any."""
     sizes = [p.memory_size for p in parts(loss) if isinstance(p, losses.CrossBatchMemory)]

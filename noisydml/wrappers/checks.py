@@ -22,6 +22,8 @@ from noisydml.functional.products import finite
 from noisydml.memory.features import FeatureMemory
 from noisydml.pml.batch import Batch, index_groups
 
+_UNIT = 0.02  # by which the length of a unit vector may differ from 1, in half precision
+
 
 @dataclass(frozen=True)
 class ValueCheck:
@@ -130,6 +132,18 @@ def proxy_checks(judge: Callable[..., Any], batch: Batch, what: str) -> list[Val
     if num_classes is None:
         return []
     return [in_range("labels", batch.labels, num_classes, f"the classes of {what}")]
+
+
+def unit_checks(batch: Batch, loss: Callable[..., Any]) -> list[ValueCheck]:
+    """That a loss of lengths, which compares a batch with unit vectors of a memory, gets none."""
+    if pml.compares_directions(loss):
+        return []
+    lengths = torch.linalg.vector_norm(batch.embeddings.detach().float(), dim=1)
+    message = (
+        "embeddings must have length 1, as in the memory, where the loss compares lengths "
+        "(normalize_embeddings=False)"
+    )
+    return [ValueCheck(((lengths - 1).abs() > _UNIT).any(), message)]
 
 
 def require_width(batch: Batch, width: int | None, name: str) -> None:

@@ -31,7 +31,7 @@ from noisydml.memory.judge import judge_labels
 from noisydml.memory.state import Counters, overwrite
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import call_loss
-from noisydml.wrappers.checks import ValueCheck, in_range, require_width
+from noisydml.wrappers.checks import ValueCheck, in_range, require_width, unit_checks
 from noisydml.wrappers.decision import Decision, Judgement
 from noisydml.wrappers.filter import Filter
 from noisydml.wrappers.losses import loss_against_memory
@@ -257,7 +257,11 @@ class PRISMFilter(Filter):
             raise ValueError(
                 "ref_emb must not be given with memory_loss: the memory is in its place"
             )
-        return [in_range("labels", batch.labels, self.num_classes, "num_classes of PRISMFilter")]
+        checks = unit_checks(batch, self.loss) if self.memory_loss else []
+        checks.append(
+            in_range("labels", batch.labels, self.num_classes, "num_classes of PRISMFilter")
+        )
+        return checks
 
     def extra_repr(self) -> str:
         return (

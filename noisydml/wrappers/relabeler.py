@@ -12,7 +12,7 @@ from noisydml.distributed import gather_batch
 from noisydml.functional.checks import require_loss, require_number, require_positive
 from noisydml.memory.features import FeatureMemory
 from noisydml.pml.batch import Batch
-from noisydml.wrappers.checks import ValueCheck, require_width
+from noisydml.wrappers.checks import ValueCheck, require_width, unit_checks
 from noisydml.wrappers.decision import Judgement
 from noisydml.wrappers.filter import AroundFilter, Filter
 from noisydml.wrappers.losses import loss_against_memory
@@ -136,7 +136,7 @@ class MemoryRelabeler(AroundFilter):
             raise ValueError(
                 "ref_emb must not be given to MemoryRelabeler: the memory is in its place"
             )
-        return []
+        return unit_checks(batch, self.filter.loss)
 
     def extra_repr(self) -> str:
         return f"lead={self.lead}, weight={self.weight}"

@@ -70,8 +70,8 @@ class PrototypicalMixer(LossWrapper):
         max_retrieved: :math:`K_{max}`.
         clustering: :math:`\eta`, the weight of the clustering loss; 0 leaves it out.
         temperature: of the clustering loss.
-        normalize: whether clustering and retrieval compare directions, seen from the mean of all
-            features: cosines instead of dot products and Euclidean distances. False: as printed
+        normalize: whether clustering and retrieval compare directions, seen from the mean of the
+            class means: cosines instead of dot products and Euclidean distances. False: as printed
             in Eq. 9 and 11, which needs features that are normalised already.
         weights: ``"tempered"``: the density's geometric mean over the dimensions; ``"density"``:
             the density itself, the paper's; None: no weights. Mean 1 in a batch.
@@ -162,6 +162,7 @@ class PrototypicalMixer(LossWrapper):
         super().__init__(loss, validate_args=validate_args)
         if any(isinstance(wrapper, PrototypicalMixer) for wrapper in list(self._chain())[1:]):
             raise TypeError("loss must not be or contain another PrototypicalMixer")
+        pml.refuse_mixed(self.loss)
         require_choice("weights", weights, ("tempered", "density", None))
         if weights is not None:
             pml.refuse_unweightable(self.loss)

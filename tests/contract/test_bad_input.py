@@ -407,6 +407,9 @@ def test_what_cannot_be_wrapped_is_refused_at_construction() -> None:
     for case in ("ground_truth", "prism", "knn", "small_loss", "ground_truth(confidence)"):
         with naming(case), pytest.raises(TypeError, match="SmoothAPLoss needs classes of equal"):
             CASES[case].make(losses.SmoothAPLoss())
+    for loss in (losses.SmoothAPLoss(), losses.MultipleLosses([losses.SmoothAPLoss()])):
+        with pytest.raises(TypeError, match=r"SmoothAPLoss .* cannot take mixed embeddings"):
+            CASES["mixer"].make(loss)
     CASES["confidence"].make(losses.SmoothAPLoss())
 
 

@@ -86,6 +86,10 @@ def test_equation_12() -> None:
     embeddings, labels = torch.randn(15, 4, dtype=torch.float64), torch.randint(4, (15,))
     labels[7] = 9  # alone in its class: it is the only one to compare with
     got = batch_positive(embeddings, labels)
+    alone = batch_positive(torch.randn(64, 9), torch.arange(64))
+    assert torch.equal(alone, torch.ones(64))  # Eq. 12, to the bit: no rounding drops somebody
+    two = batch_positive(torch.randn(64, 9), torch.arange(64) // 2)
+    assert torch.equal(two[::2], two[1::2])
     for i in range(15):
         cosines = [
             float(embeddings[i] @ embeddings[j] / embeddings[i].norm() / embeddings[j].norm())

@@ -116,6 +116,15 @@ def test_names_follow_the_order_of_the_hierarchy(encoding: str) -> None:
 
 
 @pytest.mark.usefixtures("here")
+def test_classes_that_vanish_are_called_by_their_names(capsys: pytest.CaptureFixture[str]) -> None:
+    write("four.csv", ["path", "label", "note"], ["1", "2", "1", "x"])
+    main(["pair_flip", "four.csv", "noisy.csv", "--rate", "0.5"])
+    _, rows = read("noisy.csv")
+    assert {row[1] for row in rows} == {"1", "2"}
+    assert "vanished classes: 1 (x)" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("here")
 def test_names_that_look_like_numbers_are_kept() -> None:
     names = ["007", "7", "0x7", "99999999999999999999"]
     write("agents.csv", ["path", "label", "note"], [names[i % 4] for i in range(40)])

@@ -81,6 +81,11 @@ def test_summary() -> None:
     ]
 
 
+def test_summary_by_name() -> None:
+    names = ["a", "b", "c", "d", "e", "owl"]
+    assert "vanished classes: 1 (owl)" in REINDEXED.summary(names)
+
+
 def test_summary_names_no_more_than_ten_vanished_classes() -> None:
     noisy = NoisyLabels([99] * 20, [True] * 20, np.arange(20))
     assert "vanished classes: 20 (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...)" in noisy.summary()

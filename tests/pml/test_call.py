@@ -136,6 +136,15 @@ def test_a_loss_keeps_the_dtype_of_its_proxies_and_memory(dtype: torch.dtype) ->
         assert {t.dtype for t in state if t.is_floating_point()} == {torch.float32}
 
 
+def test_parameters_in_bfloat16_that_no_kernel_takes() -> None:
+    data = batch()
+    learned = losses.MarginLoss(learn_beta=True, num_classes=CLASSES)
+    for loss in (losses.ProxyNCALoss(CLASSES, WIDTH), learned):
+        for embeddings in (data.embeddings, data.embeddings.bfloat16()):
+            with pytest.raises(TypeError, match="LpDistance must have parameters in float32"):
+                pml.call(loss.to(torch.bfloat16), Batch(embeddings, data.labels))
+
+
 def test_plain_modules_get_the_embeddings_as_they_are() -> None:
     class Head(nn.Module):
         def __init__(self) -> None:

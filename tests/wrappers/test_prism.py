@@ -22,7 +22,7 @@ from noisydml import (
     PRISMFilter,
     noise,
 )
-from noisydml.pml.kinds import refuse_without_reference
+from noisydml.pml.kinds import compares_directions, refuse_without_reference
 
 CLASSES, WIDTH = 6, 4
 
@@ -401,6 +401,8 @@ def test_the_loss_against_the_memory(loss: Any, memory_size: int) -> None:
     entries: deque[tuple[Tensor, Tensor]] = deque(maxlen=memory_size)
     for step in range(12):
         embeddings, labels = seeded(step)
+        if not compares_directions(loss):
+            embeddings = torch.nn.functional.normalize(embeddings.detach()).requires_grad_()
         value = loss_fn(embeddings, labels)
         keep = loss_fn.decision.keep
         expected = loss(embeddings[keep], labels[keep])
@@ -415,6 +417,21 @@ def test_the_loss_against_the_memory(loss: Any, memory_size: int) -> None:
         unit = torch.nn.functional.normalize(embeddings.detach())
         entries.extend(zip(unit[keep], labels[keep], strict=True))
     assert not keep.all()
+
+
+def test_a_loss_of_lengths_against_a_memory_that_has_none() -> None:
+    """As long as they are 10, embeddings that equal their features would be drawn towards 0."""
+    loss = losses.ContrastiveLoss(distance=distances.LpDistance(normalize_embeddings=False))
+    embeddings, labels = seeded(0)
+    unit = torch.nn.functional.normalize(embeddings.detach())
+    relabeler = MemoryRelabeler(KNNDenoiser(loss, memory_size=12), WIDTH, memory_size=12)
+    for loss_fn in (make(loss, memory_loss=True), relabeler):
+        with pytest.raises(ValueError, match="embeddings must have length 1, as in the memory"):
+            loss_fn(embeddings, labels)
+        loss_fn(unit, labels)
+        loss_fn(unit.bfloat16(), labels)
+    make(loss)(embeddings, labels)  # without the memory's loss
+    make(losses.ContrastiveLoss(), memory_loss=True)(embeddings, labels)
 
 
 def test_the_memory_loss_is_weighted_too() -> None:
