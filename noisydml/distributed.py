@@ -209,7 +209,8 @@ def take_over_from_first(module: nn.Module) -> None:
 
 
 def _in_parts(module: nn.Module) -> bool:
-    return getattr(module, "ranks", 1) > 1
+    ranks: Any = getattr(module, "ranks", 1)
+    return hasattr(module, "full_state") and ranks > 1  # a head may have such a name, too
 
 
 class _GatherRows(torch.autograd.Function):

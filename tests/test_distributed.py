@@ -9,7 +9,7 @@ import torch
 from processes import run_ranks
 from torch import Tensor
 
-from noisydml.distributed import gather_rows
+from noisydml.distributed import _in_parts, gather_rows
 
 
 def gather_one_row(rank: int, world: int) -> list[Tensor]:
@@ -26,3 +26,10 @@ def test_a_single_row_may_have_columns_of_any_width(tmp_path: Path) -> None:
         assert features.tolist() == [[1.0, 1.0, 1.0]]
         assert ids.tolist() == [[7, 7]]
         assert columns.squeeze(1).tolist() == [0, 1, 2, 10, 11, 12]
+
+
+def test_what_others_call_ranks_is_no_part_of_a_memory() -> None:
+    """As of a head with low-rank adapters."""
+    head = torch.nn.Linear(2, 2)
+    head.ranks = 8  # type: ignore[assignment]
+    assert not _in_parts(head)

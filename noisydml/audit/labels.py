@@ -172,6 +172,8 @@ def _column(value: Any) -> tuple[NDArray[Any], list[Any] | None]:
     if listed is not None and (array.dtype.kind == "f" or array.dtype == "M8[D]"):
         array = _objects(listed())
     order = getattr(getattr(value, "dtype", None), "categories", None)
+    if order is not None and getattr(getattr(order, "dtype", None), "kind", None) in ("M", "m"):
+        return array, list(order.to_numpy())  # as the entries are: NumPy's, whatever the unit
     # polars' Categorical has those of all columns there are, in no order.
     return array, getattr(order, "to_list", lambda: None)()
 
@@ -212,7 +214,7 @@ def _plain(array: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """The entries that are not missing, int64 or objects, and which of all are missing."""
     if array.dtype.kind == "f":
         return _whole(array[~np.isnan(array)].astype(np.float64)), np.isnan(array)
-    if array.dtype.kind in "iu" and (len(array) == 0 or array.max() <= np.iinfo(np.int64).max):
+    if array.dtype.kind in "iu" and (len(array) == 0 or int(array.max()) < 2**63):
         return array.astype(np.int64), np.zeros(len(array), dtype=np.bool_)
     listed = list(array) if array.dtype.kind in "Mm" else array.tolist()  # ns would be integers
     if any(issubclass(kind, (Tensor, np.generic)) for kind in _types(listed)):
@@ -287,7 +289,7 @@ def _same(given: NDArray[Any], label: Any) -> NDArray[np.bool_]:
     if kind == "float" and label == label // 1:
         kind, label = "integer", int(label)
     if given.dtype.kind == "i":
-        return np.asarray(given == label) & (kind == "integer")
+        return np.asarray(given == label) if kind == "integer" else np.zeros(len(given), np.bool_)
     kinds = {"integer", "float"} if kind == "integer" else {kind}
     alike = {each for each in _types(given) if _kind(each) in kinds}
     if not alike:

@@ -12,7 +12,7 @@ from torch import Tensor
 from noisydml import distributed
 from noisydml.audit.find import issues_of
 from noisydml.audit.issues import LabelIssues
-from noisydml.functional.checks import require_count, require_decay, require_number
+from noisydml.functional.checks import require_count, require_noise_rate
 from noisydml.memory.features import FeatureMemory, last_of_equals
 from noisydml.memory.judge import judge_labels
 from noisydml.memory.latent import TRUSTED
@@ -78,8 +78,7 @@ class LabelAudit(AllOrNothing):
         if not isinstance(wrapper, LossWrapper):
             raise TypeError(f"wrapper must be a LossWrapper, got {type(wrapper).__name__}")
         require_count("dataset_size", dataset_size)
-        require_number("decay", decay)
-        require_decay(decay)
+        require_noise_rate(decay, "decay")
         self.decay = float(decay)
         self.dataset_size = dataset_size
         for name in ("trust", "evidence", "support"):

@@ -10,9 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
+from threading import Lock
 from typing import IO, Any
 
 import numpy as np
+
+_STREAMS = ("/dev/stdout", "/dev/stderr")
+_LIMIT = Lock()  # held while the length of a csv field is another one
 
 
 @contextmanager
@@ -28,8 +32,10 @@ def replacing(path: str | PathLike[str], mode: str = "w", **settings: Any) -> It
     """
     require_path(path)
     target = Path(os.path.realpath(path))  # what a link leads to
-    if target.exists() and not target.is_file():
-        with open(target, mode, **settings) as file:
+    given = os.path.abspath(path)
+    is_open = given in _STREAMS or given.startswith(("/dev/fd/", "/proc/"))
+    if is_open or (target.exists() and not target.is_file()):
+        with open(path, mode, **settings) as file:
             yield file
         return
     aside = target.with_name(f".{uuid.uuid4().hex}.tmp")
@@ -64,14 +70,15 @@ def read_rows(path: str | PathLike[str], **settings: Any) -> list[list[str]]:
         ValueError: if it is no such file.
     """
     require_path(path)
-    limit = csv.field_size_limit(2**31 - 1)
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark
-            return list(csv.reader(file, **settings))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no csv file, or a broken one: {error}") from error
-    finally:
-        csv.field_size_limit(limit)
+    with _LIMIT:  # of the whole process
+        limit = csv.field_size_limit(2**31 - 1)
+        try:
+            with open(path, newline="", encoding="utf-8-sig") as file:  # of spreadsheets: a mark
+                return list(csv.reader(file, **settings))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is no csv file, or a broken one: {error}") from error
+        finally:
+            csv.field_size_limit(limit)
 
 
 def read_arrays(path: str | PathLike[str], single: bool = False) -> dict[str, Any]:

@@ -32,6 +32,11 @@ class NeighborVote(NamedTuple):
     runner_up: Tensor  # (B,) float64 in [0, 1], the votes of the next label over the majority's
 
 
+# How often the sample itself is taken to be among the features, if nobody knows where: a sampler
+# that draws several of each class at random draws one in four twice or more often.
+REPEATED = 3
+
+
 def neighbor_label_score(
     neighbor_labels: Tensor, labels: Tensor, weights: Tensor | None = None
 ) -> NeighborVote:
@@ -130,6 +135,32 @@ def neighbor_weights(distance: Tensor, sharpness: float) -> Tensor:
     relative = near / torch.where(mean > 0, mean, 1.0)
     weights = (relative.clamp_max(_FAR / sharpness) * -sharpness).exp() * there
     return weights.to(distance.dtype)
+
+
+def may_be_own(found: Tensor, labels: Tensor, most: int | Tensor = REPEATED) -> Tensor:
+    """Which of the nearest may be the sample itself, if nobody knows where it is among them.
+
+    Those up to the first of another label, if they are not too many.
+
+    Args:
+        found: (B, K) integers, the labels of the nearest, the nearest first; negative for none.
+        labels: (B,) integers in ``[0, C)``, of the samples.
+        most: how many they are at most: a number, or (B,) integers.
+
+    Returns:
+        (B, K) bool.
+
+    Example:
+        >>> import torch
+        >>> from noisydml.functional.neighbors import may_be_own
+        >>> may_be_own(torch.tensor([[1, 1, 0, 1], [0, 1, 1, 1]]), torch.tensor([1, 1])).int()
+        tensor([[1, 1, 0, 0],
+                [0, 0, 0, 0]], dtype=torch.int32)
+    """
+    same = (found == labels.unsqueeze(1)).long()
+    nearest = same.cumprod(dim=1)  # 1 up to the first of another label
+    limit = most.unsqueeze(1) if isinstance(most, Tensor) else most
+    return (nearest > 0) & (nearest.cumsum(dim=1) <= limit)
 
 
 def nearest_of_parts(distance: Tensor, row: Tensor, k: int) -> tuple[Tensor, Tensor]:

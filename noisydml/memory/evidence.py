@@ -10,13 +10,15 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from noisydml.functional.class_evidence import leave_one_out_similarity, near_identical
-from noisydml.functional.neighbors import neighbor_weights
+from noisydml.functional.neighbors import REPEATED, may_be_own, neighbor_weights
 from noisydml.functional.parts import Whole
 from noisydml.memory.index import Metric, NeighborIndex, TorchIndex
 from noisydml.memory.neighbors import default_index
-from noisydml.memory.whitened import SHARPNESS, Whitened
+from noisydml.memory.whitened import FEW, FOLDS, SHARPNESS, Whitened
 
 _ALL, _SOME = 128, 64  # classes that a sample is compared with: all, or the nearest of more
+_COMPANIONS = 5  # of each that may be the sample itself: where classes are small, fewer may
+_CROWD = 15  # labels a class, on average, from which on there is a core, and neighbours suffice
 _NEVER = -1e4  # the logit of what is out of the question
 
 
@@ -34,6 +36,7 @@ class Sample(Whitened):
         index: str | NeighborIndex | None,
         metric: Metric,
         parts: Whole | None = None,
+        repeats: bool = False,
     ) -> None:
         super().__init__(features, codes, num_classes, metric, parts)
         parts, everybody = self.parts, torch.arange(len(codes), device=codes.device)
@@ -49,16 +52,32 @@ class Sample(Whitened):
             # Classes of one object each: equal rows are all that there is to judge by.
             copies = everyone
             self._count(copies, weights)
+        self.number_labelled = int(parts.total((self.weights > 0).sum()))
+        self.crowded = self.number_labelled >= _CROWD * num_classes
         self.fold = parts.everyone(fold)[self.copies]
         changed = self.choose_shrinkage(self.weights, self.fold, k)
+        if parts.size < FEW * features.shape[1]:
+            # By so few its own label would draw a sample to others of its class.
+            for part in range(FOLDS):
+                held_out = self.fold == part
+                asked = held_out.nonzero().squeeze(1)
+                number = int(parts.total(held_out.sum()))
+                directions = self.all_directions(weights.masked_fill(held_out, 0))
+                found = self.nearest(directions, codes, asked, number, k, index)
+                distance[asked], near[asked] = found
         directions = self.all_directions(weights)
-        if changed:
+        if changed and parts.size >= FEW * features.shape[1]:
             distance, near = self.nearest(directions, codes, everybody, parts.size, k, index)
         self.near = near
+        taught = self.sizes(self.weights)
         for rows in self.blocks():
             seen = near[rows].long()
             own_copy = copies[seen.clamp_min(0)] == self.copies[rows].unsqueeze(1)
             apart = distance[rows].masked_fill_((seen < 0) | own_copy, math.inf)
+            if repeats:
+                label = self.all_classes[seen.clamp_min(0)].masked_fill(seen < 0, -1)
+                most = (taught[self.classes[rows]] / _COMPANIONS).long().clamp_max(REPEATED)
+                apart.masked_fill_(may_be_own(label, self.classes[rows], most), math.inf)
             distance[rows] = neighbor_weights(apart, SHARPNESS)
         self.votes = distance
         self._candidates(directions)

@@ -345,4 +345,5 @@ def last_of_equals(ids: Tensor) -> Tensor:
     if len(ids) == 0:
         return torch.zeros_like(ids, dtype=torch.int64)
     ordered, order = ids.sort(stable=True)  # of equal ids the last comes last
-    return order.gather(0, torch.searchsorted(ordered, ids, right=True) - 1)
+    last = torch.searchsorted(ordered, ids.contiguous(), right=True) - 1
+    return order.gather(0, last)

@@ -31,7 +31,6 @@ _WHERE = ("all classes alike", "particular classes")
 _AGREED = 4.0  # standard errors by which guesses agree with labels, of which something follows
 _WIDTH = 256  # columns that are kept of wide features
 _SHOWN = 8  # neighbours of each sample that are told
-_CROWD = 15  # labels a class, on average, from which on a core says something
 _CLOSE = 0.03  # of what a model predicts better than the classes' sizes do
 _CERTAIN = 0.5  # mean probability of a sample's class, with which nothing hides from the judge
 _AT_ODDS = 0.05  # the least by which the rate of the core must be above that of all
@@ -72,6 +71,7 @@ def judge_labels(
     progress: Callable[[int, int], Any] | None = None,
     shard: bool = False,
     numbers: Tensor | None = None,
+    repeats: bool = False,
 ) -> LabelJudgement:
     r"""Judge the labels of a set of features, of which nobody knows how many are wrong.
 
@@ -111,6 +111,9 @@ def judge_labels(
             have more, which all are judged together. All ranks call it.
         numbers: (N,) integers, which of the samples of all ranks these are, by which it is drawn
             who is held out; None to count them rank by rank.
+        repeats: whether features may be of one sample, at different times of training, so that
+            nothing tells them from those of another one. Of the nearest neighbours those of a
+            sample's own label have no vote then, three at most, and fewer in small classes.
 
     Returns:
         :class:`LabelJudgement`, on the device of the features. The only sample of its class has
@@ -156,6 +159,7 @@ def judge_labels(
             index,
             metric,
             parts,
+            repeats,
         )
         found = _Contest(sample, folds, progress).verdict(trained, core_refutes, noise_rate)
         return _as_given(sample, found, order, classes, numbers)
@@ -190,9 +194,8 @@ class _Contest:
         self, sample: Sample, folds: int | None, progress: Callable[[int, int], Any] | None
     ) -> None:
         self.sample, self.progress = sample, progress
-        self.labels = int(sample.parts.total((sample.weights > 0).sum()))
         if folds is None:
-            folds = min(FOLDS, max(1, math.ceil(ASKED * FOLDS / max(self.labels, 1))))
+            folds = min(FOLDS, max(1, math.ceil(ASKED * FOLDS / max(sample.number_labelled, 1))))
         self.rounds, self.done = (2 * folds + 1) * (CENTER_ROUNDS + NEIGHBOR_ROUNDS), 0
         self.settings: list[list[list[Setting]]] = [[], []]
         self._hold_out(folds)
@@ -257,9 +260,6 @@ class _Contest:
         counted = fit.known & sample.labelled
         mistrust = parts.total(((1 - fit.trust) * counted).sum())
         mean = float(mistrust / parts.total(counted.sum()).clamp_min(1))
-        if self.labels < _CROWD * sample.num_classes:
-            # A sample's few companions agree more often where its own label is not among theirs.
-            return fit, mean, mean, 2 / math.sqrt(max(self.labels, 1)), 1.0
         return fit, mean, *fit.core_rate()
 
     def verdict(self, trained: bool, core_refutes: bool, noise_rate: float | None) -> _Verdict:
@@ -279,6 +279,9 @@ class _Contest:
             structured = True
             blended = bool(logs[3].mean() > logs[2].mean())
             fit, rate, core, width, part = self._by_all(structured, blended)
+        if not sample.crowded:
+            # A sample's few companions agree more often where its own label is not among theirs.
+            core, width, part = rate, 2 / math.sqrt(max(sample.number_labelled, 1)), 1.0
         counted = fit.known & sample.labelled
         score = torch.where(counted, fit.trust.double(), 1.0)
         certainty = float(everyone(fit.most[sample.labelled]).mean())

@@ -39,6 +39,8 @@ ASKED = 10_000  # labels held out are enough
 CENTER_ROUNDS, NEIGHBOR_ROUNDS = 5, 4  # rounds with centers alone, and with neighbours
 _WHITENED = (0, 1, 2, 4, 7)  # rounds that begin with another covariance
 _TEMPERATURES = [0.015 * 1.29**i for i in range(14)]
+# With which centers say next to nothing beside the neighbours, as where classes have several parts.
+_FLAT = [0.015 * 1.29**i for i in range(14, 17)]
 _PARTS = (0.15, 0.3, 0.5, 0.75, 1.0, 1.5)  # of the neighbours
 _SIZES = (0.0, 1.0)  # powers of the classes' sizes
 _NONES = (0.005, 0.02, 0.05, 0.1, 0.2, 0.3)  # shares that may be of none of the classes
@@ -256,7 +258,8 @@ class Fit:
         heldout = _HeldOut(parts, self.number_asked, evidence, own, transition, rates)
 
         # The highest first, for of equal ones the first counts.
-        temperatures = self._near(_TEMPERATURES, last.temperature)[::-1]
+        temperatures = _TEMPERATURES + (_FLAT if blended and self.sample.crowded else [])
+        temperatures = self._near(temperatures, last.temperature)[::-1]
         kappas = self._near(_PARTS, last.part)[::-1] if blended else [0.0]
         tried = [
             last._replace(temperature=t, part=part, size=size)

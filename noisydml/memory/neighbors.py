@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from noisydml.functional.neighbors import REPEATED, may_be_own
 from noisydml.memory.index import FaissIndex, Metric, NeighborIndex, TorchIndex, require_metric
 
 _EXACT = 2**34  # pairs of a query and a feature, up to which all are compared
@@ -46,9 +47,6 @@ class Neighborhood:
     """
 
     labels: Tensor
-    # How often the sample itself is taken to be among the features, if nobody knows where: a
-    # sampler that draws several of each class at random draws one in four twice or more often.
-    copies = 3
 
     def __init__(self, index: str | NeighborIndex | None, metric: Metric) -> None:
         require_metric(metric)
@@ -116,8 +114,8 @@ class Neighborhood:
         others = self._others(labels, row)
         if row is not None:
             return *self._index.search(queries, k, row), others
-        distance, position = self._index.search(queries, k + self.copies)
-        excluded = self._may_be_own(self.labels_at(position), labels)
+        distance, position = self._index.search(queries, k + REPEATED)
+        excluded = may_be_own(self.labels_at(position), labels)
         distance = torch.where(excluded, math.inf, distance)
         return distance, torch.where(excluded, -1, position), others
 
@@ -129,12 +127,6 @@ class Neighborhood:
         """(B,) where each entry is in :attr:`labels`; -1 for one left out, or an entry of -1."""
         row = self._row.index_select(0, entries.clamp_min(0))
         return torch.where(entries < 0, -1, row)
-
-    def _may_be_own(self, found: Tensor, labels: Tensor) -> Tensor:
-        """(B, K) bool, which of the nearest, with the labels ``found``, may be the query's own."""
-        same = (found == labels.unsqueeze(1)).long()
-        nearest = same.cumprod(dim=1)  # 1 up to the first of another label
-        return (nearest > 0) & (nearest.cumsum(dim=1) <= self.copies)
 
     def _others(self, labels: Tensor, row: Tensor | None) -> Tensor:
         """(B,) bool, whether others of the label's class are here than the one of a row."""

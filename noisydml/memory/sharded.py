@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from noisydml import distributed
-from noisydml.functional.neighbors import nearest_of_parts
+from noisydml.functional.neighbors import REPEATED, may_be_own, nearest_of_parts
 from noisydml.memory.dealt import MEETING
 from noisydml.memory.index import Metric, NeighborIndex, frame_of
 from noisydml.memory.neighbors import Neighborhood
@@ -93,7 +93,7 @@ class ShardedNeighborhood(Neighborhood):
         self, queries: Tensor, labels: Tensor, k: int, entries: Tensor | None, sizes: list[int]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(B, k) distances, entries and labels, and (B,) who has others of the same class."""
-        ranks, columns = distributed.world_size(), k if entries is not None else k + self.copies
+        ranks, columns = distributed.world_size(), k if entries is not None else k + REPEATED
         own_row, own = None, torch.ones_like(labels)  # 1: the query's own entry has its label
         if entries is not None:
             own_row = self._at(self._row, self._here(entries))
@@ -119,7 +119,7 @@ class ShardedNeighborhood(Neighborhood):
         first = sum(sizes[: distributed.rank()]) if sum(sizes) == len(queries) else 0
         labels = labels.narrow(0, first, len(label))
         if entries is None:
-            copies = self._may_be_own(label, labels)
+            copies = may_be_own(label, labels)
             distance = torch.where(copies, math.inf, distance)
             row, label = (torch.where(copies, -1, each) for each in (row, label))
             return distance, row, label, self._count(labels) > 1

@@ -99,11 +99,22 @@ class AllOrNothing(nn.Module):
         """Called with a state that fits before it is loaded: makes room for it, or changes it."""
 
     def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *lists: Any
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing: list[str],
+        *lists: Any,
     ) -> None:
+        if not any(name.startswith(prefix) for name in state_dict):
+            own: dict[str, Any] = {}
+            self._save_to_state_dict(own, prefix, True)  # without what is inside it
+            missing.extend(own)
+            return  # of a checkpoint from before it: torch refuses that, unless strict=False
         refuse_state(self, state_dict, prefix, strict)
         self.prepare_for(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, *lists)
 
 
 def require_state_in_range(

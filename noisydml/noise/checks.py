@@ -63,7 +63,7 @@ def read_labels(name: str, value: Any) -> Integers:
         array = array[:, 0]
     if array.ndim != 1:
         raise ValueError(f"{name} must have 1 dimension, got shape {array.shape}")
-    if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
+    if array.dtype.kind == "u" and array.size and int(array.max()) >= 2**63:
         raise ValueError(f"{name} must fit into int64, got {array.max()}")
     return array.astype(np.int64)
 

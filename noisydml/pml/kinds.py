@@ -14,11 +14,18 @@ from torch import nn
 
 Loss = Callable[..., Any]
 
+
+def _those_there(*names: str) -> tuple[type[nn.Module], ...]:
+    """Losses that came after PML 2.6, as far as they are there."""
+    return tuple(getattr(losses, name) for name in names if hasattr(losses, name))
+
+
+_SORTED = _those_there("SmoothAPLoss")  # what takes classes of one size only, one after the other
 _TAKES_NO_REFERENCE = (
     losses.FastAPLoss, losses.HistogramLoss, losses.InstanceLoss, losses.LargeMarginSoftmaxLoss,
     losses.ManifoldLoss, losses.NormalizedSoftmaxLoss, losses.NPairsLoss, losses.P2SGradLoss,
     losses.PNPLoss, losses.ProxyAnchorLoss, losses.ProxyNCALoss, losses.RankedListLoss,
-    losses.SmoothAPLoss, losses.SoftTripleLoss, losses.VICRegLoss,
+    losses.SoftTripleLoss, losses.VICRegLoss, *_SORTED,
 )  # fmt: skip
 _TAKES_NO_LABELS = (losses.ManifoldLoss, losses.SelfSupervisedLoss, losses.VICRegLoss)
 # Those that can be told what to compare, by an indices tuple of pairs or of triplets.
@@ -27,7 +34,7 @@ TRIPLETS = (
     losses.DynamicSoftMarginLoss, losses.HistogramLoss, losses.MarginLoss, losses.TripletMarginLoss,
 )  # fmt: skip
 # Those that reduce their terms by themselves and take a reference.
-_REDUCED = (losses.DynamicSoftMarginLoss, losses.ThresholdConsistentMarginLoss)
+_REDUCED = (losses.DynamicSoftMarginLoss, *_those_there("ThresholdConsistentMarginLoss"))
 # Whose embeddings have the width of a tensor of their own: its name, and which dimension that is.
 _WIDTHS: tuple[tuple[Any, str, int], ...] = (
     ((losses.LargeMarginSoftmaxLoss, losses.NormalizedSoftmaxLoss), "W", 0),
@@ -61,7 +68,7 @@ def refuse_distributed(loss: Loss) -> None:
 def refuse_undroppable(loss: Loss) -> None:
     """Raise TypeError for the losses that cannot do without a row."""
     for part in parts(loss):
-        if isinstance(part, losses.SmoothAPLoss):
+        if isinstance(part, _SORTED):
             raise TypeError(
                 "SmoothAPLoss needs classes of equal size, so that no sample can be dropped; "
                 "a wrapper that weights samples, such as ConfidenceWeightedLoss, works with it"
@@ -71,7 +78,7 @@ def refuse_undroppable(loss: Loss) -> None:
 def refuse_mixed(loss: Loss) -> None:
     """Raise TypeError for the losses that cannot do with rows beside those of the batch."""
     for part in parts(loss):
-        if isinstance(part, losses.SmoothAPLoss):
+        if isinstance(part, _SORTED):
             raise TypeError(
                 "SmoothAPLoss needs classes of equal size, each in consecutive rows: it cannot "
                 "take mixed embeddings, or samples with another label"

@@ -65,7 +65,7 @@ class LossWrapper(AllOrNothing, ABC):
         require_loss("loss", loss)
         pml.refuse_unlabelled(loss)
         pml.refuse_distributed(loss)
-        self.loss = loss
+        self.loss: Any = loss
         self.validate_args = validate_args
         self.decision: Decision | None = None
         self._ranks_agree = False

@@ -20,7 +20,8 @@ def with_ids(dataset: Any) -> Dataset[Any]:
         The same samples: a tuple or list with the position after its last element, a mapping with
         the position as ``"sample_ids"``, a single object as ``(object, position)``. The usual
         collation makes an int64 tensor of the positions. With a sampler, a ``Subset`` *of what is
-        returned* or several workers they are those in ``dataset``.
+        returned* or several workers they are those in ``dataset``. Of a ``ConcatDataset`` it goes
+        around the whole, not around each part, which would all count from 0.
 
     Raises:
         TypeError: if ``dataset`` has no length or no samples by position, as an

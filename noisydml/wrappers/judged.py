@@ -22,6 +22,7 @@ from noisydml.wrappers.decision import Decision, Judgement
 from noisydml.wrappers.passes import COLLECTING, JUDGING, OF_ANOTHER_WIDTH, TRAINING, JudgedPasses
 
 _MANY = 32  # samples one after another that were seen already begin a pass again, not fewer
+_SOME, _PART = 16, 4  # of so many samples one in so many has the label that was judged, or more
 _ENOUGH = 48  # embeddings tell whether they can be looked up
 
 
@@ -174,9 +175,27 @@ class JudgeFilter(JudgedPasses):
         if self.num_classes is not None:
             what = "num_classes of JudgeFilter"
             checks.append(in_range("labels", batch.labels, self.num_classes, what))
-        if batch.sample_ids is None and self.counters["unsure"] != 0:
-            checks.append(self._can_be_found(batch))
+        if batch.sample_ids is None:
+            if len(batch) > len(self.memory):
+                raise ValueError(
+                    f"dataset_size must be the number of samples, got {len(self.memory)} and a "
+                    f"batch of {len(batch)}"
+                )
+            if self.counters["unsure"] != 0:
+                checks.append(self._can_be_found(batch))
+        elif self.counters["phase"] == JUDGING and self.counters["trained"] == 0:
+            checks.append(self._of_these_labels(batch, batch.sample_ids))
         return checks
+
+    def _of_these_labels(self, batch: Batch, ids: Tensor) -> ValueCheck:
+        """Whether the samples have the labels that ``refresh`` was given, but for a few."""
+        given = self.judged_labels.to(batch.device).take(ids.clamp(0, len(self.judged_labels) - 1))
+        compared, same = (given >= 0).sum(), (given == batch.labels).sum()
+        return ValueCheck(
+            (compared >= _SOME) & (_PART * same < compared),
+            "labels must be those that refresh was given, and most of this batch are not: where "
+            "its features are in another order than the data set it needs sample_ids",
+        )
 
     def _can_be_found(self, batch: Batch) -> ValueCheck:
         """Whether embeddings are near to what ``refresh`` was given, by which they are looked up.

@@ -259,8 +259,18 @@ class KNNDenoiser(Filter):
         mode = self.counters["ids"]
         return remembered_checks(batch, self.memory, mode, "KNNDenoiser", "memory_size")
 
+    def status(self) -> str:
+        if int(self.reference.total) > 0:
+            return ""
+        size = len(self.memory)
+        missing = max(size - self.counters["seen"], 0)
+        return f"training on all labels, waiting for {missing:,} of {size:,} samples"
+
     def extra_repr(self) -> str:
-        return f"k={self.k!r}, threshold={self.threshold}, vote={self.vote!r}, warmup={self.warmup}"
+        settings = (
+            f"k={self.k!r}, threshold={self.threshold}, vote={self.vote!r}, warmup={self.warmup}"
+        )
+        return ", ".join(filter(None, [settings, self.status()]))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the index, which is built again from the reference."""

@@ -223,7 +223,8 @@ class JudgedPasses(Filter):
         """Train on all labels, for now, if the features do not tell the classes."""
         if seen < _LOOK * len(self.memory):
             return
-        found = self._ask(self.memory, self.memory.filled)
+        repeats = self.counters["ids"] == WITHOUT_IDS
+        found = self._ask(self.memory, self.memory.filled, repeats=repeats)
         tells = found.certainty >= _TELLING and found.kept_share >= _KEPT
         self.counters.set(looked=1, phase=COLLECTING if tells else TRAINING)
 
@@ -249,7 +250,11 @@ class JudgedPasses(Filter):
         labels = dealt.of_all_parts(memory.labels[own])
         on_all = not first and self.counters["told"] == 0  # its features were trained on all labels
         folds = None if first or len(labels) < _FEW else 1
-        found = self._ask(memory, own, folds=folds, trained=on_all, numbers=numbers)
+        # Without ids a sampler, or two views of it, may have put a sample there several times.
+        repeats = features is None and self.counters["ids"] == WITHOUT_IDS
+        found = self._ask(
+            memory, own, folds=folds, trained=on_all, numbers=numbers, repeats=repeats
+        )
         judged = dealt.of_all_parts(found.known & found.probability.isfinite())
         rate = found.noise_rate
         if on_all and found.certainty < _TOLD and found.kept_share < _WORTH:

@@ -105,6 +105,20 @@ def test_who_has_no_label() -> None:
         read([-1, 1, -1, 1])
 
 
+@pytest.mark.parametrize("unit", ["s", "us", "ns"])
+@pytest.mark.parametrize("kind", ["M8", "m8"])
+def test_categories_of_times_are_those_of_the_column(kind: str, unit: str) -> None:
+    pd = pytest.importorskip("pandas")
+    times = np.array([1, 0, 1, 2]).astype(f"{kind}[{unit}]")
+    codes, classes = read(pd.Series(times))
+    for column in (
+        pd.Series(times).astype("category"), pd.Categorical(times), pd.CategoricalIndex(times),
+    ):  # fmt: skip
+        assert read(column) == (codes, classes)
+        assert classes is not None
+        assert all(isinstance(name, np.generic) for name in classes)
+
+
 def test_the_label_that_stands_for_none_is_read_as_labels_are() -> None:
     names, floats = np.array(["b", "?", "a"]), np.array([3.0, 0.0, 4.0])
     assert read(names, unlabeled=np.str_("?")) == ([1, -1, 0], ("a", "b"))

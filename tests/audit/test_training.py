@@ -227,7 +227,7 @@ def test_ids_beyond_the_audit() -> None:
     [
         ((losses.ContrastiveLoss(), 5), {}, TypeError, "wrapper"),
         ((make()[0], 0), {}, ValueError, "dataset_size"),
-        ((make()[0], 5), {"decay": 1.0}, ValueError, "decay"),
+        ((make()[0], 5), {"decay": 1.0}, ValueError, r"decay must be in \[0, 1\), got 1.0"),
         ((make()[0], 5), {"decay": None}, TypeError, "decay"),
     ],
 )

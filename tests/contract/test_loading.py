@@ -107,6 +107,23 @@ def test_values_that_cannot_be(case: str) -> None:
         assert_same_state(before, wrapper)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_checkpoint_from_before_the_wrapper(case: str) -> None:
+    """``strict=False`` says what is missing, as torch does; a part of a state stays refused."""
+    wrapper = trained(case)
+    nested = nn.ModuleDict({"model": nn.Linear(2, 2), "loss_fn": wrapper})
+    state = {f"model.{k}": v for k, v in nn.Linear(2, 2).state_dict().items()}
+    before = state_of(wrapper)
+    if wrapper.state_dict():
+        with pytest.raises(RuntimeError, match="loss_fn"):
+            nested.load_state_dict(state)
+    missing, unexpected = nested.load_state_dict(state, strict=False)
+    assert sorted(missing) == sorted(f"loss_fn.{name}" for name in wrapper.state_dict())
+    assert unexpected == []
+    assert torch.equal(nested["model"].weight, state["model.weight"])
+    assert_same_state(before, wrapper)
+
+
 @pytest.mark.parametrize(("saved", "other"), [("cosine", "euclidean"), ("euclidean", "cosine")])
 def test_features_of_another_metric(saved: str, other: str) -> None:
     source, target = build("knn", metric=saved), build("knn", metric=other)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import subprocess
+import sys
 from pathlib import Path
+from threading import Thread
 from typing import IO
 
 import numpy as np
 import pytest
 
-from noisydml.functional.files import replacing
+from noisydml.functional.files import read_rows, replacing
 from noisydml.noise import NoisyLabels
 
 
@@ -77,3 +81,37 @@ def test_noisy_labels_that_cannot_be_written(
         noisy.save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("to", ["pipe", "file"])
+def test_what_a_stream_is_written_to(to: str, tmp_path: Path) -> None:
+    script = """
+import os
+from noisydml.functional.files import replacing
+with replacing("/dev/stdout") as file:
+    file.write("table")
+os.write(1, b"after")
+"""
+    out = tmp_path / "log"
+    command = [sys.executable, "-c", script]
+    if to == "pipe":
+        printed = subprocess.run(command, capture_output=True, check=True).stdout
+    else:
+        with out.open("ab") as log:
+            log.write(b"before")
+            log.flush()
+            subprocess.run(command, stdout=log, check=True)
+        printed = out.read_bytes()
+    assert printed == b"tableafter"  # what is opened by its name to be written begins anew
+
+
+def test_threads_leave_the_length_of_a_field_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b\n" * 1000)
+    limit = csv.field_size_limit()
+    threads = [Thread(target=lambda: [read_rows(path) for _ in range(50)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert csv.field_size_limit() == limit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from collections import deque
 from typing import Any
 
@@ -303,7 +304,10 @@ def test_the_last_of_equal_ids(size: int) -> None:
     ids = torch.randint(9, (size,))
     rows = ids.tolist()
     expected = [max(j for j, other in enumerate(rows) if other == i) for i in rows]
-    assert last_of_equals(ids).tolist() == expected
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for given in (ids, torch.stack([ids, ids], dim=1)[:, 1]):  # a column of a table
+            assert last_of_equals(given).tolist() == expected
 
 
 def test_a_whole_data_set_is_written_at_once() -> None:

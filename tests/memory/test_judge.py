@@ -296,6 +296,39 @@ def test_features_that_are_all_the_same_say_nothing(width: int, size: int) -> No
         assert found.score.isfinite().all()
 
 
+@pytest.mark.parametrize("directions", ["narrow", "wide"])
+def test_the_own_label_has_no_part_in_who_the_neighbours_are(directions: str) -> None:
+    """Whitened by few labels, a sample is drawn to others of its own: true ones look wrong then."""
+    generator = torch.Generator().manual_seed(0)
+    if directions == "narrow":  # with little shrinkage
+        labels = torch.arange(4).repeat_interleave(60)
+        features = torch.randn(240, 16, generator=generator)
+        features[:, 13:] = 0.1 * features[:, 13:] + 0.4 * torch.eye(4, 3)[labels]
+    else:
+        labels = torch.arange(20).repeat_interleave(6)
+        features = torch.randn(20, 60, generator=generator)[labels]
+        features = features + torch.randn(120, 60, generator=generator)
+    found = judge_labels(features, labels)
+    for sample in range(0, len(labels), len(labels) // 8):
+        others = labels.clone()
+        others[sample] = (labels[sample] + 1) % (labels.max() + 1)
+        other = judge_labels(features, others)
+        assert torch.equal(other.neighbors[sample], found.neighbors[sample])
+
+
+def test_classes_of_several_parts_in_few_columns_are_not_wrong() -> None:
+    """Eight heaps in six columns, four of each class: what centers say has to count for little."""
+    flagged = []
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        heap = torch.randint(8, (800,), generator=generator)
+        features = torch.randn(8, 6, generator=generator)[heap]
+        features = features + 0.7 * torch.randn(800, 6, generator=generator)
+        found = judge_labels(features, heap % 2)
+        flagged.append(float((found.probability < 0.5).double().mean()))
+    assert sum(flagged) / 3 < 0.04
+
+
 def test_it_is_deterministic_and_leaves_the_generator_alone() -> None:
     features, true = gaussians(10, 20, 1.0)
     state = torch.get_rng_state()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -213,3 +215,19 @@ def test_pml_refuses_its_memory_around_a_wrapper() -> None:
     wrapper = GroundTruthFilter(losses.ContrastiveLoss(), torch.zeros(4, dtype=torch.bool))
     with pytest.raises(Exception, match="not supported for GroundTruthFilter"):
         losses.CrossBatchMemory(wrapper, WIDTH)
+
+
+def test_losses_that_came_later_need_not_be_there() -> None:
+    """PML 2.6 has no SmoothAPLoss, and neither 2.7 nor 2.8."""
+    script = """
+from pytorch_metric_learning import losses
+del losses.SmoothAPLoss, losses.ThresholdConsistentMarginLoss
+import noisydml, torch
+loss_fn = noisydml.KNNDenoiser(losses.ContrastiveLoss(), memory_size=4)
+noisydml.PrototypicalMixer(losses.SupConLoss(), 2, 3, memory_size=4)
+print(loss_fn(torch.eye(3), torch.arange(3)).shape)
+"""
+    printed = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, text=True
+    )
+    assert printed.stdout == "torch.Size([])\n"

@@ -14,7 +14,7 @@ from pytorch_metric_learning.distances import LpDistance
 from sklearn.datasets import make_circles
 
 import noisydml
-from noisydml import JudgeFilter, PRISMFilter
+from noisydml import JudgeFilter, KNNDenoiser, PRISMFilter
 from noisydml.wrappers.checks import make_batch
 from noisydml.wrappers.passes import ASKED, JUDGING
 
@@ -456,3 +456,54 @@ def test_on_another_device_nothing_has_to_be_moved_before_the_first_step() -> No
         labels = torch.zeros(64, dtype=torch.int64, device=device)
         checks = loss_fn.own_checks(make_batch(torch.randn(64, WIDTH, device=device), labels))
         assert all(check.bad.device == device for check in checks)
+
+
+def test_a_refresh_in_another_order_is_noticed() -> None:
+    """As from a loader that shuffles, with ids in the training loop."""
+    features, labels, _ = half_wrong(1000, 10)
+    order = torch.randperm(1000)
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=1000)
+    loss_fn.refresh(features[order], labels[order])
+    with pytest.raises(ValueError, match="labels must be those that refresh was given"):
+        loss_fn(features[:64], labels[:64], sample_ids=torch.arange(64))
+    loss_fn.refresh(features[order], labels[order], order)
+    loss_fn(features[:64], labels[:64], sample_ids=torch.arange(64))
+    loss_fn(features[:64], labels[:64] + 1, sample_ids=torch.arange(64))  # corrected, later on
+
+
+@pytest.mark.parametrize("wrapper", [JudgeFilter, KNNDenoiser])
+def test_an_id_of_two_samples_is_noticed(wrapper: type) -> None:
+    """As of two data sets that each count from 0."""
+    size = "dataset_size" if wrapper is JudgeFilter else "memory_size"
+    loss_fn = wrapper(losses.ContrastiveLoss(), **{size: 10})
+    embeddings, ids = torch.randn(6, 4), torch.tensor([3, 1, 3, 4, 5, 1])
+    loss_fn(embeddings, torch.tensor([0, 1, 0, 1, 0, 1]), sample_ids=ids)
+    with pytest.raises(ValueError, match="sample_ids must be of one sample each"):
+        loss_fn(embeddings, torch.tensor([0, 1, 0, 1, 0, 0]), sample_ids=ids)
+
+
+def test_a_batch_of_more_samples_than_there_are() -> None:
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=20)  # of batches, not of samples
+    with pytest.raises(ValueError, match="dataset_size must be the number of samples, got 20 and"):
+        loss_fn(torch.randn(32, 4), torch.arange(32) % 4)
+
+
+@pytest.mark.parametrize("views", [2, 3])
+def test_without_ids_two_features_of_a_sample_are_no_two_witnesses(views: int) -> None:
+    """Two views of it, or a sampler that draws it again: its wrong label vouches for itself."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.arange(600) % 10
+    features = torch.randn(10, 16, generator=generator)[truth]
+    features = features + 0.7 * torch.randn(600, 16, generator=generator)
+    wrong = torch.rand(600, generator=generator) < 0.3
+    labels = torch.where(wrong, (truth + 1 + torch.arange(600) // 10 % 9) % 10, truth)
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=600 * views)
+    seen = features.repeat(views, 1) + 0.2 * torch.randn(600 * views, 16, generator=generator)
+    given, order = labels.repeat(views), torch.randperm(600 * views, generator=generator)
+    for rows in order.split(50):
+        loss_fn(seen[rows], given[rows])
+    loss_fn(features, labels)
+    keep = loss_fn.decision.keep
+    assert keep[wrong].float().mean() < 0.1
+    assert keep[~wrong].float().mean() > 0.95
+    assert abs(float(loss_fn.noise_rate) - 0.3) < 0.05

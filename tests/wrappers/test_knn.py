@@ -13,7 +13,7 @@ from pytorch_metric_learning import losses
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from noisydml import KNNDenoiser, LossWrapper, SelectedInteractions
+from noisydml import KNNDenoiser, LossWrapper, SelectedInteractions, decision_summary
 from noisydml.memory.index import FaissIndex, TorchIndex
 
 SAMPLES, WIDTH, CLASSES = 90, 6, 6
@@ -126,8 +126,12 @@ def test_dropped_samples_stay_in_the_reference_with_their_given_labels() -> None
 def test_an_epoch_ends_by_itself_after_memory_size_samples() -> None:
     loss_fn = KNNDenoiser(losses.ContrastiveLoss(), memory_size=20, k=3)
     for step in range(4):
+        waits = f"training on all labels, waiting for {20 - 6 * step} of 20 samples"
+        assert decision_summary(loss_fn).endswith(waits if step else "not called yet, " + waits)
+        assert waits in repr(loss_fn)
         loss_fn(torch.randn(6, WIDTH), torch.arange(6) % 3)
         assert (loss_fn.reference.total > 0) == (step == 3)
+    assert "waiting" not in repr(loss_fn) + decision_summary(loss_fn)
     assert loss_fn.counters["seen"] == 0
     loss_fn(torch.randn(6, WIDTH), torch.arange(6) % 3)
     assert loss_fn.decision.suggested_labels is not None
