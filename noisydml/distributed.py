@@ -19,8 +19,9 @@ _NUMBERS = 7  # integers that cross at once
 
 # Where the ranks meet. Each says at which it is, so that nobody takes for his own the numbers of
 # one whom an exception has led elsewhere.
+MEETING = "a part of a memory"
 _POINTS = (
-    "the start of a call", "the gathering of rows", "a part of a memory", "a label audit",
+    "the start of a call", "the gathering of rows", MEETING, "a label audit",
     "the taking over of a state",
 )  # fmt: skip
 
@@ -64,6 +65,11 @@ def exchange(numbers: list[int], at: str) -> list[list[int]]:
         for numbers_of, report in zip(found, reports, strict=True):
             numbers_of += report[1 : 1 + len(some)]
     return found
+
+
+def number_of_each(number: int, at: str = MEETING) -> list[int]:
+    """What :func:`exchange` has of a single number, in rank order."""
+    return [each for (each,) in exchange([number], at)]
 
 
 def gather_rows(tensors: list[Tensor], sizes: list[int]) -> list[Tensor]:
@@ -119,11 +125,11 @@ def together() -> Iterator[None]:
         yield
     except Exception as raised:
         error = raised
-    reports = exchange([int(error is not None)], "a part of a memory")
+    failed = number_of_each(int(error is not None))
     if error is not None:
         raise error
-    if [1] in reports:
-        raise RuntimeError(f"rank {reports.index([1])} failed; see the error raised there")
+    if 1 in failed:
+        raise RuntimeError(f"rank {failed.index(1)} failed; see the error raised there")
 
 
 def gather_to_first(rows: Tensor) -> Tensor | None:

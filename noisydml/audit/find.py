@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from noisydml.functional.checks import (
     require_count,
     require_dense,
     require_noise_rate,
-    require_number,
+    require_share,
 )
 from noisydml.functional.extras import optional
 from noisydml.functional.products import largest_magnitude
@@ -109,9 +108,7 @@ def find_label_issues(
     labels, classes = read_labels(labels, rows.shape[0], unlabeled)
     labels = labels.to(rows.device)
     require_count("k", k)
-    require_number("threshold", threshold)
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+    require_share("threshold", threshold)
     if noise_rate is not None:
         require_noise_rate(noise_rate)
         noise_rate = float(noise_rate)
@@ -134,8 +131,7 @@ def find_label_issues(
             metric=metric,
             progress=advance,
         )
-    issues = issues_of(found, labels, threshold, classes, noise_rate)
-    return issues if noise_rate is None else replace(issues, noise_rate_bounds=None)
+    return issues_of(found, labels, threshold, classes, noise_rate)
 
 
 def issues_of(
@@ -166,7 +162,7 @@ def issues_of(
         noise_rate=found.noise_rate,
         neighbors=found.neighbors[issues].cpu(),
         probability=probability.cpu(),
-        noise_rate_bounds=found.noise_rate_bounds,
+        noise_rate_bounds=found.noise_rate_bounds if share is None else None,
         found_by=found.found_by,
         contradictions=_contradictions(found.copies, labels),
         classes=classes,

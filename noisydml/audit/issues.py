@@ -20,7 +20,7 @@ from noisydml.audit import page, storage
 from noisydml.audit.labels import Classes, names_of, words_of
 from noisydml.audit.page import ClassNames
 from noisydml.audit.rows import EmbeddingRows
-from noisydml.functional.checks import require_count, require_number
+from noisydml.functional.checks import require_count, require_share
 from noisydml.functional.extras import optional
 from noisydml.functional.files import replacing
 from noisydml.memory.index import Metric, require_metric
@@ -182,9 +182,7 @@ class LabelIssues:
             >>> fixed[7], leave_out
             ('bee', array([], dtype=int64))
         """
-        require_number("min_support", min_support)
-        if not 0 <= min_support <= 1:
-            raise ValueError(f"min_support must be in [0, 1], got {min_support}")
+        require_share("min_support", min_support)
         doubtful = self.given_labels < 0
         doubtful[self.issues] = True
         codes, fixed = self.given_labels.clone(), torch.zeros_like(doubtful)

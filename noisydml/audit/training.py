@@ -142,21 +142,21 @@ class LabelAudit(AllOrNothing):
         features, given = reference.features[rows].float(), labels[rows]
         judged = judge_labels(features, given, metric=reference.metric, core_refutes=False)
         found = issues_of(judged, given)  # trained on these labels, so that the core tells nothing
-        if math.isnan(found.noise_rate) or found.suggested_labels is None or found.support is None:
+        if math.isnan(found.noise_rate):
             return None
-        rows = rows.cpu()
+        assert found.probability is not None
+        rows, near = rows.cpu(), judged.neighbors[found.issues.to(rows.device)].cpu()
         nothing = torch.full((self.dataset_size,), math.nan, dtype=torch.float64)
         unknown = torch.full((self.dataset_size,), -1)
-        near = found.neighbors
         return replace(
             found,
             issues=rows[found.issues],
             score=nothing.index_copy(0, rows, found.score),
-            probability=nothing.index_copy(0, rows, found.score),
+            probability=nothing.index_copy(0, rows, found.probability),
             given_labels=unknown.index_copy(0, rows, labels.cpu()[rows]),
-            suggested_labels=unknown.index_copy(0, rows, found.suggested_labels),
-            support=nothing.index_copy(0, rows, found.support),
-            neighbors=near if near is None else torch.where(near < 0, near, rows[near]),
+            suggested_labels=unknown.index_copy(0, rows, judged.suggested_labels.cpu()),
+            support=nothing.index_copy(0, rows, judged.support.cpu()),
+            neighbors=torch.where(near < 0, near, rows[near]),
             contradictions=tuple(rows[group] for group in found.contradictions),
         )
 
@@ -184,7 +184,7 @@ class LabelAudit(AllOrNothing):
         columns = [column.to(device, torch.int64) for column in (ids, labels, suggested)]
         columns += [column.double() for column in (trust, score, support)]
         if distributed.world_size() > 1:
-            sizes = [size for (size,) in distributed.exchange([len(trust)], "a label audit")]
+            sizes = distributed.number_of_each(len(trust), "a label audit")
             columns = distributed.gather_rows(columns, sizes)
         if self.trust.device != device:
             self.to(device)

@@ -77,6 +77,13 @@ def require_vector(
         raise ValueError(f"{name} must have {length} entries, one per {per}, got {len(value)}")
 
 
+def require_width(name: str, value: Tensor, of: str, other: Tensor) -> None:
+    """Raise unless ``value`` (N, D) has as many columns as the ``other`` (M, D)."""
+    width = other.shape[1]
+    if value.shape[1] != width:
+        raise ValueError(f"{name} must be as wide as the {of}, {width}, got {value.shape[1]}")
+
+
 def require_loss(name: str, value: object) -> None:
     """Raise unless ``value`` is a loss: something callable, and not its class."""
     if isinstance(value, type):
@@ -89,6 +96,13 @@ def require_number(name: str, value: object) -> None:
     """Raise unless ``value`` is a real number; a tensor is none, as reading it asks the host."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+
+
+def require_share(name: str, value: float) -> None:
+    """Raise unless ``value`` is a number in [0, 1]."""
+    require_number(name, value)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value}")
 
 
 def require_noise_rate(value: float, name: str = "noise_rate") -> None:

@@ -41,11 +41,10 @@ def selected_interactions(
     require_vector("trusted", trusted, len(labels), "label")
     if trusted.dtype != torch.bool:
         raise TypeError(f"trusted must be a bool tensor, got dtype {trusted.dtype}")
-    rows = labels.unsqueeze(1)
     if ref_labels is not None:
         require_integer("ref_labels", ref_labels)
-        same = rows == ref_labels.unsqueeze(0)
-        return same & trusted.unsqueeze(1), same.logical_not()
-    same = rows == labels.unsqueeze(0)
-    others = torch.eye(len(labels), dtype=torch.bool, device=labels.device).logical_not()
-    return same & others & trusted.unsqueeze(1) & trusted.unsqueeze(0), same.logical_not()
+    same = labels.unsqueeze(1) == (labels if ref_labels is None else ref_labels)
+    positive = same & trusted.unsqueeze(1)
+    if ref_labels is None:
+        positive = (positive & trusted).fill_diagonal_(False)
+    return positive, same.logical_not()

@@ -12,9 +12,10 @@ from noisydml.functional.checks import (
     require_count,
     require_floating,
     require_integer,
-    require_number,
     require_positive,
+    require_share,
     require_vector,
+    require_width,
 )
 from noisydml.functional.products import affine, scaled
 
@@ -58,7 +59,7 @@ def class_similarity(
     require_floating("centers", centers, ndim=2)
     require_integer("counts", counts, len(centers), "center")
     require_positive("temperature", temperature)
-    _require_width("centers", centers, embeddings)
+    require_width("centers", centers, "embeddings", embeddings)
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
     absent = counts.clamp_max(1).to(dtype).log_()  # (C,) 0, or -inf
     rows = scaled(embeddings.to(dtype))
@@ -105,7 +106,7 @@ def class_similarity_pairs(
     require_integer("feature_labels", feature_labels, len(features), "feature")
     require_count("num_classes", num_classes)
     require_positive("temperature", temperature)
-    _require_width("features", features, embeddings)
+    require_width("features", features, "embeddings", embeddings)
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
     queries = scaled(embeddings.to(dtype))
     labels = feature_labels.long()
@@ -318,9 +319,7 @@ def top_r_threshold(
     else:
         n = taking_part.new_full((), len(probabilities))
     if not isinstance(noise_rate, Tensor):
-        require_number("noise_rate", noise_rate)
-        if not 0 <= noise_rate <= 1:
-            raise ValueError(f"noise_rate must be in [0, 1], got {noise_rate}")
+        require_share("noise_rate", noise_rate)
     # With -inf in front the k-th smallest has the index k, from 0 on.
     ordered = pad(taking_part.sort().values, (1, 0), value=-math.inf)
     drops = (noise_rate * n + _EXACT).long()
@@ -457,12 +456,6 @@ def smooth_noise_rate(
     counts = torch.cat([counts.narrow(0, 1, len(counts) - 1), latest])
     found, expected = counts.sum(dim=0).unbind()
     return (found / expected.clamp_min(_NONE)).clamp_max(1), counts
-
-
-def _require_width(name: str, value: Tensor, embeddings: Tensor) -> None:
-    width = embeddings.shape[1]
-    if value.shape[1] != width:
-        raise ValueError(f"{name} must be as wide as the embeddings, {width}, got {value.shape[1]}")
 
 
 def _length(rows: Tensor, temperature: float) -> Tensor:

@@ -16,6 +16,7 @@ from noisydml.functional.checks import (
     require_integer,
     require_positive,
     require_vector,
+    require_width,
 )
 from noisydml.functional.neighbors import smallest
 from noisydml.functional.products import TILE, affine
@@ -162,7 +163,7 @@ def gaussian_log_density(
     """
     _require_gaussians(means, variances)
     require_floating("features", features, ndim=2)
-    _require_width("features", features, "means", means)
+    require_width("features", features, "means", means)
     present = _present(means, counts)
     dtype = torch.promote_types(means.dtype, torch.float32)
     means, variances = means.to(dtype), variances.to(dtype)
@@ -404,7 +405,7 @@ def nearest_samples(
     require_integer("labels", labels, len(features), "feature")
     require_floating("means", means, ndim=2)
     require_count("k", k, least=0)
-    _require_width("means", means, "features", features)
+    require_width("means", means, "features", features)
     present = _present(means, counts)
     num_classes, k = len(means), min(k, len(features))
     dtype = torch.promote_types(features.dtype, torch.float32)
@@ -517,7 +518,7 @@ def clustering_loss(
     require_integer("labels", labels, len(features), "feature")
     require_floating("means", means, ndim=2)
     require_positive("temperature", temperature)
-    _require_width("means", means, "features", features)
+    require_width("means", means, "features", features)
     present, labels = _present(means, counts), labels.long()
     dtype = torch.promote_types(torch.promote_types(features.dtype, means.dtype), torch.float32)
     logits = affine(features.to(dtype) / temperature, means.detach().to(dtype))  # (B, C)
@@ -551,9 +552,3 @@ def _require_shape(name: str, value: Tensor, of: str, other: Tensor) -> None:
         raise ValueError(
             f"{name} must have the shape of {of}, {tuple(other.shape)}, got {tuple(value.shape)}"
         )
-
-
-def _require_width(name: str, value: Tensor, of: str, other: Tensor) -> None:
-    width = other.shape[1]
-    if value.shape[1] != width:
-        raise ValueError(f"{name} must be as wide as the {of}, {width}, got {value.shape[1]}")

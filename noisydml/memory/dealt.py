@@ -7,8 +7,6 @@ from torch import Tensor
 
 from noisydml import distributed
 
-MEETING = "a part of a memory"
-
 
 class Dealt:
     """Entry i of a memory is entry ``i // R`` of rank ``i % R``, of R; of a whole one R is 1.
@@ -52,7 +50,7 @@ class Dealt:
 
     def exchange(self, numbers: list[int]) -> list[list[int]]:
         """The numbers of every rank."""
-        return distributed.exchange(numbers, MEETING)
+        return distributed.exchange(numbers, distributed.MEETING)
 
     def numbers(self, device: torch.device) -> Tensor:
         """Which entries of the memory those of this part are; the last of a part may be none."""

@@ -329,7 +329,7 @@ class FeatureMemory(Entries):
             shard=self.ranks > 1,
         ).to(self.features.device)
         if self.ranks > 1:
-            widths = [each for (each,) in self.dealt.exchange([width])]
+            widths = distributed.number_of_each(width)
             if len(set(widths)) > 1:
                 raise ValueError(f"features must be as wide on all ranks, got {widths}")
             own = self.dealt.mine(sample_ids)

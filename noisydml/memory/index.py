@@ -93,7 +93,7 @@ class NeighborIndex(ABC):
         # Euclidean distances are of centred and scaled rows: a common offset costs no digits, nor
         # does a scale at which squares overflow.
         self._center = features.new_zeros(self.width, dtype=torch.float64)
-        self._exponent = torch.zeros_like(self._center, dtype=torch.int32).sum(dtype=torch.int32)
+        self._exponent = features.new_zeros((), dtype=torch.int32)
         if self.metric == "euclidean" and features.numel() > 0:
             self._center, self._exponent = frame_of(features) if frame is None else frame
         self._build(self._prepared(features))

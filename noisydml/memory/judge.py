@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from noisydml import distributed
 from noisydml.functional.judge import agreement, shift_to_mean
+from noisydml.functional.parts import Whole
 from noisydml.functional.products import inverse_scale, largest_magnitude
 from noisydml.functional.whitening import Rows, principal_components
 from noisydml.memory.evidence import Sample, Setting
@@ -22,7 +24,7 @@ from noisydml.memory.latent import (
     Fit,
     means,
 )
-from noisydml.memory.parts import parts_of
+from noisydml.memory.parts import Parts
 from noisydml.memory.trained import trained_rate
 from noisydml.memory.whitened import FEWEST, FOLDS
 
@@ -131,7 +133,7 @@ def judge_labels(
         ([[3]], 0.02)
     """
     with torch.autocast(labels.device.type, enabled=False):
-        parts = parts_of(len(labels), shard)
+        parts = (Parts if shard and distributed.world_size() > 1 else Whole)(len(labels))
         if numbers is None:
             numbers = torch.arange(len(labels), device=labels.device) + parts.start
         classes = torch.unique(parts.everyone(torch.unique(labels)))

@@ -345,12 +345,7 @@ class Fit:
             self.suggested[rows], self.support[rows] = suggested.squeeze(1), support.clamp_min(0)
 
     def core_rate(self) -> tuple[float, float, float]:
-        """Share of wrong labels where the features are certain of the class, its error, and a part.
-
-        It is the part of its rate that a model can be right about: less than one where features
-        are certain enough and it expects more wrong labels there than there are, by three standard
-        errors, since then it takes right labels of hard samples for wrong ones.
-        """
+        """:func:`~noisydml.functional.judge.rate_of_core` of the most certain tenth."""
         everyone = self.sample.parts.everyone
         counted = (self.known & self.sample.labelled).nonzero().squeeze(1)
         most = everyone(self.most[counted])

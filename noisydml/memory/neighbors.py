@@ -15,21 +15,17 @@ _EXACT = 2**34  # pairs of a query and a feature, up to which all are compared
 _PROBED = 16  # cells of an inverted file
 
 
-def default_index(
-    queries: int, entries: int, device: torch.device, metric: Metric = "cosine"
-) -> NeighborIndex:
+def default_index(queries: int, entries: int, device: torch.device) -> NeighborIndex:
     """Exact up to a number of pairs on the CPU and on any other device; else an inverted file."""
     if device.type != "cpu":
-        return TorchIndex(metric)
-    if queries * entries <= _EXACT:
-        return FaissIndex("Flat", metric)
-    return inverted_file(entries, metric)
+        return TorchIndex()
+    return FaissIndex() if queries * entries <= _EXACT else inverted_file(entries)
 
 
-def inverted_file(entries: int, metric: Metric = "cosine") -> FaissIndex:
+def inverted_file(entries: int) -> FaissIndex:
     """FAISS's, with a number of cells that suits the number of features."""
     cells = min(4 * math.sqrt(entries), entries / 64)
-    return FaissIndex(f"IVF{2 ** max(round(math.log2(cells)), 0)},Flat", metric, nprobe=_PROBED)
+    return FaissIndex(f"IVF{2 ** max(round(math.log2(cells)), 0)},Flat", nprobe=_PROBED)
 
 
 class Neighborhood:
@@ -110,28 +106,19 @@ class Neighborhood:
             ``entries`` there are k + 3 columns), and (B,) bool, for whom there are others of the
             same class who could vote.
         """
-        row = None if entries is None else self._rows(entries)
-        others = self._others(labels, row)
-        if row is not None:
+        if entries is not None:
+            row = self._row.index_select(0, entries.clamp_min(0))
+            row = torch.where(entries < 0, -1, row)  # -1, too, for an entry left out
+            others = self._count(labels) > self._has_label(labels, row)
             return *self._index.search(queries, k, row), others
         distance, position = self._index.search(queries, k + REPEATED)
         excluded = may_be_own(self.labels_at(position), labels)
         distance = torch.where(excluded, math.inf, distance)
-        return distance, torch.where(excluded, -1, position), others
+        return distance, torch.where(excluded, -1, position), self._count(labels) > 1
 
     def labels_at(self, position: Tensor) -> Tensor:
         """Labels at positions as :meth:`neighbors` gives them; -1 where there is none."""
         return torch.where(position < 0, -1, self.labels.take(position.clamp_min(0)))
-
-    def _rows(self, entries: Tensor) -> Tensor:
-        """(B,) where each entry is in :attr:`labels`; -1 for one left out, or an entry of -1."""
-        row = self._row.index_select(0, entries.clamp_min(0))
-        return torch.where(entries < 0, -1, row)
-
-    def _others(self, labels: Tensor, row: Tensor | None) -> Tensor:
-        """(B,) bool, whether others of the label's class are here than the one of a row."""
-        own = 1 if row is None else self._has_label(labels, row)
-        return self._count(labels) > own
 
     def _has_label(self, labels: Tensor, row: Tensor) -> Tensor:
         """(B,) int64, 1 where the row is there and has the label."""

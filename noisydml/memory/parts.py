@@ -6,7 +6,6 @@ from torch import Tensor
 
 from noisydml import distributed
 from noisydml.functional.parts import Whole
-from noisydml.memory.dealt import MEETING
 
 
 class Parts(Whole):
@@ -20,37 +19,37 @@ class Parts(Whole):
     """
 
     def __init__(self, size: int) -> None:
-        sizes = self._numbers(size)
+        sizes = distributed.number_of_each(size)
         super().__init__(sum(sizes))
         self.ranks = len(sizes)
         self.start = sum(sizes[: distributed.rank()])
         self.own = slice(self.start, self.start + size)
 
     def everyone(self, rows: Tensor) -> Tensor:
-        sizes = self._numbers(len(rows))
+        sizes = distributed.number_of_each(len(rows))
         if sum(sizes) == 0:
             return rows
         (found,) = distributed.gather_rows([rows], sizes)
         return found
 
     def total(self, value: Tensor) -> Tensor:
-        self._numbers()
+        distributed.number_of_each(0)
         value = value.contiguous()
         distributed.sum_over_ranks([value])
         return value
 
     def largest(self, value: Tensor) -> Tensor:
-        self._numbers()
+        distributed.number_of_each(0)
         return distributed.largest(value)
 
     def first(self, value: Tensor) -> Tensor:
-        self._numbers()
+        distributed.number_of_each(0)
         value = value.contiguous()
         distributed.broadcast_from_first([value])
         return value
 
     def at(self, rows: Tensor, places: Tensor) -> Tensor:
-        sizes = self._numbers(len(places))
+        sizes = distributed.number_of_each(len(places))
         if sum(sizes) == 0:
             return rows[:0]
         (asked,) = distributed.gather_rows([places], sizes)
@@ -61,15 +60,5 @@ class Parts(Whole):
         return distributed.deal_rows(answers, sizes).sum(dim=0, dtype=rows.dtype)
 
     def blocks(self, size: int, step: int) -> list[slice]:
-        most = max(self._numbers(size))
+        most = max(distributed.number_of_each(size))
         return [slice(min(start, size), min(start + step, size)) for start in range(0, most, step)]
-
-    @staticmethod
-    def _numbers(number: int = 0) -> list[int]:
-        """That of every rank."""
-        return [each for (each,) in distributed.exchange([number], MEETING)]
-
-
-def parts_of(size: int, shard: bool) -> Whole:
-    """Of a set of rows that ranks share, or of one that this process has for itself."""
-    return Parts(size) if shard and distributed.world_size() > 1 else Whole(size)

@@ -111,10 +111,7 @@ class Prototypes(AllOrNothing):
 
     def remember(self, features: Tensor, labels: Tensor, sample_ids: Tensor | None) -> None:
         """Keep (B, D) features with their labels as given; in place where they have ids."""
-        if sample_ids is None:
-            self.memory.enqueue(features, labels)
-        else:
-            self.memory.write(features, labels, sample_ids)
+        self.memory.remember(features, labels, sample_ids)
 
     def estimate(self) -> None:
         """Means and variances from the memory, with the labels in use."""
@@ -162,14 +159,6 @@ class Prototypes(AllOrNothing):
         least = torch.finfo(torch.float32).tiny  # for a variance that half precision made 0
         variances = self.variances.float().clamp_min(least)
         return titan.gaussian_log_density(features, self.means.float(), variances, self.counts)
-
-    def draw_mixture(
-        self, classes: Tensor, generator: torch.Generator, alpha: float, beta: float
-    ) -> tuple[Tensor, Tensor]:
-        """What features are mixed with: draws from the prototypes of ``classes`` (B,)."""
-        return titan.draw_mixture(
-            classes, self.means, self.variances, alpha=alpha, beta=beta, generator=generator
-        )
 
     def clustering_loss(self, features: Tensor, labels: Tensor, temperature: float) -> Tensor:
         """(B,) how badly (B, D) features fit the mean of their class, with gradient."""

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from noisydml import distributed
 from noisydml.functional.neighbors import REPEATED, may_be_own, nearest_of_parts
-from noisydml.memory.dealt import MEETING
 from noisydml.memory.index import Metric, NeighborIndex, frame_of
 from noisydml.memory.neighbors import Neighborhood
 
@@ -48,8 +47,7 @@ class ShardedNeighborhood(Neighborhood):
         rows = (labels >= 0).nonzero().squeeze(1)
         self._first, self._step = (rank, ranks) if self.start is None else (self.start, 1)
         self._entry = self._first + rows * self._step
-        reports = distributed.exchange([len(self._classes)], MEETING)
-        sizes = [size for (size,) in reports]
+        sizes = distributed.number_of_each(len(self._classes))
         classes, counts = distributed.gather_rows([self._classes, self._counts], sizes)
         self._classes, place = torch.unique(classes, return_inverse=True)
         self._counts = torch.zeros_like(self._classes).index_add_(0, place, counts)
@@ -60,8 +58,7 @@ class ShardedNeighborhood(Neighborhood):
         self, queries: Tensor, labels: Tensor, k: int, entries: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As of a whole set, with entries in the place of positions; each rank asks for itself."""
-        reports = distributed.exchange([len(queries)], MEETING)
-        sizes = [size for (size,) in reports]
+        sizes = distributed.number_of_each(len(queries))
         columns = [queries, labels] if entries is None else [queries, labels, entries]
         queries, labels, *own = distributed.gather_rows(columns, sizes)
         entries = own[0] if own else None

@@ -131,10 +131,9 @@ class Whitened:
         parts, there = self.parts, (codes >= 0).nonzero().squeeze(1)
         if index is None:
             index = default_index(number, len(there), codes.device)
-        metric = index.metric if isinstance(index, NeighborIndex) else "cosine"
-        hood = Neighborhood(index, metric)
+        hood = Neighborhood(index, "cosine")
         if parts.ranks > 1:
-            hood = ShardedNeighborhood(index, metric, parts.start)
+            hood = ShardedNeighborhood(index, "cosine", parts.start)
         hood.build(directions, codes)
         distance = directions.new_empty(len(asked), min(k, hood.size))
         near = torch.empty_like(distance, dtype=torch.int32)

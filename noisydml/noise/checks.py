@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from noisydml.functional.checks import require_number
+from noisydml.functional.checks import require_share
 from noisydml.noise.random import Integers, Seed, generator
 
 UNLABELED = -1  # what stands for no label, as in scikit-learn
@@ -28,7 +28,7 @@ def begin(
     counted = original != UNLABELED
     if spare is not None:
         counted &= ~read_mask("spare", spare, len(original))
-    require_rate("rate", rate)
+    require_share("rate", rate)
     for name, value in flags.items():
         require_flag(name, value)
     rng = generator(seed)
@@ -100,13 +100,6 @@ def read_features(value: Any, length: int) -> NDArray[np.floating[Any]]:
     if not np.isfinite(features).all():
         raise ValueError("features must be finite, got NaN or infinity")
     return features
-
-
-def require_rate(name: str, value: float) -> None:
-    """Raise unless ``value`` is a number from 0 to 1."""
-    require_number(name, value)
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value}")
 
 
 def require_flag(name: str, value: bool) -> None:

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from noisydml.noise.checks import begin, require_rate
+from noisydml.functional.checks import require_share
+from noisydml.noise.checks import begin
 from noisydml.noise.noisy_labels import NoisyLabels, put_back
 from noisydml.noise.random import Seed, choose, other_than, shuffled
 
@@ -140,7 +141,7 @@ def class_frequency(
     )
     if which not in ("largest", "rarest"):
         raise ValueError(f"which must be 'largest' or 'rarest', got {which!r}")
-    require_rate("share", share)
+    require_share("share", share)
     if share == 0:
         raise ValueError("share must be above 0, got 0")
     n_labels, n_classes = len(codes), len(classes)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from noisydml.functional.checks import require_share
 from noisydml.functional.files import read_arrays, replacing
 from noisydml.noise.checks import (
     UNLABELED,
     read_labels,
     read_mask,
     require_flag,
-    require_rate,
 )
 from noisydml.noise.random import Integers
 
@@ -75,7 +75,7 @@ class NoisyLabels:
             if (mask := getattr(self, name)) is not None:
                 arrays[name] = read_mask(name, mask, len(original))
         if self.requested_rate is not None:
-            require_rate("requested_rate", self.requested_rate)
+            require_share("requested_rate", self.requested_rate)
         for name, array in arrays.items():
             if array.shape != original.shape:
                 raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,7 +97,8 @@ class Batch:
         rows = keep.nonzero().squeeze(1)
         if len(rows) == len(self):
             return self
-        selected = self.map_rows(lambda values: values.index_select(0, rows))
+        kept = {name: values.index_select(0, rows) for name, values in self.per_row().items()}
+        selected = self.changed(**kept)
         if self.indices_tuple is None:
             return selected
         position = keep.cumsum(dim=0) - 1  # (B,), of a kept row among the kept ones
@@ -112,10 +113,6 @@ class Batch:
     def without_synthetic(self) -> Batch:
         """The samples of the data set alone; asks the host only where a wrapper has added rows."""
         return self if self.synthetic is None else self.select(self.real)
-
-    def map_rows(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The batch with every tensor that has a row for each sample changed."""
-        return self.changed(**{name: change(v) for name, v in self.per_row().items()})
 
     def changed(self, **tensors: Any) -> Batch:
         """The batch with other tensors; one that is compared with itself still is."""

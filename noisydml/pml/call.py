@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import reduce
 from typing import Any, NamedTuple
@@ -20,7 +21,6 @@ from noisydml.pml.kinds import (
     Loss,
     is_regularizer,
     name_of,
-    parts,
     queue_size,
     refuse_unweightable,
     unweightable,
@@ -120,16 +120,8 @@ def _output(loss: Loss, batch: Batch) -> Any:
         batch = replace(batch, ref_emb=None)
     elif batch.ref_emb is not None and batch.ref_labels is None:  # not all losses fill them in
         batch = replace(batch, ref_labels=batch.labels)
-    given = {}
-    for name in _OPTIONAL:
-        if getattr(batch, name) is not None:
-            given[name] = getattr(batch, name)
-    memories = []
-    if batch.synthetic is not None:
-        memories = [part for part in parts(loss) if isinstance(part, CrossBatchMemory)]
-    if not memories:
-        return loss(batch.embeddings, batch.labels, **given)
-    with only_samples_remembered(memories, batch):
+    given = {name: v for name in _OPTIONAL if (v := getattr(batch, name)) is not None}
+    with nullcontext() if batch.synthetic is None else only_samples_remembered(loss, batch):
         return loss(batch.embeddings, batch.labels, **given)
 
 
@@ -138,11 +130,9 @@ def _converted(loss: Loss, batch: Batch) -> Batch:
     if not isinstance(loss, (BaseMetricLossFunction, CrossBatchMemory, MultipleLosses)):
         return batch
     own = dtype = batch.embeddings.dtype
-    state = [t for t in (*loss.parameters(), *loss.buffers()) if t.is_floating_point()]
+    state = [t.dtype for t in (*loss.parameters(), *loss.buffers()) if t.is_floating_point()]
     if state:  # PML would cast it in place: after one bfloat16 batch it is bfloat16 for ever
-        dtype = state[0].dtype
-        for tensor in state:
-            dtype = torch.promote_types(dtype, tensor.dtype)
+        dtype = reduce(torch.promote_types, state)
     if dtype == torch.bfloat16 and any(isinstance(each, LpDistance) for each in loss.modules()):
         if state:  # torch.cdist, on which LpDistance stands, has no bfloat16
             raise TypeError(

@@ -65,23 +65,12 @@ def refuse_distributed(loss: Loss) -> None:
             )
 
 
-def refuse_undroppable(loss: Loss) -> None:
-    """Raise TypeError for the losses that cannot do without a row."""
+def refuse_sorted(loss: Loss, so: str) -> None:
+    """Raise TypeError, which ends in ``so``, for the losses to which each row has its place."""
     for part in parts(loss):
         if isinstance(part, _SORTED):
             raise TypeError(
-                "SmoothAPLoss needs classes of equal size, so that no sample can be dropped; "
-                "a wrapper that weights samples, such as ConfidenceWeightedLoss, works with it"
-            )
-
-
-def refuse_mixed(loss: Loss) -> None:
-    """Raise TypeError for the losses that cannot do with rows beside those of the batch."""
-    for part in parts(loss):
-        if isinstance(part, _SORTED):
-            raise TypeError(
-                "SmoothAPLoss needs classes of equal size, each in consecutive rows: it cannot "
-                "take mixed embeddings, or samples with another label"
+                f"{name_of(part)} needs classes of equal size, each in consecutive rows: {so}"
             )
 
 

@@ -11,6 +11,7 @@ from pytorch_metric_learning.losses import CrossBatchMemory, DynamicSoftMarginLo
 from torch import Tensor, nn
 
 from noisydml.pml.batch import Batch
+from noisydml.pml.kinds import Loss, parts
 
 _OWNERS = (CrossBatchMemory, DynamicSoftMarginLoss)
 # Where the queue ends, and whether it is full; the histogram.
@@ -63,11 +64,12 @@ class UnsavedState(nn.Module):
 
 
 @contextmanager
-def only_samples_remembered(memories: list[CrossBatchMemory], batch: Batch) -> Iterator[None]:
+def only_samples_remembered(loss: Loss, batch: Batch) -> Iterator[None]:
     """``CrossBatchMemory`` enqueues all that it is called with; synthetic rows leave it again.
 
     In the call itself the batch is compared with them, as it is with its other rows.
     """
+    memories = [part for part in parts(loss) if isinstance(part, CrossBatchMemory)]
     before = []  # of each memory, where its next rows will be written, and what is there now
     for memory in memories:
         queue, labels = memory.embedding_memory, memory.label_memory
@@ -76,7 +78,7 @@ def only_samples_remembered(memories: list[CrossBatchMemory], batch: Batch) -> I
         end = memory.queue_idx, memory.has_been_filled
         before.append((slots, queue[slots], labels[slots], end))
     yield
-    rows = batch.real.nonzero().squeeze(1)
+    rows: Any = batch.real.nonzero().squeeze(1) if memories else ()
     for memory, (slots, old_embeddings, old_labels, end) in zip(memories, before, strict=True):
         queue, labels = memory.embedding_memory, memory.label_memory  # the call may move them
         slots = slots.to(queue.device)

@@ -204,23 +204,30 @@ def checked_samples(
     sample_ids: Tensor | None,
     memory: FeatureMemory,
     what: str,
-    also: Callable[[Tensor, Tensor], None],
+    *,
+    width: int | None = None,
+    num_classes: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What a ``refresh`` is given, on the device of the memory, once all of it is right.
 
-    Without ids the rows are the samples 0, 1, ..., N - 1; ``what`` limits them, and ``also``
-    refuses more. Raises TypeError or ValueError, where ranks have parts on all of them.
+    Without ids the rows are the samples 0, 1, ..., N - 1; ``what`` limits them. None is any width,
+    and any number of classes. Raises TypeError or ValueError, where ranks have parts on all.
     """
     given = None
     with distributed.together() if memory.ranks > 1 else nullcontext():
-        given = _checked_samples(features, labels, sample_ids, memory, what)
-        also(*given[:2])
+        given = _checked_samples(features, labels, sample_ids, memory, what, width, num_classes)
     assert given is not None
     return given
 
 
 def _checked_samples(
-    features: Tensor, labels: Tensor, sample_ids: Tensor | None, memory: FeatureMemory, what: str
+    features: Tensor,
+    labels: Tensor,
+    sample_ids: Tensor | None,
+    memory: FeatureMemory,
+    what: str,
+    width: int | None,
+    num_classes: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     require_values(features=features, labels=labels, sample_ids=sample_ids)
     require_floating("features", features, ndim=2)
@@ -235,14 +242,18 @@ def _checked_samples(
     device = memory.labels.device
     sample_ids = sample_ids.to(device, torch.int64)
     features, labels = features.detach().to(device), labels.to(device, torch.int64)
-    not_finite = finite(features).logical_not()
-    raise_first(
-        [
-            in_range("sample_ids", sample_ids, len(memory), what),
-            ValueCheck(not_finite, "features must be finite, got NaN or infinity"),
-            ValueCheck((labels < 0).any(), "labels must not be negative"),
-        ]
-    )
+    checks = [
+        in_range("sample_ids", sample_ids, len(memory), what),
+        ValueCheck(finite(features).logical_not(), "features must be finite, got NaN or infinity"),
+        ValueCheck((labels < 0).any(), "labels must not be negative"),
+    ]
+    if num_classes is not None:
+        checks.append(in_range("labels", labels, num_classes, "num_classes of JudgeFilter"))
+    raise_first(checks)
+    if width is not None and (got := features.shape[1]) != width:
+        raise ValueError(
+            f"features must be as wide as {width_given_by(memory)}, {width}, got {got}"
+        )
     return features, labels, sample_ids
 
 

@@ -24,7 +24,11 @@ class Filter(LossWrapper):
 
     def __init__(self, loss: Callable[..., Any], *, validate_args: bool = True) -> None:
         super().__init__(loss, validate_args=validate_args)
-        pml.refuse_undroppable(list(self._chain())[-1].loss)
+        pml.refuse_sorted(
+            list(self._chain())[-1].loss,
+            "no sample can be dropped; a wrapper that weights samples, such as "
+            "ConfidenceWeightedLoss, works with it",
+        )
 
     def filtered(
         self,

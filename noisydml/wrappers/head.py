@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from noisydml.pml.batch import Batch
+from noisydml.wrappers.base import zero_with_graph
 
 
 def embed(head: nn.Module, features: Tensor) -> Tensor:
@@ -16,9 +17,7 @@ def embed(head: nn.Module, features: Tensor) -> Tensor:
     """
     if len(features) == 0:  # which batch norm refuses; every parameter is in the graph all the same
         empty = features.new_zeros(0, output_width(head, features.shape[1]))
-        for tensor in (features, *head.parameters()):
-            empty = empty + tensor.reshape(-1).narrow(0, 0, 0).sum()
-        return empty
+        return empty + zero_with_graph(features, head.parameters())
     parameter = next(head.parameters(), features)
     embeddings: Tensor = head(features.to(parameter.dtype))
     if embeddings.ndim != 2 or len(embeddings) != len(features):

@@ -9,11 +9,7 @@ import torch
 from torch import Tensor
 
 from noisydml.distributed import gather_batch
-from noisydml.functional.checks import (
-    require_count,
-    require_number,
-    require_positive,
-)
+from noisydml.functional.checks import require_count, require_positive, require_share
 from noisydml.functional.neighbors import neighbor_label_score, neighbor_weights
 from noisydml.memory.features import FeatureMemory
 from noisydml.memory.index import Metric, NeighborIndex
@@ -28,7 +24,6 @@ from noisydml.wrappers.checks import (
     checked_samples,
     fingerprint,
     remembered_checks,
-    width_given_by,
 )
 from noisydml.wrappers.decision import Decision, Judgement
 from noisydml.wrappers.filter import Filter
@@ -137,9 +132,7 @@ class KNNDenoiser(Filter):
         super().__init__(loss, validate_args=validate_args)
         if not isinstance(k, str) or k != "auto":
             require_count("k", k)
-        require_number("threshold", threshold)
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+        require_share("threshold", threshold)
         if vote not in ("weighted", "count"):
             raise ValueError(f"vote must be 'weighted' or 'count', got {vote!r}")
         require_positive("sharpness", sharpness)
@@ -235,16 +228,8 @@ class KNNDenoiser(Filter):
             ValueError: if shapes do not fit, a feature is not finite, a label negative, or an id
                 out of range. What was there before stays.
         """
-
-        def refuse_width(features: Tensor, labels: Tensor) -> None:
-            width, got = self.memory.embedding_size, features.shape[1]
-            if width is not None and got != width:
-                raise ValueError(
-                    f"features must be as wide as {width_given_by(self.memory)}, {width}, got {got}"
-                )
-
-        what = "memory_size of KNNDenoiser"
-        given = checked_samples(features, labels, sample_ids, self.reference, what, refuse_width)
+        what, width = "memory_size of KNNDenoiser", self.memory.embedding_size
+        given = checked_samples(features, labels, sample_ids, self.reference, what, width=width)
         refreshed = self.memory.holding(*given)
         self._index(refreshed)  # which may raise
         self._refreshed = fingerprint(self.memory, *given[1:])

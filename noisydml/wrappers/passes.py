@@ -22,8 +22,6 @@ from noisydml.wrappers.checks import (
     WITHOUT_IDS,
     checked_samples,
     fingerprint,
-    in_range,
-    raise_first,
 )
 from noisydml.wrappers.filter import Filter
 
@@ -35,6 +33,15 @@ _LOOK = 0.2  # of the data set, after which it is asked whether the features tel
 # account, from which on they do. docs/robust.md has the table.
 _TELLING, _KEPT = 0.12, 0.75
 _UNKNOWN = -1.0  # of a probability or rate
+_BEGINNING = {  # the buffers before the first step
+    "probability": _UNKNOWN,
+    "first_probability": _UNKNOWN,
+    "judged_labels": -1,
+    "suggested": -1,
+    "support": 0.0,
+    "noise_rate": _UNKNOWN,
+    "current_threshold": TRUSTED,
+}
 # Whether a sample without an id can be looked up among the features that ``refresh`` was given is
 # asked while so many embeddings are seen; never of features of another width.
 ASKED, OF_ANOTHER_WIDTH = 256, -1
@@ -91,15 +98,10 @@ class JudgedPasses(Filter):
         self.threshold = float(threshold)
         self.k = k
         self.index = index
-        unknown = torch.full((dataset_size,), _UNKNOWN, dtype=torch.float64)
-        self.register_buffer("probability", unknown)
-        self.register_buffer("first_probability", unknown.clone())
-        self.register_buffer("judged_labels", torch.full((dataset_size,), -1))
-        self.register_buffer("suggested", torch.full((dataset_size,), -1))
-        self.register_buffer("support", torch.zeros(dataset_size, dtype=torch.float64))
-        self.register_buffer("noise_rate", torch.full((), _UNKNOWN, dtype=torch.float64))
-        least = torch.full((), TRUSTED, dtype=torch.float64)
-        self.register_buffer("current_threshold", least)
+        for name, value in _BEGINNING.items():
+            shape = () if name in ("noise_rate", "current_threshold") else (dataset_size,)
+            dtype = torch.float64 if isinstance(value, float) else torch.int64
+            self.register_buffer(name, torch.full(shape, value, dtype=dtype))
         self._latest: Tensor | None = None  # ids of the step before
         # How many embeddings were compared with what ``refresh`` was given, and how many of them
         # are near to it.
@@ -145,7 +147,7 @@ class JudgedPasses(Filter):
         """
         seen, size = self.counters["seen"], len(self.memory)
         if seen >= size:
-            self._judge_reference(first=self.counters["phase"] == COLLECTING)
+            self._judge_pass(self.reference, first=self.counters["phase"] == COLLECTING)
             self.counters.set(seen=seen - size)
         elif self.counters["phase"] == COLLECTING and self.counters["looked"] == 0:
             self._look(seen)
@@ -168,17 +170,13 @@ class JudgedPasses(Filter):
             ValueError: if shapes do not fit, a feature is not finite, a label negative, or an id
                 out of range. What was there before stays.
         """
-
-        def refuse_labels(features: Tensor, labels: Tensor) -> None:
-            if self.num_classes is not None:
-                what = "num_classes of JudgeFilter"
-                raise_first([in_range("labels", labels, self.num_classes, what)])
-
-        what = "dataset_size of JudgeFilter"
-        given = checked_samples(features, labels, sample_ids, self.reference, what, refuse_labels)
+        what, classes = "dataset_size of JudgeFilter", self.num_classes
+        given = checked_samples(
+            features, labels, sample_ids, self.reference, what, num_classes=classes
+        )
         untrained = self.counters["trained"] == 0
         pass_features = self.memory.holding(*given, dtype=torch.float32)
-        self._judge_reference(first=untrained, features=pass_features)  # the index may raise
+        self._judge_pass(pass_features, first=untrained)  # the index may raise
         self._refreshed = fingerprint(self.memory, *given[1:])
         self._changes += 1
         same_width = self.reference.embedding_size in (None, features.shape[1])
@@ -194,12 +192,8 @@ class JudgedPasses(Filter):
         self._changes += 1
         for memory in (self.memory, self.reference):
             memory.reset()
-        for buffer in (self.probability, self.first_probability, self.noise_rate):
-            buffer.fill_(_UNKNOWN)
-        self.current_threshold.fill_(TRUSTED)
-        self.judged_labels.fill_(-1)
-        self.suggested.fill_(-1)
-        self.support.zero_()
+        for name, value in _BEGINNING.items():
+            getattr(self, name).fill_(value)
         self._latest, self._refreshed = None, 0
         self.counters.set(**self._beginning)
         self.decision = None
@@ -241,9 +235,8 @@ class JudgedPasses(Filter):
             **settings,
         )
 
-    def _judge_reference(self, first: bool, features: FeatureMemory | None = None) -> None:
-        """Judge a pass; ``first`` if its features were trained on no label."""
-        memory = self.reference if features is None else features
+    def _judge_pass(self, memory: FeatureMemory, first: bool) -> None:
+        """Judge what a memory holds; ``first`` if its features were trained on no label."""
         dealt = memory.dealt
         numbers = dealt.numbers(memory.labels.device)
         own = slice(len(numbers))
@@ -251,7 +244,7 @@ class JudgedPasses(Filter):
         on_all = not first and self.counters["told"] == 0  # its features were trained on all labels
         folds = None if first or len(labels) < _FEW else 1
         # Without ids a sampler, or two views of it, may have put a sample there several times.
-        repeats = features is None and self.counters["ids"] == WITHOUT_IDS
+        repeats = memory is self.reference and self.counters["ids"] == WITHOUT_IDS
         found = self._ask(
             memory, own, folds=folds, trained=on_all, numbers=numbers, repeats=repeats
         )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from noisydml import pml
 from noisydml.distributed import gather_batch
-from noisydml.functional import density_weights, mix, retrieval_number
+from noisydml.functional import density_weights, draw_mixture, mix, retrieval_number
 from noisydml.functional.checks import (
     require_choice,
     require_count,
@@ -162,7 +162,8 @@ class PrototypicalMixer(LossWrapper):
         super().__init__(loss, validate_args=validate_args)
         if any(isinstance(wrapper, PrototypicalMixer) for wrapper in list(self._chain())[1:]):
             raise TypeError("loss must not be or contain another PrototypicalMixer")
-        pml.refuse_mixed(self.loss)
+        innermost = list(self._chain())[-1].loss
+        pml.refuse_sorted(innermost, "it cannot take mixed embeddings, or other labels")
         require_choice("weights", weights, ("tempered", "density", None))
         if weights is not None:
             pml.refuse_unweightable(self.loss)
@@ -239,7 +240,7 @@ class PrototypicalMixer(LossWrapper):
         everyone = gather_batch(rows)  # the rows of all ranks
         if len(everyone) == 0:
             return Judgement(MixingDecision.trusting(batch))
-        if not self._mixes():
+        if self.counters["cycle"] < self.warmup:
             return Judgement(MixingDecision.trusting(batch), memo=(everyone, everyone.labels))
         with torch.no_grad():
             decision = self._decide(everyone)
@@ -329,9 +330,8 @@ class PrototypicalMixer(LossWrapper):
         given = densities.gather(1, everyone.labels.unsqueeze(1)).squeeze(1)
         draws, share = None, None
         if self.mixing:  # Eq. 5
-            draws, share = prototypes.draw_mixture(
-                nearest, self._generator(), self.alpha, self.beta
-            )
+            beta: Any = {"alpha": self.alpha, "beta": self.beta, "generator": self._generator()}
+            draws, share = draw_mixture(nearest, prototypes.means, prototypes.variances, **beta)
         weight = torch.ones_like(highest)
         if self.weights is not None:  # Eq. 8
             tempered = self.weights == "tempered"
@@ -376,6 +376,3 @@ class PrototypicalMixer(LossWrapper):
                     k = retrieval_number(cycle - self.warmup + 1, self.cycles, self.max_retrieved)
                     self.prototypes.refine(k, cycle)
         self.counters.set(cycle=cycle, seen=0, explicit=explicit - (explicit > 1))
-
-    def _mixes(self) -> bool:
-        return self.counters["cycle"] >= self.warmup
