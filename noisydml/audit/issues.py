@@ -330,10 +330,11 @@ class LabelIssues:
 
     def _lines(self) -> list[str]:
         """The figures in words."""
-        known, said = self.given_labels >= 0, self.score
+        known = self.given_labels >= 0
+        told = known & self.score.isfinite()
         if self.probability is not None and not math.isnan(self.noise_rate):
-            said = self.probability
-        judged = int((known & said.isfinite()).sum())
+            told &= self.probability.isfinite()
+        judged = int(told.sum())
         if judged == 0 and len(known) > 0:
             lines = ["No label has been judged: nothing can be said."]
         else:

@@ -66,7 +66,7 @@ def split(loss: Loss, batch: Batch) -> Terms:
         raise unweightable(
             loss,
             "it returns one number for the whole batch. Make it return one loss per sample, "
-            "for instance with reduction='none'; a wrapper goes around MultipleLosses, not into it",
+            "for instance with reduction='none'",
         )
     return Terms(value, output, torch.zeros_like(value))
 

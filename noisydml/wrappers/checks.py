@@ -182,20 +182,7 @@ def remembered_checks(
     checks = [ValueCheck((batch.labels < 0).any(), message)]
     if ids is not None:
         checks.append(in_range("sample_ids", ids, len(memory), f"{size} of {wrapper}"))
-        checks.append(_one_label_each(ids, batch.labels))
     return checks
-
-
-def _one_label_each(ids: Tensor, labels: Tensor) -> ValueCheck:
-    """No sample is there with two labels, as two data sets have that both count from 0."""
-    ordered, order = ids.sort()
-    labels = labels[order]
-    bad = ((ordered[1:] == ordered[:-1]) & (labels[1:] != labels[:-1])).any()
-    return ValueCheck(
-        bad,
-        "sample_ids must be of one sample each, got one with two labels: with_ids goes around a "
-        "ConcatDataset, not into it",
-    )
 
 
 def checked_samples(

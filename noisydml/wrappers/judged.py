@@ -188,11 +188,15 @@ class JudgeFilter(JudgedPasses):
         return checks
 
     def _of_these_labels(self, batch: Batch, ids: Tensor) -> ValueCheck:
-        """Whether the samples have the labels that ``refresh`` was given, but for a few."""
+        """Whether the samples have the labels that ``refresh`` was given, but for a few.
+
+        A batch of one class, which somebody has picked, tells nothing of the order.
+        """
         given = self.judged_labels.to(batch.device).take(ids.clamp(0, len(self.judged_labels) - 1))
         compared, same = (given >= 0).sum(), (given == batch.labels).sum()
+        several = (batch.labels != batch.labels[:1]).any()
         return ValueCheck(
-            (compared >= _SOME) & (_PART * same < compared),
+            several & (compared >= _SOME) & (_PART * same < compared),
             "labels must be those that refresh was given, and most of this batch are not: where "
             "its features are in another order than the data set it needs sample_ids",
         )

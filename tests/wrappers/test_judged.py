@@ -14,7 +14,7 @@ from pytorch_metric_learning.distances import LpDistance
 from sklearn.datasets import make_circles
 
 import noisydml
-from noisydml import JudgeFilter, KNNDenoiser, PRISMFilter
+from noisydml import JudgeFilter, PRISMFilter
 from noisydml.wrappers.checks import make_batch
 from noisydml.wrappers.passes import ASKED, JUDGING
 
@@ -469,17 +469,6 @@ def test_a_refresh_in_another_order_is_noticed() -> None:
     loss_fn.refresh(features[order], labels[order], order)
     loss_fn(features[:64], labels[:64], sample_ids=torch.arange(64))
     loss_fn(features[:64], labels[:64] + 1, sample_ids=torch.arange(64))  # corrected, later on
-
-
-@pytest.mark.parametrize("wrapper", [JudgeFilter, KNNDenoiser])
-def test_an_id_of_two_samples_is_noticed(wrapper: type) -> None:
-    """As of two data sets that each count from 0."""
-    size = "dataset_size" if wrapper is JudgeFilter else "memory_size"
-    loss_fn = wrapper(losses.ContrastiveLoss(), **{size: 10})
-    embeddings, ids = torch.randn(6, 4), torch.tensor([3, 1, 3, 4, 5, 1])
-    loss_fn(embeddings, torch.tensor([0, 1, 0, 1, 0, 1]), sample_ids=ids)
-    with pytest.raises(ValueError, match="sample_ids must be of one sample each"):
-        loss_fn(embeddings, torch.tensor([0, 1, 0, 1, 0, 0]), sample_ids=ids)
 
 
 def test_a_batch_of_more_samples_than_there_are() -> None:
