@@ -104,7 +104,9 @@ class _HeldOut(NamedTuple):
         """(G, R) mean logarithm of how likely the labels are, some samples of none of them."""
         share = (logit_of_none(nearest, threshold, edge) - total).sigmoid().unsqueeze(2)
         likely = likely * (1 - share) + share / self.evidence.num_classes
-        return self.parts.total(likely.clamp_min(1e-12).log().sum(dim=1)) / self.number
+        # In float64, so that the best are the same however many ranks add up.
+        logs = likely.clamp_min(1e-12).log().sum(dim=1, dtype=torch.float64)
+        return self.parts.total(logs) / self.number
 
 
 class Fit:

@@ -190,11 +190,11 @@ class JudgeFilter(JudgedPasses):
     def _of_these_labels(self, batch: Batch, ids: Tensor) -> ValueCheck:
         """Whether the samples have the labels that ``refresh`` was given, but for a few.
 
-        A batch of one class, which somebody has picked, tells nothing of the order.
+        A batch of one class or sample, which somebody has picked, tells nothing of the order.
         """
         given = self.judged_labels.to(batch.device).take(ids.clamp(0, len(self.judged_labels) - 1))
         compared, same = (given >= 0).sum(), (given == batch.labels).sum()
-        several = (batch.labels != batch.labels[:1]).any()
+        several = (batch.labels != batch.labels[:1]).any() & (ids != ids[:1]).any()
         return ValueCheck(
             several & (compared >= _SOME) & (_PART * same < compared),
             "labels must be those that refresh was given, and most of this batch are not: where "
