@@ -190,9 +190,9 @@ _ = ax.set_yticks(range(len(WRAPPERS)), WRAPPERS)
 #   `robust` asks the judge, which fits how the labels of each class come about.
 # * **Class frequency** leaves a minority of right labels in half of the classes. What looks at
 #   the neighbours or at the majority is then often wrong, and only `robust` is near the ceiling.
-# * **Small clusters**: here every filter is *worse* than the plain loss, and only weighting
-#   helps. The wrong labels are similar pictures under one label, which is what a right class
-#   looks like as well. The ceiling is low, too: the vanished classes are in no training label.
+# * **Small clusters**: here every filter but `robust` is *worse* than the plain loss, and only
+#   weighting helps. The wrong labels are similar pictures under one label, which is what a right
+#   class looks like as well. The ceiling is low, too: vanished classes are in no training label.
 # * **Semantic** errors stay among look-alikes. `robust` is closest to the ceiling; `PRISMFilter`
 #   asks the judge how many labels are wrong, and comes as close as neighbours do.
 # * **`ConfidenceWeightedLoss`** and **`SuperLoss`** weight, and with a pair loss a sample of

@@ -56,8 +56,8 @@ class Sample(Whitened):
         self.crowded = self.number_labelled >= _CROWD * num_classes
         self.fold = parts.everyone(fold)[self.copies]
         changed = self.choose_shrinkage(self.weights, self.fold, k)
-        if parts.size < FEW * features.shape[1]:
-            # By so few its own label would draw a sample to others of its class.
+        few = parts.size < FEW * features.shape[1]
+        if few:  # by whom its own label would draw a sample to others of its class
             for part in range(FOLDS):
                 held_out = self.fold == part
                 asked = held_out.nonzero().squeeze(1)
@@ -66,7 +66,7 @@ class Sample(Whitened):
                 found = self.nearest(directions, codes, asked, number, k, index)
                 distance[asked], near[asked] = found
         directions = self.all_directions(weights)
-        if changed and parts.size >= FEW * features.shape[1]:
+        if changed and not few:
             distance, near = self.nearest(directions, codes, everybody, parts.size, k, index)
         self.near = near
         taught = self.sizes(self.weights)

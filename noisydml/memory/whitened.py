@@ -23,7 +23,7 @@ FOLDS = 5  # parts of the labels, to be held out in turn
 # What the covariance inside the classes is mixed with at least of the same in all directions, and
 # from how many samples a column on. The first is for features of a pretrained network, the others
 # where directions in which classes hardly vary tell them apart: docs/judge.md, "On measurements".
-FEW = 20
+FEW = 20  # samples a column: with fewer a covariance fits its own labels
 _SHRINKAGES = ((0.5, FEW), (0.1, 5), (0.02, 2))
 FEWEST = 16  # labels held out, of which something follows
 _LEAST, _HELD_OUT = 200, 1000  # labels by which one of these is chosen
