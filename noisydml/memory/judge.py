@@ -262,6 +262,9 @@ class _Contest:
         counted = fit.known & sample.labelled
         mistrust = parts.total(((1 - fit.trust) * counted).sum())
         mean = float(mistrust / parts.total(counted.sum()).clamp_min(1))
+        if not sample.crowded:
+            # A sample's few companions agree more often where its own label is not among theirs.
+            return fit, mean, mean, 2 / math.sqrt(max(sample.number_labelled, 1)), 1.0
         return fit, mean, *fit.core_rate()
 
     def verdict(self, trained: bool, core_refutes: bool, noise_rate: float | None) -> _Verdict:
@@ -281,9 +284,6 @@ class _Contest:
             structured = True
             blended = bool(logs[3].mean() > logs[2].mean())
             fit, rate, core, width, part = self._by_all(structured, blended)
-        if not sample.crowded:
-            # A sample's few companions agree more often where its own label is not among theirs.
-            core, width, part = rate, 2 / math.sqrt(max(sample.number_labelled, 1)), 1.0
         counted = fit.known & sample.labelled
         score = torch.where(counted, fit.trust.double(), 1.0)
         certainty = float(everyone(fit.most[sample.labelled]).mean())
