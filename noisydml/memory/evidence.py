@@ -17,7 +17,7 @@ from noisydml.memory.neighbors import default_index
 from noisydml.memory.whitened import FEW, FOLDS, SHARPNESS, Whitened
 
 _ALL, _SOME = 128, 64  # classes that a sample is compared with: all, or the nearest of more
-_COMPANIONS = 5  # of each that may be the sample itself: where classes are small, fewer may
+_COMPANIONS = 5  # labels of a class for each neighbour that may be the sample itself
 _CROWD = 15  # labels a class, on average, from which on there is a core, and neighbours suffice
 _NEVER = -1e4  # the logit of what is out of the question
 
@@ -69,15 +69,16 @@ class Sample(Whitened):
         if changed and not few:
             distance, near = self.nearest(directions, codes, everybody, parts.size, k, index)
         self.near = near
-        taught = self.sizes(self.weights)
+        if repeats:
+            most = (self.sizes(self.weights) / _COMPANIONS).long().clamp_max(REPEATED)  # (C,)
         for rows in self.blocks():
             seen = near[rows].long()
             own_copy = copies[seen.clamp_min(0)] == self.copies[rows].unsqueeze(1)
             apart = distance[rows].masked_fill_((seen < 0) | own_copy, math.inf)
             if repeats:
                 label = self.all_classes[seen.clamp_min(0)].masked_fill(seen < 0, -1)
-                most = (taught[self.classes[rows]] / _COMPANIONS).long().clamp_max(REPEATED)
-                apart.masked_fill_(may_be_own(label, self.classes[rows], most), math.inf)
+                own = self.classes[rows]
+                apart.masked_fill_(may_be_own(label, own, most[own]), math.inf)
             distance[rows] = neighbor_weights(apart, SHARPNESS)
         self.votes = distance
         self._candidates(directions)
