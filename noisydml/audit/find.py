@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,9 @@ from noisydml.functional.checks import (
 from noisydml.functional.extras import optional
 from noisydml.functional.products import largest_magnitude
 from noisydml.memory.index import Metric, NeighborIndex, require_metric
-from noisydml.memory.judge import LabelJudgement, judge_labels
+from noisydml.memory.judge import LabelJudgement, better_metric, judge_labels
 
+_NARROW = 256  # columns, up to which distances may tell more than directions
 _HEAVIEST = 1e6  # of the weights that are given; float32 holds sums of their squares
 
 
@@ -34,7 +35,7 @@ def find_label_issues(
     *,
     k: int = 50,
     threshold: float = 0.5,
-    metric: Metric = "cosine",
+    metric: Metric | None = None,
     index: str | NeighborIndex | None = None,
     unlabeled: Any = -1,
     sample_weight: Any = None,
@@ -64,7 +65,9 @@ def find_label_issues(
         threshold: labels that are less likely right than this are issues; in ``[0, 1]``. Of no
             effect with ``noise_rate``.
         metric: ``"cosine"`` if the length of an embedding means nothing; ``"euclidean"`` if it
-            counts how far apart two of them are, as with few columns.
+            counts how far apart two of them are. By default ``"cosine"``, unless there are at most
+            256 columns and distances tell clearly more of labels that are held out, as they mostly
+            do of tables.
         index: what finds the neighbours: ``"torch"``, a FAISS factory string such as
             ``"IVF256,Flat"``, or a :class:`~noisydml.memory.index.NeighborIndex`. By default exact,
             and on the CPU from 131,073 samples on an inverted file.
@@ -103,8 +106,9 @@ def find_label_issues(
         >>> find_label_issues(embeddings, labels).rows()[0]["sample_id"]
         3
     """
-    require_metric(metric)
-    rows = EmbeddingRows(embeddings, metric)
+    if metric is not None:
+        require_metric(metric)
+    rows = EmbeddingRows(embeddings, metric or "cosine")
     labels, classes = read_labels(labels, rows.shape[0], unlabeled)
     labels = labels.to(rows.device)
     require_count("k", k)
@@ -120,6 +124,8 @@ def find_label_issues(
     weights = None
     if sample_weight is not None:
         weights = _read_weights(sample_weight, len(labels)).to(rows.device)
+    if metric is None:
+        metric, rows = _with_metric(rows, labels, weights, k)
     with _bar(progress) as advance:
         found = judge_labels(
             rows,
@@ -132,6 +138,18 @@ def find_label_issues(
             progress=advance,
         )
     return issues_of(found, labels, threshold, classes, noise_rate)
+
+
+def _with_metric(
+    rows: EmbeddingRows, labels: Tensor, weights: Tensor | None, k: int
+) -> tuple[Metric, EmbeddingRows]:
+    """By what embeddings are better compared, and their rows for it; given those for cosines."""
+    if rows.shape[1] <= _NARROW:
+        with suppress(ValueError):  # float32 cannot hold how far they lie apart
+            distances = rows.compared_by("euclidean")
+            if better_metric(rows, distances, labels, weights, k) == "euclidean":
+                return "euclidean", distances
+    return "cosine", rows
 
 
 def issues_of(

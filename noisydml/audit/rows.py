@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from bisect import bisect, bisect_left
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from noisydml.memory.index import Metric
 _FIRST = 1024  # rows that say what all have in common
 _SHARED = 1000.0  # spreads of a column: a middle above takes ten bits of what tells rows apart
 _FAR = 100  # the power of two, up to which numbers are far from the largest and least of float32
-_LARGEST = torch.finfo(torch.float32).max
+_LARGEST = torch.finfo(torch.float32).max / 4  # of which float32 holds differences
 
 
 class EmbeddingRows:
@@ -42,16 +43,25 @@ class EmbeddingRows:
         if len(parts) == 1 and not isinstance(parts[0], np.memmap):
             parts = [read_embeddings(parts[0])]
         self._parts: Sequence[Any] = parts
-        self._normalized = metric == "cosine"
         for part in parts:
             _refuse(part, width=parts[0].shape[1] if parts[0].ndim == 2 else 0)
         self._ends = list(accumulate(len(part) for part in parts))
         self.shape = (self._ends[-1], int(parts[0].shape[1]))
         tensors = [part for part in parts if isinstance(part, Tensor)]
         self.device = tensors[0].device if tensors else torch.device("cpu")
+        self._compare_by(metric)
+
+    def compared_by(self, metric: Metric) -> EmbeddingRows:
+        """The same embeddings for another metric."""
+        rows = copy.copy(self)
+        rows._compare_by(metric)
+        return rows
+
+    def _compare_by(self, metric: Metric) -> None:
+        self._normalized = metric == "cosine"
         self._kind, self._scale = torch.float32, 1.0
         self._offset: Tensor | None = None
-        if self.shape[0] > 0 and any(map(_is_wide, parts)):
+        if self.shape[0] > 0 and any(map(_is_wide, self._parts)):
             self._compare_first()
 
     def __getitem__(self, rows: slice) -> Tensor:

@@ -222,7 +222,7 @@ def nearest_of_label(
     if metric == "cosine":
         rows = normalize(scaled(rows))
     else:  # beside the squares of what all have in common little would be left of the rest
-        center = features.sum(dim=0) / (feature_labels >= 0).sum().clamp_min(1)
+        center = (features / (feature_labels >= 0).sum().clamp_min(1)).sum(dim=0)
         features = features - center
         size = largest_magnitude(features).clamp_min(_TINY)
         features, rows = features / size, (rows - center) / size

@@ -69,7 +69,7 @@ def principal_components(features: Rows, number: int, parts: Whole | None = None
     largest = torch.zeros((), device=features.device)
     for rows in row_blocks(features.shape):
         block = features[rows].float()
-        total += block.sum(dim=0)
+        total += block.sum(dim=0, dtype=torch.float64)
         if reduces:
             largest = torch.maximum(largest, largest_magnitude(block))
     mean = (parts.total(total) / max(parts.size, 1)).float()

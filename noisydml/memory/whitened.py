@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ _SHRINKAGES = ((0.5, FEW), (0.1, 5), (0.02, 2))
 FEWEST = 16  # labels held out, of which something follows
 _LEAST, _HELD_OUT = 200, 1000  # labels by which one of these is chosen
 _PAIRS = 2**23  # of them and classes, at most
-_A_TENTH, _BEYOND_CHANCE = 0.1, 1.65  # of what is gained, and standard errors (95 %)
+A_TENTH, _BEYOND_CHANCE = 0.1, 1.65  # of what is gained, and standard errors (95 %)
 _HEIGHT = 3.0  # of the point from which features are seen, in spreads of a class
 
 
@@ -157,9 +157,27 @@ class Whitened:
             fold: (N,) integers, the part in which each is held out.
             k: number of neighbours.
         """
+        gains, best = self.gains(weights, fold, k, _SHRINKAGES), 0
+        if (number := gains.shape[1]) >= FEWEST:
+            more = gains - gains[0]
+            least = _BEYOND_CHANCE * more.std(dim=1) / math.sqrt(number)
+            least = torch.maximum(least, A_TENTH * gains[0].mean())
+            more = torch.where(more.mean(dim=1) > least, more.mean(dim=1), 0.0)
+            best = int(self.parts.first(more).argmax())
+        self.shrinkage = _SHRINKAGES[best]
+        return best > 0
+
+    def gains(
+        self, weights: Tensor, fold: Tensor, k: int, shrinkages: Sequence[tuple[float, int]]
+    ) -> Tensor:
+        """(S, n) how much better than the classes' sizes centers and neighbours predict labels.
+
+        The n labels are held out, fold by fold, until there are enough; each of S shrinkages has
+        the temperature, the part of the neighbours and the rate that it does best with.
+        """
         most, number = min(_HELD_OUT, max(_LEAST, _PAIRS // self.num_classes)), 0
         everyone, by_size = self.parts.everyone, []
-        logs: list[list[Tensor]] = [[] for _ in _SHRINKAGES]
+        logs: list[list[Tensor]] = [[] for _ in shrinkages]
         for part in range(FOLDS):
             test = fold == part
             teaches = weights.masked_fill(test, 0)
@@ -167,23 +185,16 @@ class Whitened:
             test &= (taught[self.classes] > 0) & (weights > 0)
             drawn, asked = self.drawn(test, most)
             by_size.append(everyone((taught / taught.sum()).log()[self.classes[asked]]))
-            for told, self.shrinkage in zip(logs, _SHRINKAGES, strict=True):
+            for told, self.shrinkage in zip(logs, shrinkages, strict=True):
                 told.append(everyone(self._predicted(teaches, asked, drawn, k).T))
             number += drawn
             if number >= most:
                 break
-        best = 0
-        if number >= FEWEST:
-            found = torch.stack([torch.cat(told) for told in logs]).double()  # (S, n, G)
-            which = found.mean(dim=1).argmax(dim=1)
-            found = found[range(len(which)), :, which] - torch.cat(by_size)  # (S, n)
-            more = found - found[0]
-            least = _BEYOND_CHANCE * more.std(dim=1) / math.sqrt(number)
-            least = torch.maximum(least, _A_TENTH * found[0].mean())
-            more = torch.where(more.mean(dim=1) > least, more.mean(dim=1), 0.0)
-            best = int(self.parts.first(more).argmax())
-        self.shrinkage = _SHRINKAGES[best]
-        return best > 0
+        if number == 0:
+            return weights.new_zeros(len(shrinkages), 0, dtype=torch.float64)
+        found = torch.stack([torch.cat(told) for told in logs]).double()  # (S, n, G)
+        which = found.mean(dim=1).argmax(dim=1)
+        return found[range(len(which)), :, which] - torch.cat(by_size)
 
     def _predicted(self, teaches: Tensor, asked: Tensor, number: int, k: int) -> Tensor:
         """(G, M) how well those who teach predict labels of (M,) rows, ``number`` on all ranks."""

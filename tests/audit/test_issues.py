@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits, make_circles, make_moons
+from sklearn.datasets import load_digits, load_iris, make_circles, make_moons
 from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor
 
@@ -127,19 +127,65 @@ def test_five_samples_a_class() -> None:
     assert f1_score(given != true, flagged) > 0.95
 
 
+@pytest.mark.parametrize("metric", [None, "euclidean"])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 @pytest.mark.parametrize("shape", [partial(make_circles, factor=0.4), make_moons])
-def test_classes_that_only_distances_tell(shape: Any, rate: float, seed: int) -> None:
+def test_classes_that_only_distances_tell(shape: Any, rate: float, seed: int, metric: Any) -> None:
     """Rings about one center, and moons within one another."""
     points, true = shape(600, noise=0.1, random_state=seed)
     given = noise.uniform(true, rate, seed=seed + 1).labels
-    found = find_label_issues(points, given, metric="euclidean")
+    found = find_label_issues(points, given, metric=metric)
     if rate == 0:
         assert len(found) == 0
     else:
         flagged = np.isin(np.arange(600), found.issues.numpy())
         assert f1_score(given != true, flagged) > 0.9
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2])
+def test_a_table_of_four_columns(rate: float) -> None:
+    """Irises: with the length of a row most of what tells two kinds apart is lost."""
+    table, true = load_iris(return_X_y=True)
+    table = (table - table.mean(axis=0)) / table.std(axis=0)
+    scores = []
+    for seed in range(3):
+        given = noise.uniform(true, rate, seed=seed).labels
+        found = find_label_issues(table, given)
+        flagged = np.isin(np.arange(len(true)), found.issues.numpy())
+        if rate == 0:
+            assert not flagged.any()
+        else:
+            scores.append(f1_score(given != true, flagged))
+    assert rate == 0 or np.mean(scores) > 0.8
+
+
+@pytest.mark.parametrize("width", [16, 64, 300])
+def test_directions_of_embeddings_are_compared(width: int) -> None:
+    """Whose lengths vary, as a network's do, and mean nothing."""
+    generator = torch.Generator().manual_seed(width)
+    given = torch.arange(40).repeat_interleave(20)
+    embeddings = 3 * torch.randn(40, width, generator=generator)[given] / width**0.5
+    embeddings += torch.randn(800, width, generator=generator) / width**0.5
+    embeddings *= torch.rand(800, 1, generator=generator) + 0.5
+    given[:200] = given[:200].roll(30)
+    found = find_label_issues(embeddings, given)
+    expected = find_label_issues(embeddings, given, metric="cosine")
+    assert torch.equal(found.score, expected.score)
+    other = find_label_issues(embeddings, given, metric="euclidean")
+    assert not torch.equal(found.score, other.score)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30, 1e36])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_the_unit_of_embeddings_does_not_count(metric: Any, scale: float) -> None:
+    points, labels = make_moons(300, noise=0.2, random_state=0)
+    embeddings = torch.tensor(points, dtype=torch.float32)
+    expected = find_label_issues(embeddings, labels, metric=metric)
+    found = find_label_issues(embeddings * scale, labels, metric=metric)
+    torch.testing.assert_close(found.score, expected.score, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="that float32 holds"):
+        find_label_issues(embeddings / embeddings.max() * 3e38, labels, metric="euclidean")
 
 
 def test_clean_labels_of_separate_classes_have_no_issues() -> None:
