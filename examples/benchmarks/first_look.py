@@ -51,16 +51,17 @@ def look(recipe: Recipe, images: Images, noise: str, rate: float, seed: int) -> 
     make = getattr(networks, recipe.network)
     model = nn.Sequential(*make(channels, side, recipe.embedding_size)).train()
     loss_fn = noisydml.JudgeFilter(nothing, dataset_size=len(labels))
+    found = None
     for ids in batches(labels, recipe, 10**6):
-        looked = bool(loss_fn.counters["looked"])
-        held = loss_fn.memory.filled
         with torch.no_grad():
             embeddings = model(images.train[ids])
         loss_fn(embeddings.requires_grad_(), labels[ids], sample_ids=ids)
-        if looked:
+        if found is not None:  # the step after the look
             break
-    memory = loss_fn.memory
-    found = judge_labels(memory.features[held], memory.labels[held], core_refutes=False)
+        if loss_fn.counters["looked"]:
+            memory, held = loss_fn.memory, loss_fn.memory.filled
+            found = judge_labels(memory.features[held], memory.labels[held], core_refutes=False)
+    assert found is not None
     collects = not loss_fn.decision.keep.any()
     return Look(int(held.sum()), found.certainty, found.kept_share, found.noise_rate, collects)
 

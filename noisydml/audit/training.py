@@ -20,6 +20,9 @@ from noisydml.memory.state import AllOrNothing
 from noisydml.wrappers.base import LossWrapper, is_training_step
 from noisydml.wrappers.checks import in_range, raise_first
 from noisydml.wrappers.decision import Decision
+from noisydml.wrappers.filter import AroundFilter
+from noisydml.wrappers.judged import JudgeFilter
+from noisydml.wrappers.regularized import RegularizedLoss
 
 
 class LabelAudit(AllOrNothing):
@@ -86,26 +89,32 @@ class LabelAudit(AllOrNothing):
         for name, start in (("judged", 0), ("given", -1), ("suggested", -1)):
             self.register_buffer(name, torch.full((dataset_size,), start))
         self._audited = (wrapper,)  # in a tuple, its state is not this one's too
+        self._ends_with: LabelIssues | None = None
         self._hook = wrapper.register_forward_hook(self._collect, with_kwargs=True)
 
     def detach(self) -> None:
-        """Collect no more; what has been collected stays."""
+        """Collect no more; what has been collected stays, whatever the wrapper does then."""
+        if self._hook.id in self._audited[0]._forward_hooks:
+            self._ends_with = self._by_features()
         self._hook.remove()
 
     def result(self) -> LabelIssues:
         """What has been found so far: labels trusted less than one half, the least trusted first.
 
-        If the wrapper, or one inside it, has the features of the last pass (``KNNDenoiser``,
-        ``JudgeFilter``), the judge of :func:`noisydml.find_label_issues` has the last word about
-        the samples that were seen, unless it can say nothing. Otherwise it is the trust, and so it
-        is where ranks hold a part of these features each (``shard=True``).
+        If the wrapper whose decisions they are has the features of the last pass
+        (``KNNDenoiser``, ``JudgeFilter``), the judge of :func:`noisydml.find_label_issues` has the
+        last word about the samples that were seen, unless it can say nothing; a ``JudgeFilter``
+        has asked it already, and its ``probability`` counts. That judges the data set once more.
+        Otherwise it is the trust, and so it is where ranks hold a part of these features each
+        (``shard=True``).
 
         Equal trust is ordered by the wrapper's latest score. ``score`` is the trust; samples that
         were never judged have NaN there, and those that were never seen -1 for a given label.
         ``noise_rate`` is the share of issues among those judged, NaN before there is one. There
         are no suggestions if the wrapper makes none.
         """
-        found = self._by_features()
+        detached = self._hook.id not in self._audited[0]._forward_hooks
+        found = self._ends_with if detached else self._by_features()
         if found is not None:
             return found
         seen = self.judged > 0
@@ -127,9 +136,10 @@ class LabelAudit(AllOrNothing):
     @torch.no_grad()
     def _by_features(self) -> LabelIssues | None:
         """What the judge says of the features of the last pass; None if it says nothing."""
-        (wrapper,) = self._audited
-        found_in = (each.reference for each in wrapper._chain() if hasattr(each, "reference"))
-        reference = next(found_in, None)
+        wrapper: Any = self._audited[0]
+        while isinstance(wrapper, (AroundFilter, RegularizedLoss)):  # whose decisions are its own
+            wrapper = wrapper.loss
+        reference = getattr(wrapper, "reference", None)
         if not isinstance(reference, FeatureMemory) or len(reference) < self.dataset_size:
             return None
         if reference.ranks > 1:  # all ranks would have to ask
@@ -140,8 +150,11 @@ class LabelAudit(AllOrNothing):
             return None
         rows = (labels >= 0).nonzero().squeeze(1)
         features, given = reference.features[rows].float(), labels[rows]
+        # Trained on these labels, so that the core tells nothing.
         judged = judge_labels(features, given, metric=reference.metric, core_refutes=False)
-        found = issues_of(judged, given)  # trained on these labels, so that the core tells nothing
+        if isinstance(wrapper, JudgeFilter):
+            judged = wrapper.said_of(rows, given, judged)
+        found = issues_of(judged, given)
         if math.isnan(found.noise_rate):
             return None
         assert found.probability is not None

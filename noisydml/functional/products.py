@@ -54,12 +54,14 @@ def affine(rows: Tensor, matrix: Tensor, offsets: Tensor | None = None) -> Tenso
 
 
 def full_precision(function: _Function) -> _Function:
-    """The function without the autocast that is on where its first argument is."""
+    """The function without the autocast that is on where its arguments are."""
 
     @wraps(function)
-    def run(rows: Any, *arguments: Any, **settings: Any) -> Any:
-        with _autocast_off(rows.device):
-            return function(rows, *arguments, **settings)
+    def run(*arguments: Any, **settings: Any) -> Any:
+        given = (*arguments, *settings.values())
+        devices = [each.device for each in given if hasattr(each, "device")]
+        with _autocast_off(devices[0]) if devices else nullcontext():
+            return function(*arguments, **settings)
 
     return cast(_Function, run)
 

@@ -59,7 +59,7 @@ def principal_components(features: Rows, number: int, parts: Whole | None = None
         tensor([[1.],
                 [1.]])
     """
-    if isinstance(features, Tensor):
+    if isinstance(features, Tensor) or not hasattr(features, "device"):
         require_floating("features", features, ndim=2)
     require_count("number", number)
     size, width = features.shape

@@ -52,6 +52,15 @@ class Sample(Whitened):
             # Classes of one object each: equal rows are all that there is to judge by.
             copies = everyone
             self._count(copies, weights)
+        # More copies than half of the neighbours would be all that a sample is judged by: then one
+        # of each voter speaks for it, and nobody for copies of that many labels.
+        self.speaks_alone = bool((torch.bincount(copies) > k // 2).any())
+        asked_of = codes
+        if self.speaks_alone:
+            first = torch.full_like(self.voters, parts.size)
+            first.scatter_reduce_(0, self.voter, everyone, "amin")
+            quiet = (first[self.voter] != everyone) | (self.labels_of[copies] > k // 2)
+            asked_of = codes.masked_fill(quiet[parts.own], -1)
         self.number_labelled = int(parts.total((self.weights > 0).sum()))
         self.crowded = self.number_labelled >= _CROWD * num_classes
         self.fold = parts.everyone(fold)[self.copies]
@@ -63,11 +72,11 @@ class Sample(Whitened):
                 asked = held_out.nonzero().squeeze(1)
                 number = int(parts.total(held_out.sum()))
                 directions = self.all_directions(weights.masked_fill(held_out, 0))
-                found = self.nearest(directions, codes, asked, number, k, index)
+                found = self.nearest(directions, asked_of, asked, number, k, index)
                 distance[asked], near[asked] = found
         directions = self.all_directions(weights)
-        if changed and not few:
-            distance, near = self.nearest(directions, codes, everybody, parts.size, k, index)
+        if (changed or self.speaks_alone) and not few:
+            distance, near = self.nearest(directions, asked_of, everybody, parts.size, k, index)
         self.near = near
         if repeats:
             most = (self.sizes(self.weights) / _COMPANIONS).long().clamp_max(REPEATED)  # (C,)
@@ -95,9 +104,11 @@ class Sample(Whitened):
         self.voters, self.voter = torch.unique(keys, return_inverse=True)
         voted = self.voted(parts.everyone(self.weights))
         self.own_weights = voted[self.voter[parts.own]]
-        labels_of = torch.bincount(self.voters[voted > 0] // self.num_classes, minlength=parts.size)
-        self.disagree = labels_of[self.copies] > 1  # copies have another label
-        self.any_disagree = bool((labels_of > 1).any())
+        # By their number, of the copies that stand for all of their group.
+        groups = self.voters[voted > 0] // self.num_classes
+        self.labels_of = torch.bincount(groups, minlength=parts.size)
+        self.disagree = self.labels_of[self.copies] > 1  # copies have another label
+        self.any_disagree = bool((self.labels_of > 1).any())
         # What others of its class have to weigh, so that it can be judged: where copies disagree
         # half of a sample at least, for else the class may be known by what is wrong of others.
         half = 0.5 * weights

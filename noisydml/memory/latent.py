@@ -161,6 +161,8 @@ class Fit:
         everywhere = blended or sample.any_disagree
         self.all_counted = sample.parts.everyone(self.counted) if everywhere else self.counted
         self.voted = sample.voted(self.all_counted) if sample.any_disagree else None
+        if blended and sample.speaks_alone:
+            self.all_counted = sample.voted(self.all_counted)[sample.voter]
         self.own_counted = self.own_weights * self.trust
         self.sums = sample.sums(partial(sample.directions, self.matrix), self.counted)
         self.sizes = sample.sizes(self.counted)

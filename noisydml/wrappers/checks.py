@@ -233,6 +233,7 @@ def _checked_samples(
         in_range("sample_ids", sample_ids, len(memory), what),
         ValueCheck(finite(features).logical_not(), "features must be finite, got NaN or infinity"),
         ValueCheck((labels < 0).any(), "labels must not be negative"),
+        ValueCheck(_any_twice(sample_ids), "sample_ids must all differ"),
     ]
     if num_classes is not None:
         checks.append(in_range("labels", labels, num_classes, "num_classes of JudgeFilter"))
@@ -242,6 +243,11 @@ def _checked_samples(
             f"features must be as wide as {width_given_by(memory)}, {width}, got {got}"
         )
     return features, labels, sample_ids
+
+
+def _any_twice(numbers: Tensor) -> Tensor:
+    ordered = numbers.sort().values
+    return (ordered[1:] == ordered[:-1]).any()
 
 
 def fingerprint(memory: FeatureMemory, labels: Tensor, sample_ids: Tensor) -> int:

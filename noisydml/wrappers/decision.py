@@ -33,8 +33,9 @@ class Decision:
             first. None where the method makes no suggestion.
         judged: (B,) bool, for which samples there was something to judge by. Those that nobody
             could judge (in warm-up, before there is a reference, of a class never seen) are kept,
-            which is no evidence that their labels are right. Rows that a wrapper has made up are
-            no samples, and never count as judged. Every sample, unless a wrapper says otherwise.
+            but by a ``JudgeFilter`` that has yet to collect them, which is no evidence either way.
+            Rows that a wrapper has made up are no samples, and never count as judged. Every
+            sample, unless a wrapper says otherwise.
         probability: (B,) float in [0, 1], that the label is right, NaN for a sample that was not
             judged. None where the method has none.
     """

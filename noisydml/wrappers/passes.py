@@ -168,7 +168,7 @@ class JudgedPasses(Filter):
         Raises:
             TypeError: if features are not floating point, or labels or ids no integers.
             ValueError: if shapes do not fit, a feature is not finite, a label negative, or an id
-                out of range. What was there before stays.
+                out of range or given twice. What was there before stays.
         """
         what, classes = "dataset_size of JudgeFilter", self.num_classes
         given = checked_samples(
@@ -180,12 +180,29 @@ class JudgedPasses(Filter):
         self._refreshed = fingerprint(self.memory, *given[1:])
         self._changes += 1
         same_width = self.reference.embedding_size in (None, features.shape[1])
+        self.memory.reset()  # a pass begins, of these samples
         self.counters.set(seen=0, unsure=ASKED if same_width else OF_ANOTHER_WIDTH)
         self._nearer = torch.zeros_like(self._nearer)
         if same_width:
             self.reference.copy_from(pass_features)
         else:  # of another layer: they are judged, but no embedding is compared with them
             self.reference.reset()
+
+    def said_of(self, rows: Tensor, labels: Tensor, judged: LabelJudgement) -> LabelJudgement:
+        """What this filter has said of (n,) samples by these labels, in place of a judgement."""
+        if self.noise_rate < 0:
+            return judged
+        probability, rate = self.probability[rows], float(self.noise_rate)
+        known = (probability >= 0) & (self.judged_labels[rows] == labels)
+        low, high = judged.noise_rate_bounds
+        return judged._replace(
+            score=torch.where(known, probability, judged.score),
+            probability=torch.where(known, probability, judged.probability),
+            suggested_labels=torch.where(known, self.suggested[rows], judged.suggested_labels),
+            support=torch.where(known, self.support[rows], judged.support),
+            noise_rate=rate,
+            noise_rate_bounds=(min(low, rate), max(high, rate)),
+        )
 
     def reset(self) -> None:
         """Forget everything, as before the first step."""
@@ -266,6 +283,8 @@ class JudgedPasses(Filter):
         most = self.threshold if self.counters["told"] else TRUSTED
         threshold = strict_threshold(probability[probability >= 0], _WORTH, TRUSTED, most)
         overwrite(self.current_threshold, threshold)
+        # A label that the first judgement alone is against has the suggestion of that one.
+        judged &= first | (suggested != labels) | (probability >= TRUSTED)
         overwrite(self.suggested, torch.where(judged, suggested, self.suggested))
         overwrite(self.support, torch.where(judged, support, self.support))
         overwrite(self.judged_labels, torch.where(labels >= 0, labels, self.judged_labels))

@@ -251,11 +251,11 @@ class PrototypicalMixer(LossWrapper):
     def value(self, batch: Batch, judgement: Judgement) -> Tensor:
         decision = judgement.decision
         assert isinstance(decision, MixingDecision)
+        if self.weights is not None:  # Eq. 8; ones in warm-up, in which the loss is tried
+            batch = batch.reweight(decision.weight)
         if decision.labels is None:  # warm-up, or no row on any rank
             return call_loss(self.loss, embed_batch(self.head, batch))
         batch = replace(batch, labels=decision.labels)
-        if self.weights is not None:
-            batch = batch.reweight(decision.weight)  # Eq. 8
         if decision.draws is not None and decision.share is not None:
             keeps = self.head is None  # a mixture of unit vectors is none
             mixed = mix(

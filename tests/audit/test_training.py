@@ -12,6 +12,7 @@ import torch
 from audit.ranks import SAMPLES, batch, train
 from processes import run_ranks
 from pytorch_metric_learning import losses
+from torch import Tensor
 
 import noisydml
 from noisydml import (
@@ -305,3 +306,81 @@ def test_a_refused_state_leaves_the_audit_as_it_was() -> None:
     with pytest.raises(ValueError, match="support must have the shape"):
         audit.load_state_dict(bad)
     assert not audit.trust.any()
+
+
+def half_wrong(rate: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Features of 20 classes of 30, in order; their labels, and which are wrong."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.arange(20).repeat_interleave(30)
+    features = torch.randn(20, 32, generator=generator)[truth]
+    features = features + 0.7 * torch.randn(600, 32, generator=generator)
+    wrong = torch.rand(600, generator=generator) < rate
+    other = truth + torch.randint(1, 20, (600,), generator=generator)
+    return features, torch.where(wrong, other % 20, truth), wrong
+
+
+@pytest.mark.parametrize("inside", ["nothing", "KNNDenoiser", "robust"])
+def test_what_the_outermost_wrapper_dropped_is_listed(inside: str) -> None:
+    """Though one inside it, which never saw these samples, has features of the others."""
+    features, labels, wrong = half_wrong(0.3)
+    loss: Any = losses.ContrastiveLoss()
+    if inside == "KNNDenoiser":
+        loss = KNNDenoiser(loss, memory_size=600)
+    elif inside == "robust":
+        loss = noisydml.robust(loss, dataset_size=600)
+    loss_fn = GroundTruthFilter(loss, wrong)
+    audit = LabelAudit(loss_fn, 600)
+    for _ in range(3):
+        for ids in torch.arange(600).split(60):
+            loss_fn(features[ids], labels[ids], sample_ids=ids)
+    found = audit.result()
+    assert found.issues.sort().values.tolist() == wrong.nonzero().squeeze(1).tolist()
+    assert not found.score.isnan().any()
+
+
+@pytest.mark.parametrize("name", ["KNNDenoiser", "robust"])
+def test_a_detached_audit_stays_as_it_is(name: str) -> None:
+    """The wrapper goes on with other data, such as the next fold."""
+    features, labels, _ = half_wrong(0.3)
+    loss_fn: Any = noisydml.robust(losses.ContrastiveLoss(), dataset_size=300)
+    if name == "KNNDenoiser":
+        loss_fn = KNNDenoiser(losses.ContrastiveLoss(), memory_size=300)
+    audit = LabelAudit(loss_fn, 300)
+
+    def train(fold: int) -> None:
+        for _ in range(3):
+            for ids in torch.arange(300).split(60):
+                loss_fn(features[fold::2][ids], labels[fold::2][ids], sample_ids=ids)
+
+    train(0)
+    expected = audit.result()
+    assert len(expected) > 0
+    audit.detach()
+    audit.detach()
+    if name == "robust":
+        loss_fn.reset()
+    train(1)
+    found = audit.result()
+    assert torch.equal(found.issues, expected.issues)
+    assert torch.equal(found.score, expected.score)
+
+
+def test_a_judge_filter_has_asked_the_judge_already() -> None:
+    """By the first features, too, which no label has drawn together."""
+    features, labels, wrong = half_wrong(0.3)
+    weak = features @ torch.randn(32, 3, generator=torch.Generator().manual_seed(1))
+    loss_fn = noisydml.robust(losses.ContrastiveLoss(), dataset_size=600)
+    loss_fn.refresh(features, labels)
+    audit = LabelAudit(loss_fn, 600)
+    for _ in range(2):
+        for ids in torch.randperm(600).split(60):
+            loss_fn(weak[ids], labels[ids], sample_ids=ids)
+    found = audit.result()
+    assert torch.equal(found.probability, loss_fn.probability)
+    assert torch.equal(found.issues.sort().values, (loss_fn.probability < 0.5).nonzero()[:, 0])
+    assert found.noise_rate == float(loss_fn.noise_rate)
+    assert found.suggested_labels is not None
+    assert (found.suggested_labels[found.issues] != labels[found.issues]).all()
+    alone = noisydml.find_label_issues(weak, labels).issues
+    precision = [wrong[issues].double().mean() for issues in (found.issues, alone)]
+    assert precision[0] > precision[1] + 0.1

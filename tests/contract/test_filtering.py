@@ -21,7 +21,14 @@ from contract.cases import (
 from pytorch_metric_learning import losses, miners
 from torch import nn
 
-from noisydml import GroundTruthFilter, per_sample_loss
+from noisydml import (
+    ConfidenceWeightedLoss,
+    GroundTruthFilter,
+    PrototypicalMixer,
+    SmallLossFilter,
+    SuperLoss,
+    per_sample_loss,
+)
 
 # What goes on inside these is nothing but dropping.
 ONLY_DROPS = [
@@ -162,3 +169,20 @@ def test_a_reduced_loss_can_be_filtered_but_not_weighted() -> None:
     assert torch.equal(value, loss(arguments["embeddings"][keep], arguments["labels"][keep]))
     with pytest.raises(TypeError, match="PNPLoss cannot be weighted"):
         wrapper(**arguments, sample_weight=torch.rand(24))
+
+
+@pytest.mark.parametrize("loss", [losses.PNPLoss, torch.nn.CrossEntropyLoss])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda loss: ConfidenceWeightedLoss(loss, num_classes=4, embedding_size=8, warmup=9),
+        lambda loss: PrototypicalMixer(loss, 4, 8, memory_size=16, warmup=9),
+        lambda loss: SmallLossFilter(loss, noise_rate=0.2, ramp=9),
+        lambda loss: SuperLoss(loss),
+    ],
+)
+def test_what_has_no_value_per_sample_is_refused_before_anything_is_trained(
+    loss: Any, wrap: Any
+) -> None:
+    with pytest.raises(TypeError, match="cannot be weighted|no terms|per sample"):
+        wrap(loss())(torch.randn(8, 8), torch.arange(8) % 4)

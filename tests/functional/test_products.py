@@ -85,3 +85,22 @@ def test_autocast_changes_no_result(name: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = calls[name]()
     assert torch.equal(found, expected)
+
+
+def test_arguments_by_name() -> None:
+    rows, labels, ones = torch.randn(20, 4), torch.arange(20) % 5, torch.ones(20)
+    found = functional.within_class_whitening(
+        weights=ones, features=rows, labels=labels, num_classes=5
+    )
+    assert torch.equal(found, functional.within_class_whitening(rows, labels, ones, 5))
+    found = functional.principal_components(number=2, features=rows)
+    assert torch.equal(found, functional.principal_components(rows, 2))
+    found, own = functional.leave_one_out_similarity(
+        sums=rows[:5], features=rows, own_classes=labels, own_weights=ones
+    )
+    expected = functional.leave_one_out_similarity(rows, rows[:5], labels, ones)
+    assert torch.equal(found, expected[0])
+    assert torch.equal(own, expected[1])
+    for features in ([[1.0, 2.0]], None, "rows"):
+        with pytest.raises(TypeError, match="features must be a"):
+            functional.principal_components(features, 1)  # type: ignore[arg-type]

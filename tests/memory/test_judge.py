@@ -407,3 +407,18 @@ def test_a_copy_of_more_weight_lets_its_sample_be_judged() -> None:
     features, labels = torch.cat([features, features[wrong]]), torch.cat([labels, truth[wrong]])
     found = judge_labels(features, labels, trust=trust)
     assert (found.probability[wrong] < 0.5).all()
+
+
+@pytest.mark.parametrize("number", [40, 60, 200])
+def test_however_many_copies_there_are_they_do_not_judge_each_other(number: int) -> None:
+    """A picture for "no picture", with all labels; and one digit, all of it wrong alike."""
+    features, truth = (torch.from_numpy(each) for each in load_digits(return_X_y=True))
+    features, copies = features.float(), torch.arange(len(truth)) < number
+    blank = features.masked_fill(copies.unsqueeze(1), 8.0)
+    found = judge_labels(blank, truth)
+    assert found.probability[copies].mean() < 0.5
+    assert (found.probability[~copies] < 0.5).double().mean() < 0.005
+    alike = truth.masked_fill(copies, 3)
+    found = judge_labels(torch.where(copies.unsqueeze(1), features[0], features), alike)
+    assert (found.probability[copies] < 0.1).all()
+    assert (found.probability[~copies] < 0.5).double().mean() < 0.005

@@ -14,7 +14,7 @@ from pytorch_metric_learning.distances import LpDistance
 from sklearn.datasets import make_circles
 
 import noisydml
-from noisydml import JudgeFilter, PRISMFilter
+from noisydml import JudgeFilter, KNNDenoiser, PRISMFilter
 from noisydml.wrappers.checks import make_batch
 from noisydml.wrappers.passes import ASKED, JUDGING
 
@@ -469,6 +469,47 @@ def test_a_refresh_in_another_order_is_noticed() -> None:
     loss_fn.refresh(features[order], labels[order], order)
     loss_fn(features[:64], labels[:64], sample_ids=torch.arange(64))
     loss_fn(features[:64], labels[:64] + 1, sample_ids=torch.arange(64))  # corrected, later on
+
+
+@pytest.mark.parametrize("sizes", [[500, 500], [300, 300, 300], [500, 80, 60, 40, 20]])
+def test_another_order_is_noticed_where_many_labels_are_the_same_by_chance(
+    sizes: list[int],
+) -> None:
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    size = len(labels)
+    features = 3 * torch.eye(8)[labels] + torch.randn(size, 8)
+    order, ids = torch.randperm(size), torch.randperm(size)[:256]
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=size)
+    loss_fn.refresh(features[order], labels[order])
+    with pytest.raises(ValueError, match="labels must be those that refresh was given"):
+        loss_fn(features[ids], labels[ids], sample_ids=ids)
+    loss_fn.refresh(features, labels)
+    corrected = torch.where(torch.arange(256) % 5 == 0, 0, labels[ids])
+    loss_fn(features[ids], corrected, sample_ids=ids)
+
+
+def test_a_refresh_begins_with_its_samples() -> None:
+    """Those that are gone have no features any more, be they collected before."""
+    features, labels, wrong = half_wrong(600, 10)
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=600)
+    passes(loss_fn, features, labels, with_ids=True)
+    clean = wrong.logical_not().nonzero().squeeze(1)
+    loss_fn.refresh(features[clean], labels[clean], clean)
+    for ids in clean.split(50):
+        loss_fn(features[ids], labels[ids], sample_ids=ids)
+    loss_fn.end_epoch()
+    there = loss_fn.reference.labels >= 0
+    assert torch.equal(there.nonzero().squeeze(1), clean)
+    assert loss_fn.noise_rate < 0.02
+
+
+@pytest.mark.parametrize("wrapper", [JudgeFilter, KNNDenoiser])
+def test_a_sample_is_given_to_refresh_once(wrapper: Any) -> None:
+    size = {"dataset_size" if wrapper is JudgeFilter else "memory_size": 40}
+    loss_fn = wrapper(losses.ContrastiveLoss(), **size)
+    labels = torch.arange(40) % 4
+    with pytest.raises(ValueError, match="sample_ids must all differ"):
+        loss_fn.refresh(torch.randn(40, 8), labels, labels)  # labels in the place of ids
 
 
 def test_a_batch_of_more_samples_than_there_are() -> None:
