@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +89,8 @@ def embed_names(
         raise ValueError(f"prompt must be a text with {{}} for the name, got {prompt!r}")
     position = {name: i for i, name in enumerate(dict.fromkeys(flat))}
     texts = [prompt.replace("{}", name) for name in position]
+    if not isinstance(encoder, TextEncoder):
+        raise TypeError(f"encoder must be a TextEncoder, got {type(encoder).__name__}")
     embedded = _embed(texts, encoder) if cache is None else _cached(texts, encoder, Path(cache))
     rows = torch.tensor([position[name] for name in flat])
     return embedded.index_select(0, rows).reshape(*shape, -1)
@@ -114,8 +116,8 @@ def top_classes(
 
     Raises:
         TypeError: if logits are not floating point, labels no integers, or a number none.
-        ValueError: if shapes do not fit, ``k`` is not from 1 to C, or a label is not below
-            ``num_classes``.
+        ValueError: if shapes do not fit, a logit is NaN, ``k`` is not from 1 to C, or a label is
+            not below ``num_classes``.
 
     Example:
         >>> import torch
@@ -128,6 +130,8 @@ def top_classes(
         tensor([[2, 0]])
     """
     require_floating("logits", logits, ndim=2)
+    if logits.isnan().any():
+        raise ValueError("logits must be numbers, got NaN")
     require_count("k", k)
     if k > logits.shape[1]:
         raise ValueError(f"k must be from 1 to {logits.shape[1]}, the classes, got {k}")
@@ -243,6 +247,9 @@ def _flattened(names: Sequence[Any]) -> tuple[list[str], tuple[int, ...]]:
     """All names in a row, and the shape that they had."""
     if isinstance(names, str) or len(names) == 0:
         raise ValueError(f"names must be a sequence of one name or more, got {names!r}")
+    if isinstance(names, Mapping | Set):
+        raise TypeError(f"names must be a sequence, got {type(names).__name__}")
+    names = list(names)  # a column of pandas is asked by its index
     single = isinstance(names[0], str)
     if not single and any(isinstance(row, str) for row in names):
         raise TypeError("names must be strings, or sequences of strings, not both")

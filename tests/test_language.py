@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -233,3 +234,16 @@ def test_weights_that_cannot_be_had(module: str, tmp_path: Path) -> None:
     }[module]()
     with pytest.raises(OSError, match=r"the weights of .*nowhere cannot be had .* give the path"):
         embed_names(BIRDS, encoder)
+
+
+def test_names_of_a_filtered_column_and_what_are_none() -> None:
+    encoder = TextEncoder("lengths", lambda: lambda texts: torch.tensor([[len(t)] for t in texts]))
+    column = pd.Series(["cat", "dog", "parrot"])[lambda names: names != "cat"]
+    assert torch.equal(embed_names(column, encoder), embed_names(["dog", "parrot"], encoder))
+    for names in ({"cat": "dog"}, {"cat", "dog"}):
+        with pytest.raises(TypeError, match="names must be a sequence"):
+            embed_names(names, encoder)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="encoder must be a TextEncoder"):
+        embed_names(["cat"], len)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="logits must be numbers"):
+        top_classes(torch.tensor([[0.1, float("nan")]]), k=1)

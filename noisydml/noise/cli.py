@@ -6,7 +6,10 @@ import argparse
 import contextlib
 import csv
 import os
+import re
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,9 @@ from noisydml.noise.checks import UNLABELED
 from noisydml.noise.random import Integers
 
 _ADDED = ["original_label", "is_noisy"]
+_NAMED = 5  # values of a column that a message tells
 _MISSING = ("", "nan", str(UNLABELED))
+_WHOLE = re.compile(r"(-?\d+)\.0+")  # as pandas writes whole numbers, where some are missing
 _SAYS = {"1": True, "true": True, "0": False, "false": False}
 _MODELS = {
     "uniform": "to any other class",
@@ -41,7 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         summary = _run(**options)
     except (OSError, TypeError, ValueError) as error:
         parser.error(str(error))
-    print(summary)
+    # The file is written: neither names that the terminal cannot show nor a reader that is gone
+    # are errors.
+    encoding = sys.stdout.encoding or "utf-8"
+    with contextlib.suppress(BrokenPipeError):
+        print(summary.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     return 0
 
 
@@ -106,7 +115,9 @@ def _run(
         options["features"] = read_arrays(options["features"], single=True)[""]
     if "hierarchy" in options:
         with open(options["hierarchy"], encoding="utf-8-sig") as file:
-            options["hierarchy"] = noise.ClassHierarchy.from_paths(file.read().splitlines())
+            options["hierarchy"] = noise.ClassHierarchy.from_paths(
+                file.read().rstrip().splitlines()
+            )
     names: Sequence[str] | None = None
     if input.endswith(".csv"):
         titles, rows = _read_csv(input, header)
@@ -136,27 +147,30 @@ def _run(
         noisy.save(output)
         return noisy.summary()
     # The rows as they were, with the noisy label in its column and the truth in two new ones.
-    given = noisy.labels if names is None else noisy.given
     with replacing(output, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         if header:
             writer.writerow([*titles, *_ADDED])
         for row, label, original, wrong in zip(
-            rows, given.tolist(), noisy.original.tolist(), noisy.is_noisy.tolist(), strict=True
+            rows,
+            noisy.given.tolist(),
+            noisy.original.tolist(),
+            noisy.is_noisy.tolist(),
+            strict=True,
         ):
             cells = (label, original) if names is None else (names[label], names[original])
             if original == UNLABELED:
                 cells = (row[place], row[place])
             writer.writerow([*row[:place], cells[0], *row[place + 1 :], cells[1], int(wrong)])
-    return noisy.summary(names)
+    return replace(noisy, labels=noisy.given, kept_classes=None).summary(names)
 
 
 def _read_csv(path: str, header: bool) -> tuple[list[str], list[list[str]]]:
     """The names of the columns, their numbers without a header, and the rows."""
-    rows = read_rows(path)
+    rows = read_rows(path, strict=True)
     while rows and not rows[-1]:
         rows.pop()  # blank lines at the end
-    width = len(rows[0]) if rows else 0
+    width = next((len(row) for row in rows if row), 0)
     if width == 1:
         rows = [row or [""] for row in rows]
     titles = rows.pop(0) if header and rows else list(map(str, range(width)))
@@ -165,6 +179,9 @@ def _read_csv(path: str, header: bool) -> tuple[list[str], list[list[str]]]:
             raise ValueError(
                 f"{path} must have {width} fields a row, got {len(row)} in row {number}"
             )
+    for name in titles:
+        if titles.count(name) > 1:
+            raise ValueError(f"{path} must have columns of different names, got {name!r} twice")
     for name in _ADDED:
         if name in titles:
             raise ValueError(f"{path} must not have a column {name!r} yet; give the clean file")
@@ -181,12 +198,14 @@ def _numbered(
     cells: list[str], tree: noise.ClassHierarchy | None
 ) -> tuple[Integers, Sequence[str] | None]:
     """Numbers as they are; names as positions in the tree or in order, and all names."""
-    missing = np.array([cell.strip().casefold() in _MISSING for cell in cells], dtype=np.bool_)
+    plain = [_WHOLE.sub(r"\1", cell.strip().casefold()) for cell in cells]
+    missing = np.array([cell in _MISSING for cell in plain], dtype=np.bool_)
     labels = np.full(len(cells), UNLABELED, dtype=np.int64)
     given = [cell for cell, gone in zip(cells, missing.tolist(), strict=True) if not gone]
     with contextlib.suppress(ValueError, OverflowError):
-        numbers = np.array([int(label) for label in given], dtype=np.int64)
-        if [str(number) for number in numbers] == given:  # "007" is a name
+        written = [cell for cell in plain if cell not in _MISSING]
+        numbers = np.array([int(label) for label in written], dtype=np.int64)
+        if [str(number) for number in numbers] == written:  # "007" is a name
             labels[~missing] = numbers
             return labels, None
     found = sorted(set(given))
@@ -203,6 +222,11 @@ def _spared(cells: Any, value: str | None) -> NDArray[np.bool_]:
     """(N,) bool: which cells hold the value, or say yes."""
     words = [str(cell) for cell in np.ravel(cells).tolist()]
     if value is not None:
+        if words and value not in words:
+            few = ", ".join(map(repr, sorted(set(words))[:_NAMED]))
+            raise ValueError(
+                f"spare must name a value of its column, got {value!r}, not one of {few}"
+            )
         return np.array([word == value for word in words], dtype=np.bool_)
     for word in words:
         if word.casefold() not in _SAYS:

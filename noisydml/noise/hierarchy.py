@@ -113,13 +113,16 @@ class ClassHierarchy:
 
         Raises:
             TypeError: if ``categories`` is no sequence.
-            ValueError: if there is no class, ``classes`` is of another length, or names one twice.
+            ValueError: if there is no class, a category is missing, or ``classes`` is of another
+                length, or names one twice.
 
         Example:
             >>> ClassHierarchy.from_categories(["lamp", "sofa", "lamp"])
             ClassHierarchy(3 classes, 6 nodes, depth 2)
         """
         nodes.require_sequence("categories", categories)
+        if any(category is None or category != category for category in categories):
+            raise ValueError("categories must not be missing, got None or NaN")
         names = list(map(str, range(len(categories)))) if classes is None else list(classes)
         nodes.require_length(names, len(categories), "category")
         return cls.from_paths(list(zip(map(str, categories), names, strict=True)), names)

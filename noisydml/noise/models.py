@@ -156,7 +156,7 @@ def class_frequency(
     wanted = rate * n_labels
     if wanted > n_inside + 1e-9 * n_labels:  # 0.55 * 100 is more than 55
         raise ValueError(
-            f"rate must be at most {n_inside / n_labels:.2g}, the share of all samples in "
+            f"rate must be at most {n_inside / n_labels}, the share of all samples in "
             f"the {n_group} {which} classes, got {rate}; make share larger"
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from typing import Any, TypeVar
 
 import numpy as np
@@ -83,8 +83,10 @@ def leaf_paths(tree: Mapping[str, Any], classes: Sequence[str] | None) -> list[t
 
 
 def require_sequence(name: str, value: object) -> None:
-    """Raise TypeError for a string, and for what has no length or no entries."""
-    if isinstance(value, str) or not (hasattr(value, "__len__") and isinstance(value, Iterable)):
+    """Raise TypeError for a string, and for what has no length, no entries or no order."""
+    if isinstance(value, str | Mapping | Set) or not (
+        hasattr(value, "__len__") and isinstance(value, Iterable)
+    ):
         raise TypeError(f"{name} must be a sequence, got {type(value).__name__}")
 
 
@@ -100,11 +102,14 @@ def of_paths(paths: Sequence[str | Sequence[str]], classes: Sequence[str] | None
             raise ValueError("paths must have at least one name each, got an empty path")
         if not all(isinstance(name, str) for name in route):
             raise TypeError(f"paths must hold strings, got {route!r}")
+        if "" in route:
+            raise ValueError(f"paths must not have empty names, got {sep.join(route)!r}")
     joined = [sep.join(route) for route in routes]
     classes = joined if classes is None else classes
     require_length(classes, len(routes), "path")
     require_different("classes", classes)
-    require_different("paths", joined)
+    if len(set(routes)) < len(routes):
+        require_different("paths", joined)
     if len({route[0] for route in routes}) > 1 or any(len(route) == 1 for route in routes):
         routes = [("root", *route) for route in routes]
     names, parents, leaves = merge(routes)

@@ -74,6 +74,8 @@ class NoisyLabels:
         for name in ("is_noisy", "spared"):
             if (mask := getattr(self, name)) is not None:
                 arrays[name] = read_mask(name, mask, len(original))
+        if not isinstance(self.model, str):
+            raise TypeError(f"model must be a string, got {type(self.model).__name__}")
         if self.requested_rate is not None:
             require_share("requested_rate", self.requested_rate)
         for name, array in arrays.items():
@@ -204,8 +206,10 @@ class NoisyLabels:
         return "\n".join(lines)
 
     def _counted(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Those of the rows that were not spared."""
-        return values if self.spared is None else values[~self.spared]
+        """Those of the rows that have a label, and were not spared."""
+        there = self.original != UNLABELED
+        counted: NDArray[Any] = values[there if self.spared is None else there & ~self.spared]
+        return counted
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to an npz file, under the very name given.

@@ -343,3 +343,22 @@ def test_plot() -> None:
         "dog (1)",
     }
     pyplot.close(figure)
+
+
+def test_categories_that_are_none() -> None:
+    for value in ({"sofa_1": "sofa", "mug_1": "mug"}, {"sofa", "mug"}):
+        with pytest.raises(TypeError, match="categories must be a sequence"):
+            ClassHierarchy.from_categories(value)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="paths must be a sequence"):
+            ClassHierarchy.from_paths(value)  # type: ignore[arg-type]
+    for missing in (None, float("nan")):
+        with pytest.raises(ValueError, match="categories must not be missing"):
+            ClassHierarchy.from_categories(["sofa", missing, missing])
+    for paths in (["a/x", ""], ["a//x", "a/y"]):
+        with pytest.raises(ValueError, match="paths must not have empty names"):
+            ClassHierarchy.from_paths(paths)
+
+
+def test_names_may_hold_what_separates_paths() -> None:
+    tree = ClassHierarchy.from_categories(["car", "car/SUV"], ["SUV/X5", "X5"])
+    assert tree.classes == ("SUV/X5", "X5")

@@ -163,3 +163,14 @@ def test_bad_fields(fields: dict[str, Any], error: type[Exception], message: str
     NoisyLabels(**good)
     with pytest.raises(error, match=message):
         NoisyLabels(**{**good, **fields})
+
+
+def test_what_has_no_label_is_no_class() -> None:
+    noisy = NoisyLabels([0, -1, -1, 1], [False, True, False, False], [0, 1, -1, 1])
+    assert noisy.rate == pytest.approx(1 / 3)
+    assert noisy.summary(["cat", "dog"]).splitlines()[:2] == [
+        "given: 1 of 3 labels are wrong (33.3%)",
+        "rows left alone: 1",
+    ]
+    with pytest.raises(TypeError, match="model must be a string"):
+        NoisyLabels([0], [False], [0], model=3)  # type: ignore[arg-type]
