@@ -46,6 +46,11 @@ def problems() -> dict[str, Problem]:
         "particular classes": (features, flipped, {"folds": 1}),
         "distances": (features, at_random, {"metric": "euclidean", "folds": 1}),
         "copies, some without a label": (features[rows], unlabelled[rows], {"folds": 1}),
+        "more copies than neighbours": (
+            torch.cat([features, features[:1].expand(40, -1), features[50:51].expand(40, -1)]),
+            torch.cat([at_random, torch.arange(40) % 20, at_random[50:51].expand(40)]),
+            {"folds": 1, "k": 20},
+        ),
         "distrusted": (features, at_random, {"trust": (at_random == true) / 2 + 0.5, "folds": 1}),
         "trained": (trained, flipped, {"trained": True, "folds": 1}),
         "told": (features, flipped, {"noise_rate": 0.2, "folds": 1}),
