@@ -579,3 +579,28 @@ def test_neighbors_of_parts(metric: Any, tmp_path: Path) -> None:
         issues.with_neighbors(embeddings[:50])
     with pytest.raises(ValueError, match="metric must be one of"):
         issues.with_neighbors(embeddings, metric="l7")
+
+
+def test_embeddings_too_far_apart_for_distances_are_compared_by_directions() -> None:
+    labels = torch.arange(60) % 3
+    embeddings = (torch.eye(3)[labels] + 0.1 * torch.rand(60, 3)) * 2e38
+    with pytest.raises(ValueError, match="embeddings must be numbers that float32 holds"):
+        find_label_issues(embeddings, labels, metric="euclidean")
+    found = find_label_issues(embeddings, labels)
+    assert torch.equal(found.score, find_label_issues(embeddings, labels, metric="cosine").score)
+
+
+def test_neighbors_of_directions_that_only_float64_tells_apart() -> None:
+    features = torch.randn(40, 3).double()
+    issues = find_label_issues(features, torch.arange(40) % 2, metric="cosine")
+    near = replace(issues, issues=torch.arange(40)).with_neighbors(1e6 + features, k=3).neighbors
+    unit = torch.nn.functional.normalize(1e6 + features)
+    far = torch.cdist(unit - unit[0], unit - unit[0]).fill_diagonal_(torch.inf)
+    assert torch.equal(near, far.argsort(dim=1)[:, :3])
+
+
+def test_tables_of_unlike_lengths_are_refused(tmp_path: Path) -> None:
+    issues = find_label_issues(torch.eye(3).repeat(10, 1), torch.arange(3).repeat(10))
+    replace(issues, given_labels=issues.given_labels[:-1]).save(tmp_path / "issues")
+    with pytest.raises(ValueError, match=r"written by LabelIssues\.save"):
+        LabelIssues.load(tmp_path / "issues")

@@ -188,3 +188,8 @@ def test_neighbors_by_directions_that_float32_rounds_away() -> None:
     nearest = distance.argsort(axis=1)[:, :8]
     for row, sample in zip(found.neighbors.tolist(), found.issues.tolist(), strict=True):
         assert set(row) == set(nearest[sample])
+
+
+def test_the_least_numbers_that_there_are() -> None:
+    rows = EmbeddingRows(np.array([[5e-324, 1e-323], [2e-323, 0.0]]), "euclidean")
+    assert (rows[:].diff(dim=0) != 0).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from noisydml import (
     LossWrapper,
     RegularizedLoss,
 )
+from noisydml.audit import training
 from noisydml.wrappers.decision import Judgement
 
 
@@ -384,3 +386,48 @@ def test_a_judge_filter_has_asked_the_judge_already() -> None:
     alone = noisydml.find_label_issues(weak, labels).issues
     precision = [wrong[issues].double().mean() for issues in (found.issues, alone)]
     assert precision[0] > precision[1] + 0.1
+
+
+def test_a_weight_above_one_is_no_more_than_trust() -> None:
+    class Twice(GroundTruthFilter):
+        def judge(self, batch: Any) -> Any:
+            judged = super().judge(batch)
+            weight = 2 * judged.decision.weight
+            return judged._replace(decision=replace(judged.decision, weight=weight))
+
+    wrapper = Twice(losses.ContrastiveLoss(), torch.tensor([False, True]))
+    audit = LabelAudit(wrapper, 2)
+    wrapper(torch.randn(2, 3), torch.tensor([0, 1]), sample_ids=torch.arange(2))
+    assert audit.trust.tolist() == [1.0, 0.0]
+
+
+def test_the_core_of_trained_features_refutes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    judge = training.judge_labels
+
+    def noted(*arguments: Any, **settings: Any) -> Any:
+        asked.append(settings)
+        return judge(*arguments, **settings)
+
+    monkeypatch.setattr(training, "judge_labels", noted)
+    labels, ids = torch.arange(40) % 2, torch.arange(40)
+    wrapper = KNNDenoiser(losses.ContrastiveLoss(), memory_size=40)
+    audit = LabelAudit(wrapper, dataset_size=40)
+    for _ in range(2):
+        wrapper(torch.eye(2)[labels] + 0.1 * torch.rand(40, 2), labels, sample_ids=ids)
+    audit.result()
+    assert asked[-1]["core_refutes"] is False
+
+
+def test_a_label_that_was_corrected_is_judged_before_the_pass_is_over() -> None:
+    true, ids = torch.arange(6).repeat(30), torch.arange(180)
+    embeddings, given = torch.eye(8)[true] + 0.2 * torch.randn(180, 8), true.clone()
+    given[7] = 0
+    wrapper = KNNDenoiser(losses.ContrastiveLoss(), memory_size=180)
+    audit = LabelAudit(wrapper, dataset_size=180)
+    for _ in range(2):
+        wrapper(embeddings, given, sample_ids=ids)
+    assert audit.result().issues.tolist() == [7]
+    wrapper(embeddings[:60], true[:60], sample_ids=ids[:60])
+    assert torch.equal(audit.result().given_labels, true)
+    assert audit.result().issues.tolist() == []

@@ -284,3 +284,28 @@ def test_whitening_takes_labels_of_any_integer_dtype() -> None:
     expected = within_class_whitening(features, labels, ones, 4)
     for dtype in (torch.uint8, torch.int16):
         assert torch.equal(within_class_whitening(features, labels.to(dtype), ones, 4), expected)
+
+
+def test_a_class_of_one_sample_and_its_copies_has_no_similarity() -> None:
+    features = torch.nn.functional.normalize(torch.randn(1, 64)).repeat(7, 1)
+    sums = (features / 7).sum(dim=0, keepdim=True)
+    _, own = leave_one_out_similarity(features, sums, torch.zeros(7).long(), torch.ones(7))
+    assert own.tolist() == [0] * 7
+
+
+def test_classes_of_little_weight_say_nothing_of_pairs() -> None:
+    lengths, sizes = torch.tensor([2.5, 0.5, 1.0]), torch.tensor([4.0, 0.5, 1.2])
+    assert pair_cosine(lengths, sizes) == pair_cosine(lengths[:1], sizes[:1])
+
+
+def test_components_of_numbers_whose_squares_overflow() -> None:
+    features = torch.randn(60, 40) * torch.linspace(1, 5, 40)
+    found = principal_components(features * 1e30, 3) / 1e30
+    torch.testing.assert_close(found, principal_components(features, 3), rtol=1e-3, atol=1e-3)
+
+
+def test_whitening_without_shrinkage_of_a_column_that_never_varies() -> None:
+    features, labels = torch.randn(50, 4), torch.arange(50) % 2
+    features[:, 3] = 7
+    matrix = within_class_whitening(features, labels, torch.ones(50), 2, shrinkage=0.0)
+    assert matrix.isfinite().all()

@@ -262,3 +262,11 @@ def test_its_gradient_never_asks_the_host():
 def test_refuses_what_is_not_a_floating_point_tensor(x):
     with pytest.raises(TypeError, match=r"^x must be a floating-point"):
         lambertw(x)
+
+
+def test_gradient_in_single_precision_near_the_branch_point() -> None:
+    x = torch.tensor([-1 / math.e + 1e-4, -1 / math.e + 1e-6], requires_grad=True)
+    (slope,) = torch.autograd.grad(lambertw(x).sum(), x)
+    exact = x.detach().double().requires_grad_()
+    (wanted,) = torch.autograd.grad(lambertw(exact).sum(), exact)
+    torch.testing.assert_close(slope, wanted.float(), rtol=1e-6, atol=0)

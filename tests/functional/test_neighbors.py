@@ -201,3 +201,10 @@ def test_weights_of_half_precision(dtype: torch.dtype) -> None:
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), neighbor_weights(distance, 2.0), rtol=0, atol=0.01)
     assert neighbor_weights(distance.to(dtype), 1e-3).isfinite().all()
+
+
+def test_the_nearest_of_a_label_among_numbers_whose_squares_overflow() -> None:
+    features, labels = torch.tensor([[1.0], [2.0], [4.0]]) * 1e25, torch.zeros(3).long()
+    rows = torch.tensor([[1.2], [2.2], [3.5]]) * 1e25
+    found = neighbors.nearest_of_label(rows, labels, features, labels, "euclidean")
+    assert found.tolist() == [0, 1, 2]

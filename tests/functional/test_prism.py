@@ -411,3 +411,8 @@ def test_labels_of_any_integer_dtype(dtype: torch.dtype) -> None:
         class_similarity_pairs(features, features, labels.to(dtype), 2),
         class_similarity_pairs(features, features, labels, 2),
     )
+
+
+def test_batch_positive_of_equal_rows_is_within_its_range() -> None:
+    rows = torch.randn(500, 64).repeat(2, 1)
+    assert batch_positive(rows, torch.arange(500).repeat(2)).max() <= 1

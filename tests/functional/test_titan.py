@@ -663,3 +663,28 @@ def test_absent_classes_cost_no_digits_where_all_have_an_offset() -> None:
     means, _, counts = class_gaussians(features, labels, 50)  # 48 of which have no samples
     found = refine_labels(features, given, means, 150, counts)
     assert torch.equal(found, refine_labels(features, given, means[:2], 150, counts[:2]))
+
+
+def test_variances_beyond_single_precision_are_finite() -> None:
+    gaussians = class_gaussians(torch.tensor([[1e30], [-1e30]]), torch.zeros(2).long(), 1)
+    assert gaussians.variances.isfinite().all()
+
+
+def test_log_density_where_a_class_has_neither_samples_nor_variance() -> None:
+    features = torch.randn(6, 3) + 5
+    found = gaussian_log_density(features, *class_gaussians(features, torch.zeros(6).long(), 2))
+    assert found[:, 0].isfinite().all()
+    assert (found[:, 1] == -math.inf).all()
+
+
+def test_density_weights_of_large_numbers_keep_their_digits() -> None:
+    densities = torch.tensor([-100_000.0, -100_001.0])
+    wanted = density_weights(densities.double(), divisor=3).float()
+    torch.testing.assert_close(density_weights(densities, divisor=3), wanted, rtol=1e-6, atol=0)
+
+
+def test_no_gradient_is_nan_on_its_way_where_there_are_no_means() -> None:
+    features, labels = torch.randn(3, 2, requires_grad=True), torch.zeros(3).long()
+    with pytest.warns(UserWarning, match="Anomaly"), torch.autograd.detect_anomaly():
+        clustering_loss(features, labels, torch.zeros(4, 2), torch.zeros(4).long()).sum().backward()
+    assert not features.grad.any()

@@ -333,3 +333,25 @@ def test_a_width_left_open_is_that_of_the_first_rows_or_of_a_loaded_state() -> N
     assert (other.labels == -1).all()
     with pytest.raises(ValueError, match="num_classes needs embedding_size"):
         FeatureMemory(4, num_classes=2)
+
+
+def test_the_version_changes_with_every_entry() -> None:
+    memory = FeatureMemory(4, 2)
+    seen = [memory.version]
+    for change in (
+        lambda: memory.enqueue(torch.eye(2), torch.arange(2)),
+        lambda: memory.write(torch.eye(2), torch.arange(2), torch.arange(2)),
+        lambda: memory.load_state_dict(memory.state_dict()),
+        memory.half,
+        memory.reset,
+    ):
+        change()
+        seen.append(memory.version)
+    assert len(set(seen)) == len(seen)
+
+
+def test_what_overflows_in_the_dtype_of_the_memory_is_not_stored() -> None:
+    memory = FeatureMemory(4, 2, normalize=False, dtype=torch.float16)
+    memory.enqueue(torch.tensor([[1e6, 0.0], [1.0, 2.0]]), torch.tensor([0, 1]))
+    assert memory.total == 1
+    assert memory.labels.tolist() == [1, -1, -1, -1]

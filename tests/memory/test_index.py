@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -86,16 +87,6 @@ def test_approximate_indices(factory: str) -> None:
     index.build(features)
     found = index.search(features[:200], 1)
     assert (found.position[:, 0] == torch.arange(200)).float().mean() > 0.9
-
-
-def test_an_approximate_index_may_find_fewer_than_asked_for() -> None:
-    """FAISS pads with -1 where the lists it looked into hold too few."""
-    features = torch.cat([torch.randn(50, 4) + 20, torch.randn(50, 4) - 20])
-    index = FaissIndex("IVF2,Flat", "euclidean")
-    index.build(features)
-    found = index.search(features[:3], 80)
-    assert found.position.min() == -1
-    assert found.distance[found.position < 0].isinf().all()
 
 
 def test_half_precision_storage() -> None:
@@ -245,3 +236,30 @@ def test_a_part_has_the_distances_of_the_whole() -> None:
                 own = position[query] % 3 == 1
                 assert torch.equal(distance[query][own], found.distance[query])
                 assert torch.equal(position[query][own], found.position[query] * 3 + 1)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_an_approximate_index_may_find_fewer_than_asked_for(metric: Any) -> None:
+    features = torch.cat([torch.randn(50, 4) + 20, torch.randn(50, 4) - 20])
+    index = FaissIndex("IVF2,Flat", metric)
+    index.build(features)
+    found = index.search(features[:3], 80)
+    assert found.position.min() == -1
+    assert (found.distance[found.position < 0] == math.inf).all()
+
+
+def test_no_distance_is_negative() -> None:
+    features = torch.randn(2000, 96)
+    index = FaissIndex("Flat", "cosine")
+    index.build(features)
+    assert index.search(features, 1).distance.min() >= 0
+
+
+@pytest.mark.parametrize("make", [FaissIndex, TorchIndex])
+def test_a_common_offset_that_float64_holds(make: Any) -> None:
+    features = torch.randn(20, 8).double()
+    index = make(metric="euclidean")
+    index.build(features + 1e12)
+    found = index.search(features + 1e12, 3).distance.double()
+    wanted = torch.cdist(features, features).square().sort(dim=1).values[:, :3] / 2
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-3)

@@ -79,3 +79,18 @@ def test_copies_are_built_anew() -> None:
     assert not hasattr(other, "labels")
     other.build(torch.randn(50, 3), torch.arange(50) % 2)
     assert other.class_size == 25
+
+
+def test_who_is_not_there_has_others_of_his_class() -> None:
+    hood = Neighborhood("torch", "cosine")
+    hood.build(torch.eye(3), torch.tensor([0, 1, 1]))
+    _, _, known = hood.neighbors(torch.eye(3)[:2], torch.tensor([0, 0]), 2, torch.tensor([-1, 0]))
+    assert known.tolist() == [True, False]
+
+
+def test_who_is_not_there_leaves_nobody_out() -> None:
+    hood = Neighborhood("torch", "cosine")
+    hood.build(torch.eye(3), torch.tensor([0, 1, 1]))
+    queries, entries = torch.eye(3)[:2], torch.tensor([-1, 1])
+    _, position, _ = hood.neighbors(queries, torch.tensor([0, 0]), 2, entries)
+    assert position[0, 0] == 0

@@ -231,3 +231,8 @@ print(loss_fn(torch.eye(3), torch.arange(3)).shape)
         [sys.executable, "-c", script], capture_output=True, check=True, text=True
     )
     assert printed.stdout == "torch.Size([])\n"
+
+
+def test_of_several_losses_the_fewest_classes_count() -> None:
+    several = losses.MultipleLosses([losses.ProxyNCALoss(5, 7), losses.ProxyNCALoss(3, 7)])
+    assert pml.embedding_shape(several) == (3, 7)

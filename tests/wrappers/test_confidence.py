@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import literal
 import numpy as np
@@ -273,3 +274,14 @@ def test_a_number_is_the_threshold_of_every_batch(threshold: float) -> None:
         assert -loss_fn.decision.threshold == threshold
         value = step_of_the_paper(x, y, proxies, 0.1, threshold)[0]
         assert loss.item() == pytest.approx(value, rel=1e-9)
+
+
+def test_only_finite_losses_count_in_the_mean() -> None:
+    def per_sample(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return embeddings.sum(dim=1)
+
+    settings: Any = {"threshold": "running_mean", "decay": None, "validate_args": False}
+    loss_fn = ConfidenceWeightedLoss(per_sample, per_sample, lam=0.1, **settings)
+    loss_fn(torch.tensor([[1.0], [2.0], [torch.inf]]), torch.arange(3))
+    loss_fn(torch.full((4, 1), 6.0), torch.arange(4))
+    assert (loss_fn.count, loss_fn.mean) == (6, 4.5)

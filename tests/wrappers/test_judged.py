@@ -16,6 +16,7 @@ from sklearn.datasets import make_circles
 
 import noisydml
 from noisydml import JudgeFilter, KNNDenoiser, PRISMFilter
+from noisydml.pml.batch import Batch
 from noisydml.wrappers.checks import make_batch
 from noisydml.wrappers.passes import ASKED, JUDGING
 
@@ -538,3 +539,52 @@ def test_without_ids_two_features_of_a_sample_are_no_two_witnesses(views: int) -
     assert keep[wrong].float().mean() < 0.1
     assert keep[~wrong].float().mean() > 0.95
     assert abs(float(loss_fn.noise_rate) - 0.3) < 0.05
+
+
+def test_a_second_refresh_is_compared_anew() -> None:
+    embeddings, labels, _ = data(200)
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=200)
+    loss_fn.refresh(embeddings, labels)
+    loss_fn(embeddings[:150], labels[:150])
+    loss_fn.refresh(-embeddings, labels)
+    with pytest.raises(ValueError, match="sample_ids must be given, as embeddings are no nearer"):
+        loss_fn(embeddings[:64], labels[:64])
+
+
+def test_no_row_that_was_made_up_is_taken_for_the_first_sample() -> None:
+    embeddings, labels, truth = data(200)
+    wrong = int((labels != truth).nonzero()[0])
+    embeddings[0], labels[0] = embeddings[wrong], labels[wrong]
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=200)
+    loss_fn.refresh(embeddings, labels)
+    some = (labels == labels[0]).nonzero().squeeze(1)
+    batch = Batch(embeddings[some], labels[some], sample_ids=some)
+    decision = loss_fn.judge(batch.extended(embeddings[some])).decision
+    assert not decision.keep[0]
+    assert decision.keep[len(some) :].all()
+
+
+def test_a_pass_that_begins_again_counts_its_first_batch() -> None:
+    embeddings, labels, _ = data(200)
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=400)
+    for ids in [*torch.arange(192).split(16), *torch.arange(32).split(16)]:
+        loss_fn(embeddings[ids], labels[ids], sample_ids=ids)
+    assert not loss_fn.status()
+    assert loss_fn.counters["seen"] == 16
+
+
+def test_features_of_another_layer_are_no_reference() -> None:
+    embeddings, labels, _ = data(200)
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=200)
+    loss_fn.refresh(embeddings, labels)
+    loss_fn.refresh(embeddings.repeat(1, 2), labels)
+    assert not loss_fn.reference.filled.any()
+
+
+def test_nothing_supports_the_label_of_who_was_not_judged() -> None:
+    embeddings, labels, _ = data(200)
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=200)
+    loss_fn.refresh(embeddings[:100], labels[:100])
+    loss_fn(embeddings, labels, sample_ids=torch.arange(200))
+    assert (loss_fn.decision.support > 0).tolist() == [True] * 100 + [False] * 100
+    assert torch.equal(loss_fn.decision.suggested_labels[100:], labels[100:])

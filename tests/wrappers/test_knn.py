@@ -389,3 +389,36 @@ def test_a_refused_refresh_leaves_the_reference(
     with torch.no_grad():
         wrapper(*batch)
     assert torch.equal(wrapper.decision.score, score)
+
+
+def test_a_loaded_reference_is_the_one_that_votes() -> None:
+    labels, ids = torch.arange(20) % 2, torch.arange(10)
+    embeddings = torch.eye(2)[labels] + 0.1 * torch.rand(20, 2)
+    settings: Any = {"memory_size": 20, "embedding_size": 2, "k": 3}
+    loss_fn, other = (KNNDenoiser(losses.ContrastiveLoss(), **settings) for _ in range(2))
+    loss_fn.refresh(embeddings, 1 - labels)
+    other.refresh(embeddings, labels)
+    loss_fn(embeddings[:10], labels[:10], sample_ids=ids)
+    assert not loss_fn.decision.keep.any()
+    loss_fn.load_state_dict(other.state_dict())
+    loss_fn(embeddings[:10], labels[:10], sample_ids=ids)
+    assert loss_fn.decision.keep.all()
+
+
+def test_who_cannot_be_judged_has_no_clear_majority() -> None:
+    features, labels = torch.eye(4)[[0, *[1] * 9]], torch.tensor([7, *[1] * 9])
+    loss_fn = KNNDenoiser(losses.ContrastiveLoss(), memory_size=10, k=3)
+    loss_fn.refresh(features, labels)
+    loss_fn(features, labels, sample_ids=torch.arange(10))
+    assert loss_fn.decision.runner_up.tolist() == [1.0, *[0.0] * 9]
+
+
+def test_a_copy_judges_as_the_original() -> None:
+    features, labels = torch.eye(4).repeat(5, 1), torch.arange(4).repeat(5)
+    labels[3] = 0
+    loss_fn = KNNDenoiser(losses.ContrastiveLoss(), memory_size=20, k=4)
+    loss_fn.refresh(features, labels)
+    loss_fn(features[:9], labels[:9], sample_ids=torch.arange(9))  # within a pass
+    other = copy.deepcopy(loss_fn)
+    other(features[:9], labels[:9], sample_ids=torch.arange(9))
+    assert torch.equal(other.decision.keep, loss_fn.decision.keep)

@@ -14,6 +14,7 @@ import torch
 from pytorch_metric_learning import distances, losses, regularizers
 from torch import Tensor
 
+import noisydml
 from noisydml import (
     GatheredLoss,
     KNNDenoiser,
@@ -22,6 +23,7 @@ from noisydml import (
     PRISMFilter,
     noise,
 )
+from noisydml.pml.batch import Batch
 from noisydml.pml.kinds import compares_directions, refuse_without_reference
 
 CLASSES, WIDTH = 6, 4
@@ -637,3 +639,39 @@ def test_a_score_of_the_largest_numbers_is_a_number(score: Any) -> None:
     assert loss_fn.decision.score.isfinite().all()
     loss_fn(embeddings, labels)  # against a memory of them
     assert loss_fn.decision.score.isfinite().all()
+
+
+def test_with_ids_nobody_is_remembered_twice() -> None:
+    loss_fn = PRISMFilter(losses.ContrastiveLoss(), 2, 4, memory_size=20)
+    for _ in range(3):
+        loss_fn(torch.randn(6, 4), torch.arange(6) % 2, sample_ids=torch.arange(6))
+    assert loss_fn.recent is not None
+    assert loss_fn.recent.sample_ids[loss_fn.recent.filled].tolist() == list(range(6))
+
+
+def test_a_rate_that_the_judge_no_longer_sees_is_forgotten() -> None:
+    classes, width, size = 20, 32, 1200
+    centers, true = torch.randn(classes, width), torch.arange(size) % classes
+    labels = torch.from_numpy(noisydml.noise.pair_flip(true, 0.3, seed=0).labels)
+    embeddings = centers[true] + 0.5 * torch.randn(size, width)
+    loss_fn = PRISMFilter(losses.ContrastiveLoss(), classes, width, memory_size=size)
+    for told, given in ((True, labels), (False, torch.randint(classes, (size,)))):
+        for rows in torch.randperm(size).split(200):
+            loss_fn(embeddings[rows], given[rows])
+        assert (loss_fn.structured > 0) == told
+
+
+def test_rows_that_were_made_up_are_never_judged() -> None:
+    labels, rows = torch.arange(8) % 2, torch.randn(8, 4)
+    loss_fn = PRISMFilter(
+        losses.ContrastiveLoss(), 2, 4, memory_size=8, noise_rate=0.25, window=1, warmup=1
+    )
+    loss_fn(rows, labels)
+    decision = loss_fn.judge(Batch(rows, labels).extended(rows)).decision
+    assert decision.judged.tolist() == [True] * 8 + [False] * 8
+
+
+def test_statistics_keep_their_precision() -> None:
+    loss_fn = PRISMFilter(losses.ContrastiveLoss(), 2, 4, memory_size=8).half()
+    for statistic in (loss_fn.quantiles, loss_fn.low_ranks, loss_fn.structured):
+        assert statistic.dtype == torch.float64

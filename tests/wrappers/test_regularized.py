@@ -11,6 +11,7 @@ import torch
 from pytorch_metric_learning import losses, regularizers
 from torch import nn
 
+import noisydml
 from noisydml import (
     ConfidenceWeightedLoss,
     GroundTruthFilter,
@@ -19,6 +20,7 @@ from noisydml import (
     Regularizer,
     per_sample_loss,
 )
+from noisydml.pml.batch import Batch
 
 CLASSES, WIDTH, SAMPLES, SIZE = 4, 6, 40, 16
 
@@ -232,3 +234,32 @@ def test_a_bad_row_is_refused_only_where_it_is_used() -> None:
 def test_repr_shows_the_settings() -> None:
     assert "weight=0.5" in repr(make())
     assert "rows=40, by=sample_ids, direction=backward" in repr(make())
+
+
+def test_a_term_that_is_switched_off_asks_for_nothing() -> None:
+    class Needs(noisydml.Regularizer):
+        def forward(self, embeddings: Any, labels: Any, sample_ids: Any) -> torch.Tensor:
+            return embeddings.sum(dim=1)
+
+        def own_checks(self, batch: Any) -> Any:
+            raise ValueError("sample_ids must be given")
+
+    batch = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
+    noisydml.RegularizedLoss(losses.ContrastiveLoss(), Needs(), weight=0.0)(*batch)
+    with pytest.raises(ValueError, match="sample_ids must be given"):
+        noisydml.RegularizedLoss(losses.ContrastiveLoss(), Needs(), weight=1.0)(*batch)
+
+
+def test_a_term_in_half_precision_is_weighted_in_single() -> None:
+    loss_fn = noisydml.RegularizedLoss(
+        lambda x, y: x.sum(dim=1), lambda x: torch.full((len(x),), 2e4).half(), weight=10.0
+    )
+    assert loss_fn(torch.zeros(2, 3), torch.arange(2)) == 2e5
+
+
+def test_rows_that_were_made_up_have_no_term() -> None:
+    loss_fn = noisydml.RegularizedLoss(
+        lambda x, y: x.sum(dim=1), lambda x: x.square().sum(dim=1), weight=1.0
+    )
+    loss_fn.run(Batch(torch.ones(2, 3), torch.arange(2)).extended(torch.full((2, 3), 5.0)))
+    assert loss_fn.regularization == 3
