@@ -149,7 +149,7 @@ def mean_log_odds(probability: Tensor, other: Tensor) -> Tensor:
         >>> mean_log_odds(torch.tensor([0.9, 0.9]), torch.tensor([0.9, 0.1]))
         tensor([0.9000, 0.5000])
     """
-    first, second = (torch.special.logit(p.clamp(0, 1), 1e-6) for p in (probability, other))
+    first, second = (torch.special.logit(p, 1e-6) for p in (probability, other))
     mean: Tensor = (first + second) / 2
     return mean.sigmoid()
 

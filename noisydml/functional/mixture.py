@@ -121,5 +121,4 @@ def _crossing(mixture: Mixture) -> Tensor:
     b = -gap / high
     c = odds.select(0, 0) - odds.select(0, 1) + gap / (2 * high)
     q = (-b + (b.square() - 4 * a * c).clamp(min=0).sqrt()) / 2
-    root = torch.where(q > 0, c / q, 0.0).clamp(0, 1)
-    return torch.where(c <= 0, 0.0, torch.where(a + b + c >= 0, 1.0, root))
+    return torch.where(q > 0, c / q, 0.0).clamp(0, 1)

@@ -87,7 +87,7 @@ def neighbor_label_score(
     strongest = torch.where(run == most.unsqueeze(1), ordered, _LARGEST).amin(dim=1)
     total = until.select(1, -1)
     any_votes = total > 0
-    majority = torch.where((own == most) | any_votes.logical_not(), labels, strongest)
+    majority = torch.where(own == most, labels, strongest)  # as it is without any vote
     second = torch.where(ordered == majority.unsqueeze(1), 0.0, run).amax(dim=1)
     return NeighborVote(
         torch.where(any_votes, own / most, 1.0),

@@ -208,5 +208,4 @@ def _is_plain_proxy_nca(loss: Any) -> bool:
         and type(loss.distance) is LpDistance
         and loss.distance.normalize_embeddings
         and (loss.distance.p, loss.distance.power) == (2, 2)
-        and not loss.all_regularization_loss_names()
     )
