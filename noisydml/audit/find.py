@@ -13,7 +13,7 @@ from torch import Tensor
 
 from noisydml.audit.issues import LabelIssues
 from noisydml.audit.labels import Classes, read_labels, refuse_masked
-from noisydml.audit.rows import EmbeddingRows
+from noisydml.audit.rows import EmbeddingRows, TooFarApart
 from noisydml.functional.checks import (
     require_count,
     require_dense,
@@ -66,8 +66,8 @@ def find_label_issues(
             effect with ``noise_rate``.
         metric: ``"cosine"`` if the length of an embedding means nothing; ``"euclidean"`` if it
             counts how far apart two of them are. By default ``"cosine"``, unless there are at most
-            256 columns and distances tell clearly more of labels that are held out, as they mostly
-            do of tables.
+            256 columns and distances tell more of labels that are held out, as they mostly do of
+            tables.
         index: what finds the neighbours: ``"torch"``, a FAISS factory string such as
             ``"IVF256,Flat"``, or a :class:`~noisydml.memory.index.NeighborIndex`. By default exact,
             and on the CPU from 131,073 samples on an inverted file.
@@ -145,7 +145,7 @@ def _with_metric(
 ) -> tuple[Metric, EmbeddingRows]:
     """By what embeddings are better compared, and their rows for it; given those for cosines."""
     if rows.shape[1] <= _NARROW:
-        with suppress(ValueError):  # float32 cannot hold how far they lie apart
+        with suppress(TooFarApart):
             distances = rows.compared_by("euclidean")
             if better_metric(rows, distances, labels, weights, k) == "euclidean":
                 return "euclidean", distances

@@ -25,6 +25,10 @@ _FAR = 100  # the power of two, up to which numbers are far from the largest and
 _LARGEST = torch.finfo(torch.float32).max / 4  # of which float32 holds differences
 
 
+class TooFarApart(ValueError):
+    """Of embeddings of which float32 does not hold the distances."""
+
+
 class EmbeddingRows:
     """(N, D) embeddings, of which the rows that are asked for come as float32.
 
@@ -76,7 +80,7 @@ class EmbeddingRows:
         elif self._scale != 1:
             embeddings = embeddings * self._scale
         if not largest_magnitude(embeddings) <= _LARGEST:
-            raise ValueError(
+            raise TooFarApart(
                 f"embeddings must be numbers that float32 holds beside the first {_FIRST} of them, "
                 "got larger ones"
             )

@@ -88,15 +88,22 @@ class LabelAudit(AllOrNothing):
             self.register_buffer(name, torch.zeros(dataset_size, dtype=torch.float64))
         for name, start in (("judged", 0), ("given", -1), ("suggested", -1)):
             self.register_buffer(name, torch.full((dataset_size,), start))
-        self._audited = (wrapper,)  # in a tuple, its state is not this one's too
+        # In a tuple, its state is not this one's too; empty once it was detached.
+        self._audited: tuple[LossWrapper, ...] = (wrapper,)
         self._ends_with: LabelIssues | None = None
         self._hook = wrapper.register_forward_hook(self._collect, with_kwargs=True)
 
     def detach(self) -> None:
-        """Collect no more; what has been collected stays, whatever the wrapper does then."""
-        if self._hook.id in self._audited[0]._forward_hooks:
-            self._ends_with = self._by_features()
+        """Collect no more; the result is what it is now, whatever the wrapper does then.
+
+        Of a state that is loaded afterwards the result is the trust.
+        """
         self._hook.remove()
+        if self._audited:
+            self._ends_with, self._audited = self._by_features(), ()
+
+    def prepare_for(self, state: dict[str, Any], prefix: str) -> None:
+        self._ends_with = None
 
     def result(self) -> LabelIssues:
         """What has been found so far: labels trusted less than one half, the least trusted first.
@@ -113,8 +120,7 @@ class LabelAudit(AllOrNothing):
         ``noise_rate`` is the share of issues among those judged, NaN before there is one. There
         are no suggestions if the wrapper makes none.
         """
-        detached = self._hook.id not in self._audited[0]._forward_hooks
-        found = self._ends_with if detached else self._by_features()
+        found = self._by_features() if self._audited else self._ends_with
         if found is not None:
             return found
         seen = self.judged > 0

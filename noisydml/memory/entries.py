@@ -82,13 +82,17 @@ class Entries(AllOrNothing):
 
     def reset(self) -> None:
         """Forget everything."""
+        self.clear()
+        if self.widens:
+            self._widen(None)
+
+    def clear(self) -> None:
+        """Forget all entries, but not how wide they are."""
         self.version += 1
         for tensor in (self.features, *self.buffers()):
             tensor.zero_()
         self.labels.fill_(EMPTY)
         self.sample_ids.fill_(EMPTY)
-        if self.widens:
-            self._widen(None)
 
     def copy_from(self, other: Entries) -> None:
         """Take over all entries of a memory of the same settings, without centers."""

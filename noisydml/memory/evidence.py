@@ -54,12 +54,14 @@ class Sample(Whitened):
             self._count(copies, weights)
         # More copies than half of the neighbours would be all that a sample is judged by: then one
         # of each voter speaks for it, and nobody for copies of that many labels.
-        self.speaks_alone = bool((torch.bincount(copies) > k // 2).any())
+        many = max(k // 2, 1)
+        self.speaks_alone = bool((torch.bincount(copies) > many).any())
         asked_of = codes
         if self.speaks_alone:
+            there = (parts.everyone(codes) >= 0).nonzero().squeeze(1)
             first = torch.full_like(self.voters, parts.size)
-            first.scatter_reduce_(0, self.voter, everyone, "amin")
-            quiet = (first[self.voter] != everyone) | (self.labels_of[copies] > k // 2)
+            first.scatter_reduce_(0, self.voter[there], there, "amin")
+            quiet = (first[self.voter] != everyone) | (self.labels_of[copies] > many)
             asked_of = codes.masked_fill(quiet[parts.own], -1)
         self.number_labelled = int(parts.total((self.weights > 0).sum()))
         self.crowded = self.number_labelled >= _CROWD * num_classes
@@ -72,8 +74,9 @@ class Sample(Whitened):
                 asked = held_out.nonzero().squeeze(1)
                 number = int(parts.total(held_out.sum()))
                 directions = self.all_directions(weights.masked_fill(held_out, 0))
-                found = self.nearest(directions, asked_of, asked, number, k, index)
-                distance[asked], near[asked] = found
+                apart, found = self.nearest(directions, asked_of, asked, number, k, index)
+                distance, near = (each[:, : found.shape[1]] for each in (distance, near))
+                distance[asked], near[asked] = apart, found
         directions = self.all_directions(weights)
         if (changed or self.speaks_alone) and not few:
             distance, near = self.nearest(directions, asked_of, everybody, parts.size, k, index)

@@ -158,11 +158,13 @@ class Fit:
             self.matrix = sample.whitening(self.teaches * self.trust.clamp_min(_LEAST_TRUST))
         self.round += 1
         self.counted = self.teaches * self.trust
+        as_one = blended and sample.speaks_alone
         everywhere = blended or sample.any_disagree
         self.all_counted = sample.parts.everyone(self.counted) if everywhere else self.counted
-        self.voted = sample.voted(self.all_counted) if sample.any_disagree else None
-        if blended and sample.speaks_alone:
-            self.all_counted = sample.voted(self.all_counted)[sample.voter]
+        voted = sample.voted(self.all_counted) if as_one or sample.any_disagree else None
+        self.voted = voted if sample.any_disagree else None
+        if as_one and voted is not None:
+            self.all_counted = voted[sample.voter]
         self.own_counted = self.own_weights * self.trust
         self.sums = sample.sums(partial(sample.directions, self.matrix), self.counted)
         self.sizes = sample.sizes(self.counted)

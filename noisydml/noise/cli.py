@@ -23,7 +23,7 @@ from noisydml.noise.random import Integers
 _ADDED = ["original_label", "is_noisy"]
 _NAMED = 5  # values of a column that a message tells
 _MISSING = ("", "nan", str(UNLABELED))
-_WHOLE = re.compile(r"(-?\d+)\.0+")  # as pandas writes whole numbers, where some are missing
+_WHOLE = re.compile(r"\A(-?\d+)\.0+\Z")  # as pandas writes whole numbers, where some are missing
 _SAYS = {"1": True, "true": True, "0": False, "false": False}
 _MODELS = {
     "uniform": "to any other class",
@@ -179,9 +179,6 @@ def _read_csv(path: str, header: bool) -> tuple[list[str], list[list[str]]]:
             raise ValueError(
                 f"{path} must have {width} fields a row, got {len(row)} in row {number}"
             )
-    for name in titles:
-        if titles.count(name) > 1:
-            raise ValueError(f"{path} must have columns of different names, got {name!r} twice")
     for name in _ADDED:
         if name in titles:
             raise ValueError(f"{path} must not have a column {name!r} yet; give the clean file")
@@ -191,6 +188,8 @@ def _read_csv(path: str, header: bool) -> tuple[list[str], list[list[str]]]:
 def _place(option: str, name: str, names: list[str], path: str) -> int:
     if name not in names:
         raise ValueError(f"{option} must be one of {names} in {path}, got {name!r}")
+    if names.count(name) > 1:
+        raise ValueError(f"{option} must be the name of one column of {path}, got {name!r} of two")
     return names.index(name)
 
 

@@ -121,7 +121,7 @@ class ClassHierarchy:
             ClassHierarchy(3 classes, 6 nodes, depth 2)
         """
         nodes.require_sequence("categories", categories)
-        if any(category is None or category != category for category in categories):
+        if any(name is None or (name != name) is not False for name in categories):
             raise ValueError("categories must not be missing, got None or NaN")
         names = list(map(str, range(len(categories)))) if classes is None else list(classes)
         nodes.require_length(names, len(categories), "category")

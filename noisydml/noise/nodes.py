@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -84,7 +84,7 @@ def leaf_paths(tree: Mapping[str, Any], classes: Sequence[str] | None) -> list[t
 
 def require_sequence(name: str, value: object) -> None:
     """Raise TypeError for a string, and for what has no length, no entries or no order."""
-    if isinstance(value, str | Mapping | Set) or not (
+    if isinstance(value, str | Mapping | set | frozenset) or not (
         hasattr(value, "__len__") and isinstance(value, Iterable)
     ):
         raise TypeError(f"{name} must be a sequence, got {type(value).__name__}")

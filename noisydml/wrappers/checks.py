@@ -233,7 +233,7 @@ def _checked_samples(
         in_range("sample_ids", sample_ids, len(memory), what),
         ValueCheck(finite(features).logical_not(), "features must be finite, got NaN or infinity"),
         ValueCheck((labels < 0).any(), "labels must not be negative"),
-        ValueCheck(_any_twice(sample_ids), "sample_ids must all differ"),
+        ValueCheck(_mostly_repeated(sample_ids), "sample_ids must tell the samples apart"),
     ]
     if num_classes is not None:
         checks.append(in_range("labels", labels, num_classes, "num_classes of JudgeFilter"))
@@ -245,9 +245,10 @@ def _checked_samples(
     return features, labels, sample_ids
 
 
-def _any_twice(numbers: Tensor) -> Tensor:
-    ordered = numbers.sort().values
-    return (ordered[1:] == ordered[:-1]).any()
+def _mostly_repeated(ids: Tensor) -> Tensor:
+    """Whether they are rather labels: samplers and views may bring some twice, not most of them."""
+    ordered = ids.sort().values
+    return 2 * (ordered[1:] == ordered[:-1]).sum() > len(ids)
 
 
 def fingerprint(memory: FeatureMemory, labels: Tensor, sample_ids: Tensor) -> int:

@@ -201,8 +201,10 @@ class JudgeFilter(JudgedPasses):
         chance = equal.sum() / max(len(batch), 1)  # so many are the same in any order
         several = (batch.labels != batch.labels[:1]).any() & (ids != ids[:1]).any()
         return ValueCheck(
-            several & (compared >= _SOME) & (_PART * (same - chance) < compared - chance),
-            "labels must be those that refresh was given, or the first pass, and most of this "
+            several
+            & (compared - chance >= _SOME / 2)
+            & (_PART * (same - chance) < compared - chance),
+            "labels must be those that refresh was given, or the first pass, and those of this "
             "batch are not: features in another order than the data set need sample_ids",
         )
 

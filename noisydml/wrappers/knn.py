@@ -226,7 +226,7 @@ class KNNDenoiser(Filter):
         Raises:
             TypeError: if features are not floating point, or labels or ids no integers.
             ValueError: if shapes do not fit, a feature is not finite, a label negative, or an id
-                out of range. What was there before stays.
+                out of range, or most ids given several times. What was there before stays.
         """
         what, width = "memory_size of KNNDenoiser", self.memory.embedding_size
         given = checked_samples(features, labels, sample_ids, self.reference, what, width=width)

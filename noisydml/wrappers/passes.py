@@ -168,7 +168,7 @@ class JudgedPasses(Filter):
         Raises:
             TypeError: if features are not floating point, or labels or ids no integers.
             ValueError: if shapes do not fit, a feature is not finite, a label negative, or an id
-                out of range or given twice. What was there before stays.
+                out of range, or most ids given several times. What was there before stays.
         """
         what, classes = "dataset_size of JudgeFilter", self.num_classes
         given = checked_samples(
@@ -180,7 +180,7 @@ class JudgedPasses(Filter):
         self._refreshed = fingerprint(self.memory, *given[1:])
         self._changes += 1
         same_width = self.reference.embedding_size in (None, features.shape[1])
-        self.memory.reset()  # a pass begins, of these samples
+        self.memory.clear()  # a pass begins, of these samples
         self.counters.set(seen=0, unsure=ASKED if same_width else OF_ANOTHER_WIDTH)
         self._nearer = torch.zeros_like(self._nearer)
         if same_width:
@@ -284,7 +284,9 @@ class JudgedPasses(Filter):
         threshold = strict_threshold(probability[probability >= 0], _WORTH, TRUSTED, most)
         overwrite(self.current_threshold, threshold)
         # A label that the first judgement alone is against has the suggestion of that one.
-        judged &= first | (suggested != labels) | (probability >= TRUSTED)
+        if not first and self.counters["ids"] != WITHOUT_IDS:
+            earlier = (self.first_probability >= 0) & (self.first_probability < TRUSTED)
+            judged &= ~(earlier & (suggested == labels) & (probability < TRUSTED))
         overwrite(self.suggested, torch.where(judged, suggested, self.suggested))
         overwrite(self.support, torch.where(judged, support, self.support))
         overwrite(self.judged_labels, torch.where(labels >= 0, labels, self.judged_labels))

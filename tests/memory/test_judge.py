@@ -422,3 +422,29 @@ def test_however_many_copies_there_are_they_do_not_judge_each_other(number: int)
     found = judge_labels(torch.where(copies.unsqueeze(1), features[0], features), alike)
     assert (found.probability[copies] < 0.1).all()
     assert (found.probability[~copies] < 0.5).double().mean() < 0.005
+
+
+def test_more_copies_than_neighbours_of_few_samples() -> None:
+    """Then fewer speak than neighbours are asked for, and they are searched fold by fold."""
+    labels = torch.cat([torch.arange(20) % 2, torch.zeros(40, dtype=torch.int64)])
+    features = torch.randn(20, 16) + 3 * torch.eye(16)[labels[:20]]
+    found = judge_labels(torch.cat([features, features[:1].expand(40, -1)]), labels)
+    assert found.neighbors.shape == (60, 8)
+    assert judge_labels(features, labels[:20], k=1).neighbors.shape == (20, 1)
+
+
+def test_a_copy_without_a_label_silences_no_class() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 8, generator=generator)[torch.arange(120) % 2]
+    features = features + torch.randn(120, 8, generator=generator)
+    copies = features[:4].repeat_interleave(30, dim=0)
+    labels = torch.cat([torch.arange(120) % 2, (torch.arange(4) % 2).repeat_interleave(30)])
+    labels[120::30] = -1
+    both = torch.cat([features, copies])
+    found, other = (
+        judge_labels(both, labels),
+        judge_labels(both, torch.where(labels < 0, -1, 1 - labels)),
+    )
+    torch.testing.assert_close(
+        found.probability, other.probability, rtol=1e-3, atol=1e-3, equal_nan=True
+    )

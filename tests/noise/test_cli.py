@@ -329,7 +329,11 @@ def test_whole_numbers_with_a_point_are_numbers() -> None:
         ("label,fold\na,0.0\nb,1.0\n", ["--spare", "fold=0"], "spare must name a value of its"),
         ('label,x\na,"19 inch\nb,2\n', [], "is no csv file, or a broken one"),
         ('label,x\na,"5" nail\nb,2\n', [], "is no csv file, or a broken one"),
-        ("label,x,label\na,1,b\n", [], "columns of different names, got 'label' twice"),
+        (
+            "label,x,label\na,1,b\n",
+            [],
+            "column must be the name of one column of odd.csv, got 'label' of two",
+        ),
     ],
 )
 def test_files_that_would_be_misread(
@@ -356,3 +360,11 @@ def test_a_terminal_that_cannot_show_a_name(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("sys.stdout", out)
     assert main(["uniform", "names.csv", "noisy.csv", "--rate", "1"]) == 0
     assert b"labels are wrong" in out.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("here")
+def test_numbers_that_are_not_whole_are_names() -> None:
+    Path("versions.csv").write_text("label,,\n1.05,a,b\n2.05,a,b\n1.05,a,b\n")
+    assert main(["uniform", "versions.csv", "noisy.csv", "--rate", "1"]) == 0
+    _, rows = read("noisy.csv")
+    assert [row[0] for row in rows] == ["2.05", "1.05", "2.05"]

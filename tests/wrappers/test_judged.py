@@ -505,12 +505,41 @@ def test_a_refresh_begins_with_its_samples() -> None:
     assert loss_fn.noise_rate < 0.02
 
 
+def test_one_corrected_label_among_many_of_a_class_is_no_other_order() -> None:
+    labels = (torch.arange(400) < 8).long()
+    features = 3 * torch.eye(8)[labels] + torch.randn(400, 8)
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=400)
+    loss_fn.refresh(features, labels)
+    ids = torch.arange(100, 132)
+    corrected = labels[ids]
+    corrected[0] = 1
+    loss_fn(features[ids], corrected, sample_ids=ids)
+
+
+def test_a_refresh_leaves_the_width_of_embeddings() -> None:
+    features, labels, _ = half_wrong(300, 10)
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=300)
+    passes(loss_fn, features, labels, with_ids=True)
+    loss_fn.refresh(torch.randn(300, 24), labels)  # of another layer
+    with pytest.raises(ValueError, match="embeddings must be as wide"):
+        loss_fn(torch.randn(20, 24), labels[:20], sample_ids=torch.arange(20))
+
+
+@pytest.mark.parametrize("wrapper", [JudgeFilter, KNNDenoiser])
+def test_a_sampler_may_bring_some_samples_twice(wrapper: Any) -> None:
+    """As that of ranks does, so that all have as many."""
+    size = {"dataset_size" if wrapper is JudgeFilter else "memory_size": 40}
+    loss_fn, ids = wrapper(losses.ContrastiveLoss(), **size), torch.arange(42) % 40
+    features = torch.randn(40, 8)
+    loss_fn.refresh(features[ids], ids % 4, ids)
+
+
 @pytest.mark.parametrize("wrapper", [JudgeFilter, KNNDenoiser])
 def test_a_sample_is_given_to_refresh_once(wrapper: Any) -> None:
     size = {"dataset_size" if wrapper is JudgeFilter else "memory_size": 40}
     loss_fn = wrapper(losses.ContrastiveLoss(), **size)
     labels = torch.arange(40) % 4
-    with pytest.raises(ValueError, match="sample_ids must all differ"):
+    with pytest.raises(ValueError, match="sample_ids must tell the samples apart"):
         loss_fn.refresh(torch.randn(40, 8), labels, labels)  # labels in the place of ids
 
 
