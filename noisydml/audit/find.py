@@ -25,7 +25,7 @@ from noisydml.functional.products import largest_magnitude
 from noisydml.memory.index import Metric, NeighborIndex, require_metric
 from noisydml.memory.judge import LabelJudgement, better_metric, judge_labels
 
-_NARROW = 256  # columns, up to which distances may tell more than directions
+_NARROW = 64  # columns, up to which distances may tell more than directions
 _HEAVIEST = 1e6  # of the weights that are given; float32 holds sums of their squares
 
 
@@ -66,7 +66,7 @@ def find_label_issues(
             effect with ``noise_rate``.
         metric: ``"cosine"`` if the length of an embedding means nothing; ``"euclidean"`` if it
             counts how far apart two of them are. By default ``"cosine"``, unless there are at most
-            256 columns and distances tell more of labels that are held out, as they mostly do of
+            64 columns and distances tell more of labels that are held out, as they mostly do of
             tables.
         index: what finds the neighbours: ``"torch"``, a FAISS factory string such as
             ``"IVF256,Flat"``, or a :class:`~noisydml.memory.index.NeighborIndex`. By default exact,
