@@ -18,12 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noisydml.functional.checks import require_dense, require_floating
+from noisydml.functional.checks import MISSING, is_missing, require_dense, require_floating
 
 Classes = tuple[Any, ...] | None  # what the codes stand for; None where they are the labels
 
 _EXACT = 2**53  # beyond it one float stands for several integers
-_MISSING = {"NoneType", "NAType", "NaTType"}  # of None, pandas.NA and pandas.NaT
 
 
 def read_embeddings(value: Any) -> Tensor:
@@ -138,7 +137,7 @@ def _rows_of(value: Any) -> Tensor:
         raise ValueError("embeddings must have rows of one length") from error
     if rows.dtype.kind == "O":
         odd = [x for x in rows.flat if not isinstance(x, (Real, Decimal, np.bool_))]
-        if any(type(x).__name__ not in _MISSING for x in odd):
+        if any(type(x).__name__ not in MISSING for x in odd):
             raise TypeError(f"embeddings must hold numbers, got {type(odd[0]).__name__}")
         if odd:
             raise ValueError("embeddings must be finite, got a missing value")
@@ -221,7 +220,7 @@ def _plain(array: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         listed = [_python(x) for x in listed]
     missing = np.zeros(len(listed), dtype=np.bool_)
     if any(_may_miss(kind) for kind in _types(listed)):
-        missing[:] = [_may_miss(type(x)) and _is_missing(x) for x in listed]
+        missing[:] = [_may_miss(type(x)) and is_missing(x) for x in listed]
     given = [x for x, gone in zip(listed, missing.tolist(), strict=True) if not gone]
     kinds = {_kind(kind) for kind in _types(given)}
     if "bool" in kinds and len(kinds) > 1:
@@ -248,11 +247,7 @@ def _python(value: Any) -> Any:
 
 
 def _may_miss(kind: type) -> bool:
-    return issubclass(kind, (float, np.generic)) or kind.__name__ in _MISSING
-
-
-def _is_missing(value: Any) -> bool:
-    return type(value).__name__ in _MISSING or bool(value != value)
+    return issubclass(kind, (float, np.generic)) or kind.__name__ in MISSING
 
 
 def _kind(label: type, name: str = "labels") -> str:
@@ -283,7 +278,7 @@ def _whole(values: NDArray[Any]) -> NDArray[np.int64]:
 def _same(given: NDArray[Any], label: Any) -> NDArray[np.bool_]:
     """Where labels are that one, and of its kind: 1 is no True, and no "1", but it is 1.0."""
     label = _python(label)
-    if _is_missing(label):  # which stands for none anyway
+    if is_missing(label):  # which stands for none anyway
         return np.zeros(len(given), dtype=np.bool_)
     kind = _kind(type(label), "unlabeled")
     if kind == "float" and label == label // 1:

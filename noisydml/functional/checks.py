@@ -13,6 +13,7 @@ _INTEGERS = (
     torch.int8, torch.int16, torch.int32, torch.int64,
     torch.uint8, torch.uint16, torch.uint32, torch.uint64,
 )  # fmt: skip
+MISSING = {"NoneType", "NAType", "NaTType"}  # of None, pandas.NA and pandas.NaT
 
 
 def require_tensor(name: str, value: object, kind: str = "a torch.Tensor") -> None:
@@ -82,6 +83,11 @@ def require_width(name: str, value: Tensor, of: str, other: Tensor) -> None:
     width = other.shape[1]
     if value.shape[1] != width:
         raise ValueError(f"{name} must be as wide as the {of}, {width}, got {value.shape[1]}")
+
+
+def is_missing(value: object) -> bool:
+    """Whether it stands for no value: None, NaN, and NA and NaT of pandas."""
+    return type(value).__name__ in MISSING or bool(value != value)
 
 
 def require_loss(name: str, value: object) -> None:

@@ -116,7 +116,7 @@ def _run(
     if "hierarchy" in options:
         with open(options["hierarchy"], encoding="utf-8-sig") as file:
             options["hierarchy"] = noise.ClassHierarchy.from_paths(
-                file.read().rstrip().splitlines()
+                file.read().rstrip("\r\n").splitlines()
             )
     names: Sequence[str] | None = None
     if input.endswith(".csv"):

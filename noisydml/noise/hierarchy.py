@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from noisydml.functional.checks import is_missing
 from noisydml.functional.extras import optional
 from noisydml.noise import nodes
 from noisydml.noise.checks import read_labels
@@ -121,7 +122,7 @@ class ClassHierarchy:
             ClassHierarchy(3 classes, 6 nodes, depth 2)
         """
         nodes.require_sequence("categories", categories)
-        if any(name is None or (name != name) is not False for name in categories):
+        if any(map(is_missing, categories)):
             raise ValueError("categories must not be missing, got None or NaN")
         names = list(map(str, range(len(categories)))) if classes is None else list(classes)
         nodes.require_length(names, len(categories), "category")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -351,7 +352,11 @@ def test_categories_that_are_none() -> None:
             ClassHierarchy.from_categories(value)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="paths must be a sequence"):
             ClassHierarchy.from_paths(value)  # type: ignore[arg-type]
-    for missing in (None, float("nan")):
+    for kind in (np.array, pd.Series, list):
+        for values in ([0, 1, 0], [0.0, 1.0, 0.0], ["a", "b", "a"]):
+            tree = ClassHierarchy.from_categories(kind(values))  # type: ignore[operator]
+            assert repr(tree) == "ClassHierarchy(3 classes, 6 nodes, depth 2)"
+    for missing in (None, float("nan"), np.float32("nan"), pd.NA, pd.NaT):
         with pytest.raises(ValueError, match="categories must not be missing"):
             ClassHierarchy.from_categories(["sofa", missing, missing])
     for paths in (["a/x", ""], ["a//x", "a/y"]):
