@@ -23,7 +23,8 @@ from noisydml.functional.checks import (
 from noisydml.functional.extras import optional
 from noisydml.functional.products import largest_magnitude
 from noisydml.memory.index import Metric, NeighborIndex, require_metric
-from noisydml.memory.judge import LabelJudgement, better_metric, judge_labels
+from noisydml.memory.judge import LabelJudgement, judge_labels
+from noisydml.memory.metric import better_metric
 
 _NARROW = 64  # columns, up to which distances may tell more than directions
 _HEAVIEST = 1e6  # of the weights that are given; float32 holds sums of their squares

@@ -12,8 +12,8 @@ from torch import Tensor
 from noisydml import distributed
 from noisydml.functional.judge import agreement, shift_to_mean
 from noisydml.functional.parts import Whole
-from noisydml.functional.products import inverse_scale, largest_magnitude
-from noisydml.functional.whitening import Rows, principal_components
+from noisydml.functional.whitening import Rows
+from noisydml.memory.by_class import by_class, classes_of, components_of
 from noisydml.memory.evidence import Sample, Setting
 from noisydml.memory.index import Metric, NeighborIndex
 from noisydml.memory.latent import (
@@ -26,12 +26,11 @@ from noisydml.memory.latent import (
 )
 from noisydml.memory.parts import Parts
 from noisydml.memory.trained import trained_rate
-from noisydml.memory.whitened import A_TENTH, FEWEST, FOLDS, Whitened
+from noisydml.memory.whitened import FEWEST, FOLDS
 
-# docs/judge.md lists these, and those of whitened.py, evidence.py and latent.py.
+# docs/judge.md lists these, and those of by_class.py, whitened.py, evidence.py and latent.py.
 _WHERE = ("all classes alike", "particular classes")
 _AGREED = 4.0  # standard errors by which guesses agree with labels, of which something follows
-_WIDTH = 256  # columns that are kept of wide features
 _SHOWN = 8  # neighbours of each sample that are told
 _CLOSE = 0.03  # of what a model predicts better than the classes' sizes do
 _CERTAIN = 0.5  # mean probability of a sample's class, with which nothing hides from the judge
@@ -136,88 +135,16 @@ def judge_labels(
         parts = (Parts if shard and distributed.world_size() > 1 else Whole)(len(labels))
         if numbers is None:
             numbers = torch.arange(len(labels), device=labels.device) + parts.start
-        classes = _classes(labels, parts)
+        classes = classes_of(labels, parts)
         if len(classes) < 2:
             return _nothing(labels, k, numbers)
-        order, codes, trust, fold = _by_class(labels, classes, trust, numbers, parts.size)
-        components = _components(features, parts)[order]
+        order, codes, trust, fold = by_class(labels, classes, trust, numbers, parts.size)
+        components = components_of(features, parts)[order]
         sample = Sample(
             components, codes, len(classes), trust, fold, k, index, metric, parts, repeats
         )
         found = _Contest(sample, folds, progress).verdict(trained, core_refutes, noise_rate)
         return _as_given(sample, found, order, classes, numbers)
-
-
-def better_metric(
-    directions: Rows, features: Rows, labels: Tensor, trust: Tensor | None = None, k: int = 50
-) -> Metric:
-    """By what features are to be compared: distances where they tell more.
-
-    Args:
-        directions: (N, D) floating point, what :func:`judge_labels` takes with ``"cosine"``.
-        features: (N, D) floating point, what it takes with ``"euclidean"``.
-        labels: (N,) integers, -1 where there is none.
-        trust: (N,) in ``[0, 1]``, with which labels count; None for 1.
-        k: number of neighbours.
-
-    Returns:
-        ``"euclidean"`` if centers and neighbours gain more with it, in the mean logarithm of the
-        probability of labels held out, over the sizes of the classes; by a tenth of what they gain
-        with ``"cosine"``, if that is anything. Which one it is of labels that mean nothing is
-        chance.
-
-    Example:
-        >>> import torch
-        >>> from noisydml.memory.judge import better_metric
-        >>> features = torch.rand(200, 1).mul(5).exp() * torch.tensor([[0.6, 0.8]])
-        >>> labels = (features[:, 0] > 5).long()  # all in one direction
-        >>> better_metric(torch.nn.functional.normalize(features), features, labels)
-        'euclidean'
-    """
-    parts, gains = Whole(len(labels)), []
-    classes = _classes(labels, parts)
-    if len(classes) < 2:
-        return "cosine"
-    spaces: tuple[tuple[Metric, Rows], ...] = ("cosine", directions), ("euclidean", features)
-    with torch.autocast(labels.device.type, enabled=False):
-        numbers = torch.arange(len(labels), device=labels.device)
-        order, codes, trust, fold = _by_class(labels, classes, trust, numbers, len(labels))
-        weights = trust.masked_fill(codes < 0, 0)
-        for metric, rows in spaces:
-            space = Whitened(_components(rows, parts)[order], codes, len(classes), metric)
-            gains.append(space.gains(weights, fold, k, [space.shrinkage]).squeeze(0))
-    gained, by_distance = (each.mean() for each in gains)
-    more = len(gains[0]) >= FEWEST and by_distance - gained > A_TENTH * gained.clamp_min(0)
-    return "euclidean" if more else "cosine"
-
-
-def _classes(labels: Tensor, parts: Whole) -> Tensor:
-    """(C,) the labels that occur, on any rank."""
-    classes: Tensor = torch.unique(parts.everyone(torch.unique(labels)))
-    return classes[classes >= 0]
-
-
-def _by_class(
-    labels: Tensor, classes: Tensor, trust: Tensor | None, numbers: Tensor, size: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """An (N,) order of the samples by their classes; in that order, codes, trust and folds.
-
-    ``size`` is the number of samples of all ranks, of which these are ``numbers`` (N,).
-    """
-    codes = torch.searchsorted(classes, labels.clamp_min(classes[0]))
-    codes = codes.masked_fill(labels < 0, -1)
-    trust = torch.ones_like(labels, dtype=torch.float32) if trust is None else trust.float()
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randperm(size, generator=generator, device="cpu").to(labels.device)
-    order = codes.argsort(stable=True)
-    return order, codes[order], trust[order], (drawn[numbers] % FOLDS)[order]
-
-
-def _components(features: Rows, parts: Whole) -> Tensor:
-    """(N, W) float32, the principal components of the features, whose squares are not too large."""
-    components = principal_components(features, _WIDTH, parts)
-    components *= inverse_scale(parts.largest(largest_magnitude(components)))
-    return components
 
 
 class _Verdict(NamedTuple):
