@@ -20,7 +20,6 @@ from noisydml.functional.checks import (
 from noisydml.functional.products import affine, scaled
 
 _BLOCK = 4_000_000  # similarities that the pairwise form holds at once
-_TINY = 1e-12  # as in torch.nn.functional.normalize
 _NONE = 1e-9  # less than any number of samples
 _EXACT = 1e-9  # a product that rounding keeps below a whole number is that number: 0.29 * 100
 
@@ -61,9 +60,9 @@ def class_similarity(
     require_positive("temperature", temperature)
     require_width("centers", centers, "embeddings", embeddings)
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
-    absent = counts.clamp_max(1).to(dtype).log_()  # (C,) 0, or -inf
-    rows = scaled(embeddings.to(dtype))
-    return affine(rows, centers.to(dtype), absent).div_(_length(rows, temperature))
+    unit = normalize(scaled(embeddings.to(dtype)))
+    absent = counts.to(dtype).clamp_max_(1).log_()  # (C,) 0, or -inf
+    return affine(unit / temperature, centers.to(dtype), absent)
 
 
 def class_similarity_pairs(
@@ -108,7 +107,7 @@ def class_similarity_pairs(
     require_positive("temperature", temperature)
     require_width("features", features, "embeddings", embeddings)
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
-    queries = scaled(embeddings.to(dtype))
+    queries = normalize(scaled(embeddings.to(dtype))) / temperature
     labels = feature_labels.long()
     columns = torch.where(labels < 0, num_classes, labels)  # C for the ignored
     sums = queries.new_zeros(len(queries), num_classes + 1)
@@ -117,7 +116,7 @@ def class_similarity_pairs(
     rows = max(1, _BLOCK // max(1, len(queries)))
     for block, column in zip(torch.split(features, rows), torch.split(columns, rows), strict=True):
         sums.index_add_(1, column, affine(queries, normalize(scaled(block.to(dtype)))))
-    means = torch.where(counts > 0, sums / counts, -math.inf).div_(_length(queries, temperature))
+    means = torch.where(counts > 0, sums / counts.clamp_min(1), -math.inf)
     return means.narrow(1, 0, num_classes)
 
 
@@ -456,9 +455,3 @@ def smooth_noise_rate(
     counts = torch.cat([counts.narrow(0, 1, len(counts) - 1), latest])
     found, expected = counts.sum(dim=0).unbind()
     return (found / expected.clamp_min(_NONE)).clamp_max(1), counts
-
-
-def _length(rows: Tensor, temperature: float) -> Tensor:
-    """(B, 1) what a product with each row is to be divided by; above 0 also for zeros."""
-    length: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return length.clamp_min(_TINY).mul_(temperature)

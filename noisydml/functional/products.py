@@ -19,9 +19,10 @@ def scaled(rows: Tensor) -> Tensor:
     """(..., D) rows times powers of two, so that the largest number of each is between 1/2 and 1.
 
     Exact, so that their directions are as before, and their squares neither vanish nor overflow.
+    A row of zeros, which has none, stays as it is: its gradient is not multiplied.
     """
     largest = rows.detach().abs().amax(dim=-1, keepdim=True) if rows.shape[-1] else rows
-    return rows * inverse_scale(largest)
+    return rows * inverse_scale(largest + (largest == 0))
 
 
 def largest_magnitude(values: Tensor) -> Tensor:
@@ -33,7 +34,8 @@ def largest_magnitude(values: Tensor) -> Tensor:
 
 def inverse_scale(largest: Tensor) -> Tensor:
     """The power of two that brings a positive number between 1/2 and 1."""
-    largest = largest.clamp(2.0**-125, 2.0**125)  # beyond it the quotient would be subnormal
+    most = 2.0 ** (1000 if largest.dtype == torch.float64 else 125)
+    largest = largest.clamp(1 / most, most)  # beyond it the quotient would be subnormal
     # Not ldexp: its gradient is 0 where the exponent is a negative integer.
     return torch.frexp(largest).mantissa / largest
 

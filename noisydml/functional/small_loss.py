@@ -11,6 +11,7 @@ from noisydml.functional.checks import (
     require_count,
     require_floating,
     require_noise_rate,
+    require_tensor,
     require_vector,
 )
 
@@ -29,7 +30,7 @@ def forget_rate(step: Tensor, noise_rate: float, ramp: int) -> Tensor:
         0-dim float64 tensor. No transfer to the host.
 
     Raises:
-        TypeError: if ``noise_rate`` is no number, or ``ramp`` no integer.
+        TypeError: if ``step`` is no tensor, ``noise_rate`` no number, or ``ramp`` no integer.
         ValueError: if ``noise_rate`` is outside ``[0, 1)``, or ``ramp`` negative.
 
     Example:
@@ -38,6 +39,7 @@ def forget_rate(step: Tensor, noise_rate: float, ramp: int) -> Tensor:
         >>> [forget_rate(torch.tensor(t), noise_rate=0.5, ramp=4).item() for t in range(6)]
         [0.0, 0.125, 0.25, 0.375, 0.5, 0.5]
     """
+    require_tensor("step", step)
     require_noise_rate(noise_rate)
     require_count("ramp", ramp, least=0)
     if ramp == 0:

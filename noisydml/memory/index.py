@@ -20,6 +20,7 @@ from noisydml.functional.neighbors import smallest
 from noisydml.functional.products import TILE, scaled
 
 Metric = Literal["cosine", "euclidean"]
+_FARTHEST = 2.0**50  # of a query, in units of the farthest of the features
 _TRAINED = 64  # features for each cell of an inverted file, of FAISS' 256: a quarter of the time
 
 
@@ -142,8 +143,10 @@ class NeighborIndex(ABC):
     def _prepared(self, rows: Tensor) -> Tensor:
         rows = rows.detach()
         if self.metric == "cosine":
-            return torch.nn.functional.normalize(scaled(rows.float()))
-        return torch.ldexp(rows.double() - self._center, -self._exponent).float()
+            rows = rows if rows.dtype == torch.float64 else rows.float()
+            return torch.nn.functional.normalize(scaled(rows).float())
+        rows = torch.ldexp(rows.double() - self._center, -self._exponent)
+        return rows.clamp(-_FARTHEST, _FARTHEST).float()  # whose squares float32 can hold
 
     @abstractmethod
     def _build(self, features: Tensor) -> None: ...

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from noisydml.functional.checks import require_tensor, require_values
+
+_Self = TypeVar("_Self", bound="KeepsPrecision")
 
 
 class Counters(nn.Module):
@@ -115,6 +117,19 @@ class AllOrNothing(nn.Module):
         refuse_state(self, state_dict, prefix, strict)
         self.prepare_for(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, *lists)
+
+
+class KeepsPrecision(AllOrNothing):
+    """A module whose buffers are statistics: ``.half()`` and the like move them, no more."""
+
+    def _apply(self: _Self, fn: Any, recurse: bool = True) -> _Self:
+        before = {n: b for n, b in self._buffers.items() if b is not None and b.is_floating_point()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            after = self._buffers[name]
+            if after is not None and after.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(after.device)
+        return self
 
 
 def require_state_in_range(

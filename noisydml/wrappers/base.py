@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from noisydml import distributed, pml
 from noisydml.functional.checks import require_loss
 from noisydml.memory.features import FeatureMemory
-from noisydml.memory.state import AllOrNothing, require_state_in_range
+from noisydml.memory.state import KeepsPrecision, require_state_in_range
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.checks import (
     ValueCheck,
@@ -32,7 +32,7 @@ _is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # older 
 _backward_pass = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # -1 outside of any
 
 
-class LossWrapper(AllOrNothing, ABC):
+class LossWrapper(KeepsPrecision, ABC):
     """Base of all wrappers: a loss around a loss, called like one of pytorch-metric-learning.
 
     A subclass overrides up to six methods. ``judge`` decides about a batch and changes nothing,
@@ -223,16 +223,6 @@ class LossWrapper(AllOrNothing, ABC):
         if own:
             groups.append({"params": own, "lr": proxy_lr, "weight_decay": 0.0})
         return groups
-
-    def _apply(self, fn: Any, recurse: bool = True) -> LossWrapper:
-        """``.half()`` and the like move statistics, and leave their precision as it is."""
-        before = {n: b for n, b in self._buffers.items() if b is not None and b.is_floating_point()}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in before.items():
-            after = self._buffers[name]
-            if after is not None and after.dtype != buffer.dtype:
-                self._buffers[name] = buffer.to(after.device)
-        return self
 
     def _chain(self) -> Iterator[LossWrapper]:
         """This wrapper and those inside it."""

@@ -65,7 +65,7 @@ def make_batch(
             raise TypeError(f"sample_weight must be real, got dtype {sample_weight.dtype}")
         if not sample_weight.is_floating_point():
             sample_weight = sample_weight.float()
-        sample_weight = sample_weight.detach().to(device)
+        sample_weight = _for_training(sample_weight.detach().to(device))
     if ref_emb is not None or ref_labels is not None:
         of_batch = ref_labels is labels  # PML knows by identity that nobody is its own pair then
         has_pairs = indices_tuple is not None
@@ -75,13 +75,18 @@ def make_batch(
         indices_tuple = _checked_indices(indices_tuple, device)
     return Batch(
         embeddings,
-        labels.to(device, torch.int64),
+        _for_training(labels.to(device, torch.int64)),
         indices_tuple,
         ref_emb,
         ref_labels,
         sample_weight,
         sample_ids,
     )
+
+
+def _for_training(rows: Tensor) -> Tensor:
+    """Rows that autograd may save, as it does none that were made in inference mode."""
+    return rows.clone() if rows.is_inference() and not torch.is_inference_mode_enabled() else rows
 
 
 def value_checks(batch: Batch) -> list[ValueCheck]:
@@ -228,6 +233,8 @@ def _checked_samples(
     require_integer("sample_ids", sample_ids, len(features), "feature")
     device = memory.labels.device
     sample_ids = sample_ids.to(device, torch.int64)
+    if features.shape[1] == 0:
+        raise ValueError(f"features must have at least one column, got {tuple(features.shape)}")
     features, labels = features.detach().to(device), labels.to(device, torch.int64)
     checks = [
         in_range("sample_ids", sample_ids, len(memory), what),

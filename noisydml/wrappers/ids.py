@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 
@@ -54,9 +55,9 @@ class _WithIds(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, index: Any) -> Any:
-        sample, positions = self.dataset[index], torch.as_tensor(index)
-        positions = torch.where(positions < 0, positions + len(self), positions)
+        positions = self._positions(index)
         position = positions if positions.ndim else int(positions)  # of a batch that is fetched
+        sample = self.dataset[index]
         if isinstance(sample, Mapping):
             if "sample_ids" in sample:
                 raise ValueError("the samples of dataset must not have 'sample_ids' already")
@@ -64,3 +65,16 @@ class _WithIds(Dataset[Any]):
         if isinstance(sample, Sequence) and not isinstance(sample, (str, bytes)):
             return (*sample, position)
         return sample, position
+
+    def _positions(self, index: Any) -> Tensor:
+        """Which samples are at an index; a tensor of them, unless it is of one."""
+        asked = range(*index.indices(len(self))) if isinstance(index, slice) else index
+        try:
+            positions = torch.as_tensor(asked)
+        except (TypeError, ValueError, RuntimeError):
+            wanted = "an integer, integers, a mask or a slice"
+            raise TypeError(f"samples have {wanted} for an index, got {index!r}") from None
+        if positions.dtype == torch.bool and positions.ndim == 1:
+            return positions.nonzero().squeeze(1)
+        positions = positions.to(torch.int64)
+        return torch.where(positions < 0, positions + len(self), positions)

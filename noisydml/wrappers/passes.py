@@ -81,6 +81,7 @@ class JudgedPasses(Filter):
         validate_args: bool = True,
     ) -> None:
         super().__init__(loss, validate_args=validate_args)
+        require_count("dataset_size", dataset_size)
         require_choice("start", start, get_args(Start))
         require_number("threshold", threshold)
         if not TRUSTED <= threshold < 1:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from noisydml import pml
+from noisydml.functional.checks import require_loss
 from noisydml.wrappers.base import LossWrapper
 from noisydml.wrappers.checks import make_batch
 
@@ -43,7 +44,7 @@ def per_sample_loss(
         tensor that has a graph.
 
     Raises:
-        TypeError: if the loss is reduced before a sample's part can be told, as
+        TypeError: if ``loss`` is none, or is reduced before a sample's part can be told, as
             ``HistogramLoss`` and ``ProxyAnchorLoss`` are; the message says why.
         ValueError: if shapes do not fit.
 
@@ -55,6 +56,7 @@ def per_sample_loss(
         >>> per_sample_loss(TripletMarginLoss(margin=0.5), embeddings, torch.tensor([0, 0, 1, 1]))
         tensor([0.1587, 0.7251, 0.1587, 0.7251])
     """
+    require_loss("loss", loss)
     if isinstance(loss, LossWrapper):
         raise TypeError(
             f"{type(loss).__name__} is a wrapper, which judges when it is called; give the loss "

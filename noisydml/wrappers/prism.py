@@ -155,6 +155,7 @@ class PRISMFilter(Filter):
         validate_args: bool = True,
     ) -> None:
         super().__init__(loss, validate_args=validate_args)
+        require_count("num_classes", num_classes)
         require_count("window", window)
         require_positive("temperature", temperature)
         if noise_rate is not None:

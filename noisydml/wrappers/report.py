@@ -26,6 +26,9 @@ def decision_stats(decision: Decision) -> dict[str, float]:
 
     Costs one host synchronisation on CUDA: call it in the steps that are logged.
 
+    Raises:
+        TypeError: if ``decision`` is none, as that of a loss that was not called yet.
+
     Example:
         >>> import torch
         >>> from noisydml import Decision, decision_stats
@@ -35,6 +38,10 @@ def decision_stats(decision: Decision) -> dict[str, float]:
         >>> stats["kept"], stats["threshold"], stats["noise_rate"]
         (0.75, 0.5, nan)
     """
+    if not isinstance(decision, Decision):
+        none = "None: the loss has not been called yet"
+        got = none if decision is None else type(decision).__name__
+        raise TypeError(f"decision must be a Decision, got {got}")
     size = len(decision.keep)
     unknown = torch.full((), math.nan, dtype=torch.float64, device=decision.keep.device)
     scores = unknown if decision.score is None or size == 0 else decision.score.double()

@@ -170,3 +170,27 @@ def test_a_call_that_comes_again_in_the_backward_pass(case: str, reentrant: bool
         with naming(f"step {seed}"):
             assert_equal(embeddings.grad, gradient)
             assert_same_state(state_of(once), again)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_embedding_of_zeros_is_no_worse_than_for_the_plain_loss(case: str) -> None:
+    arguments = make_batch()
+    rows = arguments["embeddings"].detach().clone()
+    rows[2] = 0
+    plain, wrapped = rows.clone().requires_grad_(), rows.requires_grad_()
+    LEAVES["multi_similarity"]()(plain, arguments["labels"]).backward()
+    build(case)(**{**arguments, "embeddings": wrapped}).backward()
+    assert plain.grad.isfinite().all()
+    assert wrapped.grad.isfinite().all()
+    assert wrapped.grad[2].abs().max() < 1e3 * plain.grad[2].abs().max().clamp_min(1e12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_labels_and_weights_made_in_inference_mode(case: str) -> None:
+    arguments, wrapper = make_batch(), build(case)
+    with torch.inference_mode():
+        labels, weight = arguments["labels"].clone(), torch.ones(24)
+    weights = {"sample_weight": weight} if CASES[case].weighs else {}
+    for _ in range(2):
+        wrapper(**{**arguments, "labels": labels}, **weights).backward()
+    assert arguments["embeddings"].grad.isfinite().all()

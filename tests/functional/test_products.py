@@ -104,3 +104,21 @@ def test_arguments_by_name() -> None:
     for features in ([[1.0, 2.0]], None, "rows"):
         with pytest.raises(TypeError, match="features must be a"):
             functional.principal_components(features, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["proxy_nca", "guidance", "centers", "pairs", "positive"])
+def test_the_gradient_of_a_row_of_zeros_is_finite(name: str) -> None:
+    labels, counts, others = torch.tensor([0, 0, 1]), torch.tensor([2, 0]), torch.randn(2, 4)
+    calls: dict[str, Callable[[Any], Any]] = {
+        "proxy_nca": lambda x: functional.proxy_nca(x, labels, others),
+        "guidance": lambda x: functional.language_guidance(x, torch.randn(3, 3), labels),
+        "centers": lambda x: functional.class_similarity(x, others, counts)[:, 0],
+        "pairs": lambda x: functional.class_similarity_pairs(x, others, labels[:2], 2)[:, 0],
+        "positive": lambda x: functional.batch_positive(x, labels),
+    }
+    rows = torch.randn(3, 4)
+    rows[1] = 0
+    rows.requires_grad_()
+    calls[name](rows).sum().backward()
+    assert rows.grad is not None
+    assert rows.grad.isfinite().all()

@@ -263,3 +263,16 @@ def test_a_common_offset_that_float64_holds(make: Any) -> None:
     found = index.search(features + 1e12, 3).distance.double()
     wanted = torch.cdist(features, features).square().sort(dim=1).values[:, :3] / 2
     torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("make", [FaissIndex, TorchIndex])
+def test_queries_that_float32_cannot_hold(make: Any, metric: Any) -> None:
+    index = make(metric=metric)
+    index.build(torch.eye(4, dtype=torch.float64)[:3])
+    queries = torch.tensor([[0, 1.0, 0, 0.1]], dtype=torch.float64) * 1e300
+    distance, position = index.search(queries, k=2)
+    assert ((position >= 0) & (position < 3)).all()
+    assert not distance.isnan().any()
+    if metric == "cosine":
+        assert position[0, 0] == 1

@@ -72,3 +72,15 @@ def test_a_batch_that_is_fetched_at_once() -> None:
         assert torch.equal(inputs, ids.float())
         assert torch.equal(labels, LABELS[ids])
     assert with_ids(pairs())[[-1, 0]][-1].tolist() == [9, 0]
+
+
+def test_a_slice_and_a_mask_tell_which_samples_they_are() -> None:
+    found = with_ids(pairs())
+    for index in (slice(2, 9, 3), slice(-2, None), slice(4, 4), LABELS == 1):
+        inputs, labels, ids = found[index]
+        assert ids.dtype == torch.int64
+        assert torch.equal(inputs, ids.float())
+        assert torch.equal(labels, LABELS[ids])
+    for index in ("labels", None, {}):
+        with pytest.raises(TypeError, match="for an index, got"):
+            found[index]

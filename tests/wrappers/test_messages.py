@@ -27,6 +27,7 @@ from noisydml import (
     SmallLossFilter,
     SuperLoss,
     find_label_issues,
+    functional,
     noise,
     robust,
 )
@@ -218,3 +219,19 @@ def test_odd_settings_are_refused_by_name() -> None:
     sparse = torch.ones(SAMPLES).to_sparse()
     with pytest.raises(TypeError, match="sample_weight must be a dense tensor"):
         find_label_issues(embeddings(), LABELS, sample_weight=sparse)
+
+
+def test_sizes_have_the_names_that_the_caller_gave_them() -> None:
+    for size in (1e3, 0, None, "40"):
+        with pytest.raises((TypeError, ValueError), match="dataset_size must be"):
+            JudgeFilter(losses.ContrastiveLoss(), dataset_size=size)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="num_classes must be an integer, got NoneType"):
+        PRISMFilter(losses.ContrastiveLoss(), None, 6, memory_size=40)  # type: ignore[arg-type]
+    for loss_fn in (
+        JudgeFilter(losses.ContrastiveLoss(), dataset_size=SAMPLES),
+        KNNDenoiser(losses.ContrastiveLoss(), memory_size=SAMPLES),
+    ):
+        with pytest.raises(ValueError, match="features must have at least one column"):
+            loss_fn.refresh(embeddings()[:, :0], LABELS)
+    with pytest.raises(TypeError, match=r"step must be a torch\.Tensor, got int"):
+        functional.forget_rate(5, 0.3, 10)  # type: ignore[arg-type]

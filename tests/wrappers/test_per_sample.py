@@ -511,3 +511,9 @@ def test_a_loss_without_terms_has_a_graph(name: str) -> None:
         per_sample.sum().backward()
         assert x.grad is not None
         assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", [None, losses.ContrastiveLoss])
+def test_what_is_no_loss_is_refused(loss: Any) -> None:
+    with pytest.raises(TypeError, match="loss must be"):
+        per_sample_loss(loss, torch.eye(4), torch.tensor([0, 0, 1, 1]))

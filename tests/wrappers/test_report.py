@@ -107,3 +107,11 @@ def test_one_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
         decision_stats(Decision(score > 0.5, score, score, score.sum()))
         decision_stats(Decision(score > 0.5, score))
     assert read == [(7,), (7,)]
+
+
+def test_no_decision_yet() -> None:
+    loss_fn = GroundTruthFilter(losses.ContrastiveLoss(), torch.zeros(4, dtype=torch.bool))
+    with pytest.raises(TypeError, match="got None: the loss has not been called yet"):
+        decision_stats(loss_fn.decision)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="decision must be a Decision, got GroundTruthFilter"):
+        decision_stats(loss_fn)  # type: ignore[arg-type]
