@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from noisydml import noise
 from noisydml.functional.files import read_arrays, read_rows, replacing
@@ -115,31 +114,27 @@ def _run(
         options["features"] = read_arrays(options["features"], single=True)[""]
     if "hierarchy" in options:
         with open(options["hierarchy"], encoding="utf-8-sig") as file:
-            options["hierarchy"] = noise.ClassHierarchy.from_paths(
-                file.read().rstrip("\r\n").splitlines()
-            )
-    names: Sequence[str] | None = None
+            paths = file.read().rstrip("\r\n").splitlines()
+        options["hierarchy"] = noise.ClassHierarchy.from_paths(paths)
+    default, names = "label", None
     if input.endswith(".csv"):
         titles, rows = _read_csv(input, header)
-        if column is None:
-            column = "label" if header or len(titles) > 1 else "0"
-        place = _place("column", column, titles, input)
-        labels, names = _numbered([row[place] for row in rows], options.get("hierarchy"))
+        columns: list[Any] = [[row[i] for row in rows] for i in range(len(titles))]
+        if not header and len(titles) < 2:
+            default = "0"
     else:
         arrays = read_arrays(input)
-        column = "label" if column is None else column
-        _place("column", column, list(arrays), input)
-        labels = arrays[column]
-        titles, rows, place = ["label"], [[str(x)] for x in np.ravel(labels).tolist()], 0
+        titles, columns = list(arrays), list(arrays.values())
+    place = _place("column", default if column is None else column, titles, input)
+    labels = columns[place]
     if spare is not None:
         name, equals, value = spare.partition("=")
-        if input.endswith(".csv"):
-            at = _place("spare", name, titles, input)
-            cells: Any = [row[at] for row in rows]
-        else:
-            _place("spare", name, list(arrays), input)
-            cells = arrays[name]
+        cells = columns[_place("spare", name, titles, input)]
         options["spare"] = _spared(cells, value if equals else None)
+    if input.endswith(".csv"):
+        labels, names = _numbered(labels, options.get("hierarchy"))
+    else:
+        titles, rows, place = ["label"], [[str(x)] for x in np.ravel(labels).tolist()], 0
     if names is not None and output.endswith(".npz"):
         raise ValueError("output must be a csv file if labels are not numbers")
     noisy: noise.NoisyLabels = getattr(noise, model)(labels, **options)
@@ -198,14 +193,13 @@ def _numbered(
 ) -> tuple[Integers, Sequence[str] | None]:
     """Numbers as they are; names as positions in the tree or in order, and all names."""
     plain = [_WHOLE.sub(r"\1", cell.strip().casefold()) for cell in cells]
-    missing = np.array([cell in _MISSING for cell in plain], dtype=np.bool_)
+    there = [i for i, cell in enumerate(plain) if cell not in _MISSING]
+    given, written = [cells[i] for i in there], [plain[i] for i in there]
     labels = np.full(len(cells), UNLABELED, dtype=np.int64)
-    given = [cell for cell, gone in zip(cells, missing.tolist(), strict=True) if not gone]
     with contextlib.suppress(ValueError, OverflowError):
-        written = [cell for cell in plain if cell not in _MISSING]
-        numbers = np.array([int(label) for label in written], dtype=np.int64)
-        if [str(number) for number in numbers] == written:  # "007" is a name
-            labels[~missing] = numbers
+        numbers = np.array(list(map(int, written)), dtype=np.int64)
+        if list(map(str, numbers)) == written:  # "007" is a name
+            labels[there] = numbers
             return labels, None
     found = sorted(set(given))
     names = found if tree is None else tree.classes
@@ -213,23 +207,22 @@ def _numbered(
     for name in found:
         if name not in place:
             raise ValueError(f"hierarchy must have every label, got none for {name!r}")
-    labels[~missing] = [place[name] for name in given]
+    labels[there] = [place[name] for name in given]
     return labels, names
 
 
-def _spared(cells: Any, value: str | None) -> NDArray[np.bool_]:
-    """(N,) bool: which cells hold the value, or say yes."""
+def _spared(cells: Any, value: str | None) -> list[bool]:
+    """Which of the N cells hold the value, or say yes."""
     words = [str(cell) for cell in np.ravel(cells).tolist()]
-    if value is not None:
-        if words and value not in words:
-            few = ", ".join(map(repr, sorted(set(words))[:_NAMED]))
-            raise ValueError(
-                f"spare must name a value of its column, got {value!r}, not one of {few}"
-            )
-        return np.array([word == value for word in words], dtype=np.bool_)
-    for word in words:
-        if word.casefold() not in _SAYS:
-            raise ValueError(
-                f"spare must be a column of 0 and 1, or COLUMN=VALUE, got {word!r} in the column"
-            )
-    return np.array([_SAYS[word.casefold()] for word in words], dtype=np.bool_)
+    if value is None:
+        for word in words:
+            if word.casefold() not in _SAYS:
+                raise ValueError(
+                    "spare must be a column of 0 and 1, or COLUMN=VALUE, "
+                    f"got {word!r} in the column"
+                )
+        return [_SAYS[word.casefold()] for word in words]
+    if words and value not in words:
+        few = ", ".join(map(repr, sorted(set(words))[:_NAMED]))
+        raise ValueError(f"spare must name a value of its column, got {value!r}, not one of {few}")
+    return [word == value for word in words]
