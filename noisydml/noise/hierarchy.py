@@ -229,11 +229,9 @@ class ClassHierarchy:
         """
         if name not in self.classes:
             raise ValueError(f"name must be one of the classes, got {name!r}")
-        node, path = int(self.leaves[self.classes.index(name)]), []
-        while node >= 0:
-            path.append(self.names[node])
-            node = int(self.parents[node])
-        return tuple(reversed(path))
+        leaf = self.leaves[self.classes.index(name)]
+        above = np.flatnonzero(self.ends[: leaf + 1] > leaf)  # and the leaf itself
+        return tuple(self.names[node] for node in above)
 
     def restrict(self, classes: Any) -> ClassHierarchy:
         """The hierarchy of some of the classes; nodes that lead to none of them are dropped.

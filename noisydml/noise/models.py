@@ -48,10 +48,10 @@ def uniform(
         array([0, 1, 2])
     """
     original, counted, classes, codes, rng = begin(labels, rate, seed, spare, exact=exact)
-    is_noisy = choose(rng, codes, len(classes), rate, exact)
+    is_noisy = choose(rng, codes, rate, exact)
     given = classes[codes]
     given[is_noisy] = classes[other_than(rng, codes[is_noisy], len(classes))]
-    return put_back(original, counted, given, is_noisy, "uniform", rate)
+    return put_back(original, counted, given, "uniform", rate)
 
 
 def pair_flip(
@@ -85,9 +85,9 @@ def pair_flip(
         array([3, 5, 5, 9, 3, 9])
     """
     original, counted, classes, codes, rng = begin(labels, rate, seed, spare, exact=exact)
-    is_noisy = choose(rng, codes, len(classes), rate, exact)
+    is_noisy = choose(rng, codes, rate, exact)
     given = np.where(is_noisy, np.roll(classes, -1)[codes], classes[codes])
-    return put_back(original, counted, given, is_noisy, "pair_flip", rate)
+    return put_back(original, counted, given, "pair_flip", rate)
 
 
 def class_frequency(
@@ -163,8 +163,8 @@ def class_frequency(
     is_noisy = np.zeros(n_labels, dtype=np.bool_)
     if n_inside:
         share_inside = min(1.0, wanted / n_inside)
-        is_noisy[in_group] = choose(rng, ranks[in_group], n_group, share_inside, exact)
+        is_noisy[in_group] = choose(rng, ranks[in_group], share_inside, exact)
     given = classes[codes]
     bound = n_group if within else n_classes
     given[is_noisy] = classes[order][other_than(rng, ranks[is_noisy], bound)]
-    return put_back(original, counted, given, is_noisy, f"class_frequency, {which}", rate)
+    return put_back(original, counted, given, f"class_frequency, {which}", rate)

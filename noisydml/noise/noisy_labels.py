@@ -12,12 +12,7 @@ from numpy.typing import NDArray
 
 from noisydml.functional.checks import require_share
 from noisydml.functional.files import read_arrays, replacing
-from noisydml.noise.checks import (
-    UNLABELED,
-    read_labels,
-    read_mask,
-    require_flag,
-)
+from noisydml.noise.checks import UNLABELED, read_labels, read_mask, require_flag
 from noisydml.noise.random import Integers
 
 if TYPE_CHECKING:
@@ -78,19 +73,18 @@ class NoisyLabels:
             raise TypeError(f"model must be a string, got {type(self.model).__name__}")
         if self.requested_rate is not None:
             require_share("requested_rate", self.requested_rate)
-        for name, array in arrays.items():
-            if array.shape != original.shape:
-                raise ValueError(
-                    f"{name} must have {len(original)} entries, one per entry of original, "
-                    f"got shape {array.shape}"
-                )
+        labels = arrays["labels"]
+        if labels.shape != original.shape:
+            raise ValueError(
+                f"labels must have {len(original)} entries, one per entry of original, "
+                f"got shape {labels.shape}"
+            )
         if self.kept_classes is not None:
-            labels, kept = arrays["labels"], read_labels("kept_classes", self.kept_classes)
+            kept = arrays["kept_classes"] = read_labels("kept_classes", self.kept_classes)
             if self.spared is not None:
                 labels = labels[(labels != UNLABELED) | ~arrays["spared"]]
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(kept):
                 raise ValueError(f"labels must be in [0, {len(kept)}), the kept classes")
-            arrays["kept_classes"] = kept
         for name, array in arrays.items():
             object.__setattr__(self, name, array)
         if not np.array_equal(self.given != original, self.is_noisy):
@@ -217,10 +211,9 @@ class NoisyLabels:
         Args:
             path: the file; if it exists it is replaced, once all has been written.
         """
-        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        content = {name: value for name, value in vars(self).items() if value is not None}
         if self.requested_rate is not None:
             content["requested_rate"] = float(self.requested_rate)
-        content = {name: value for name, value in content.items() if value is not None}
         with replacing(path, "wb") as file:  # given a name, numpy would append .npz to it
             np.savez_compressed(file, **content)
 
@@ -255,18 +248,13 @@ class NoisyLabels:
 
 
 def put_back(
-    original: Integers,
-    counted: NDArray[np.bool_],
-    given: Integers,
-    is_noisy: NDArray[np.bool_],
-    model: str,
-    rate: float,
+    original: Integers, counted: NDArray[np.bool_], given: Integers, model: str, rate: float
 ) -> NoisyLabels:
     """The n labels that a model has given, among the N: those not ``counted`` were spared."""
-    labels, wrong = original.copy(), np.zeros_like(counted)
-    labels[counted], wrong[counted] = given, is_noisy
+    labels = original.copy()
+    labels[counted] = given
     spared = None if counted.all() else ~counted
-    return NoisyLabels(labels, wrong, original, model, rate, spared=spared)
+    return NoisyLabels(labels, labels != original, original, model, rate, spared=spared)
 
 
 def _spread(values: NDArray[Any]) -> str:

@@ -49,9 +49,9 @@ def other_than(rng: np.random.Generator, own: Integers, bound: int | Integers) -
 
 
 def choose(
-    rng: np.random.Generator, codes: Integers, n_classes: int, rate: float, exact: bool
+    rng: np.random.Generator, codes: Integers, rate: float, exact: bool
 ) -> NDArray[np.bool_]:
-    """Which samples get a wrong label: (N,) bool for (N,) ``codes`` in [0, n_classes).
+    """Which samples get a wrong label: (N,) bool for the (N,) ``codes`` of their classes.
 
     With ``exact`` the share ``rate`` of every class (see :func:`exact_counts`), else every sample
     by a coin of its own.
@@ -59,7 +59,7 @@ def choose(
     keys = rng.random(len(codes))
     if not exact:
         return keys < rate
-    sizes = np.bincount(codes, minlength=n_classes)
+    sizes = np.bincount(codes)
     counts = exact_counts(rng, sizes, rate)
     order = np.lexsort((keys, codes))  # class by class, at random within each
     start = np.cumsum(sizes) - sizes

@@ -61,11 +61,11 @@ def semantic(
     n_known = len(hierarchy.classes)
     if len(classes) and not 0 <= classes[0] <= classes[-1] < n_known:
         raise ValueError(f"labels must be in [0, {n_known}), the classes of the hierarchy")
-    is_noisy = choose(rng, codes, len(classes), rate, exact)
+    is_noisy = choose(rng, codes, rate, exact)
     given = classes[codes]
     if is_noisy.any():
         given[is_noisy] = classes[_walk(rng, hierarchy.restrict(classes), codes[is_noisy])]
-    return put_back(original, counted, given, is_noisy, "semantic", rate)
+    return put_back(original, counted, given, "semantic", rate)
 
 
 def _walk(rng: np.random.Generator, tree: ClassHierarchy, codes: Integers) -> Integers:

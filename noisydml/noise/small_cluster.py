@@ -96,7 +96,7 @@ def small_cluster(
         targets = present[below(rng, np.full(n_clusters, len(present)))]  # 6-7
         given[members] = targets[clusters]  # 8-10
         misplaced[members] = True  # 12
-    noisy = put_back(original, counted, classes[given], given != codes, "small_cluster", rate)
+    noisy = put_back(original, counted, classes[given], "small_cluster", rate)
     there = counted | (original != UNLABELED)
     labels = np.full_like(original, UNLABELED)
     kept, labels[there] = np.unique(noisy.labels[there], return_inverse=True)

@@ -80,7 +80,7 @@ def test_exact_counts_round_up_as_often_as_the_fraction(fraction: float) -> None
 
 def test_chosen_samples_are_uniform_in_a_class() -> None:
     codes = np.repeat([0, 1], [10, 20])
-    chosen = np.array([choose(generator(s), codes, 2, 0.3, True) for s in range(2000)])
+    chosen = np.array([choose(generator(s), codes, 0.3, True) for s in range(2000)])
     assert (chosen[:, :10].sum(axis=1) == 3).all()
     assert (chosen[:, 10:].sum(axis=1) == 6).all()
     np.testing.assert_allclose(chosen.mean(axis=0), 0.3, atol=0.05)
