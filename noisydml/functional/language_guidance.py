@@ -66,17 +66,11 @@ def language_guidance(
         tensor([0.3029, 0.2743, 0.0538])
     """
     require_floating("embeddings", embeddings, ndim=2)
-    require_floating("language", language)
-    if language.ndim not in (2, 3):
-        raise ValueError(
-            f"language must have 2 or 3 dimensions, (B, E) or (B, k, E), "
-            f"got shape {tuple(language.shape)}"
-        )
+    check_settings(language, direction, temperature, shift, same_class)
     if len(language) != len(embeddings):
         raise ValueError(
             f"language must have {len(embeddings)} rows, one per embedding, got {len(language)}"
         )
-    check_settings(direction, temperature, shift, same_class)
     if labels is not None:
         require_integer("labels", labels, len(embeddings))
     elif same_class == "fill":
@@ -104,8 +98,16 @@ def language_guidance(
     return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
-def check_settings(direction: object, temperature: float, shift: float, same_class: object) -> None:
-    """Raise unless the settings of :func:`language_guidance` are possible ones."""
+def check_settings(
+    language: Tensor, direction: object, temperature: float, shift: float, same_class: object
+) -> None:
+    """Raise unless the table and the settings of :func:`language_guidance` are possible ones."""
+    require_floating("language", language)
+    if language.ndim not in (2, 3):
+        raise ValueError(
+            "language must have 2 or 3 dimensions, (N, E) or (N, k, E), "
+            f"got shape {tuple(language.shape)}"
+        )
     if direction not in ("backward", "forward"):
         raise ValueError(f"direction must be 'backward' or 'forward', got {direction!r}")
     require_positive("temperature", temperature)

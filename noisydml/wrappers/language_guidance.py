@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from noisydml.functional import language_guidance
-from noisydml.functional.checks import require_floating
 from noisydml.functional.language_guidance import Direction, SameClass, check_settings
 from noisydml.functional.products import finite
 from noisydml.pml.batch import Batch
@@ -76,17 +75,11 @@ class LanguageGuidance(Regularizer):
         same_class: SameClass = "fill",
     ) -> None:
         super().__init__()
-        require_floating("language", language)
-        if language.ndim not in (2, 3):
-            raise ValueError(
-                "language must have 2 or 3 dimensions, (N, E) or (N, k, E), "
-                f"got shape {tuple(language.shape)}"
-            )
+        check_settings(language, direction, temperature, shift, same_class)
         if len(language) == 0:
             raise ValueError("language must have at least one row, got none")
         if by not in ("sample_ids", "labels"):
             raise ValueError(f"by must be 'sample_ids' or 'labels', got {by!r}")
-        check_settings(direction, temperature, shift, same_class)
         self.by = by
         self.direction = direction
         self.temperature = float(temperature)
