@@ -13,7 +13,7 @@ from noisydml.functional.checks import (
 )
 from noisydml.functional.lambertw import lambertw
 
-_LOWEST = -2 / math.e  # where SuperLoss clamps: half of it is Lambert's branch point
+LOWEST = -2 / math.e  # where SuperLoss clamps: half of it is Lambert's branch point
 
 
 def confidence(losses: Tensor, threshold: Tensor | float, lam: float, lower: float = 0.0) -> Tensor:
@@ -47,8 +47,8 @@ def confidence(losses: Tensor, threshold: Tensor | float, lam: float, lower: flo
     require_floating("losses", losses)
     require_positive("lam", lam)
     require_number("lower", lower)
-    if not _LOWEST <= lower <= 0:
-        raise ValueError(f"lower must be between -2/e = {_LOWEST:.6f} and 0, got {lower}")
+    if not LOWEST <= lower <= 0:
+        raise ValueError(f"lower must be between -2/e = {LOWEST:.6f} and 0, got {lower}")
     if isinstance(threshold, Tensor) and threshold.ndim and threshold.shape != losses.shape:
         raise ValueError(
             f"threshold must be 0-dim or of the shape of losses, {tuple(losses.shape)}, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,13 +13,13 @@ from noisydml import pml
 from noisydml.distributed import gather_batch
 from noisydml.functional import confidence, running_mean
 from noisydml.functional.checks import require_count, require_decay, require_positive
+from noisydml.functional.confidence import LOWEST
 from noisydml.memory.state import overwrite
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import LossWrapper, call_loss
 from noisydml.wrappers.checks import require_finite_losses
 from noisydml.wrappers.decision import Decision, Judgement
 
-_LOWEST = -2 / math.e  # Eq. 2 clamps here, at the branch point of Lambert's W
 _KINDS = ("pos_pair", "neg_pair")
 
 
@@ -198,5 +197,5 @@ class SuperLoss(LossWrapper):
         return weight, weight, judged, one, torch.stack(means), torch.stack(counts), value
 
     def _confidence(self, losses: Tensor, tau: Tensor) -> Tensor:
-        sigma = confidence(losses, tau, self.lam, lower=_LOWEST)
+        sigma = confidence(losses, tau, self.lam, lower=LOWEST)
         return torch.where(self.step < self.warmup, 1.0, sigma)
