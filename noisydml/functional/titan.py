@@ -388,18 +388,15 @@ def refine_labels(
 def nearest_samples(
     features: Tensor, labels: Tensor, means: Tensor, k: int, counts: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The samples that every mean may claim by :func:`refine_labels`, whose arguments these are.
+    """The samples that every mean may claim by :func:`refine_labels`.
+
+    Arguments and errors are those of that function.
 
     Returns:
         (C, K) squared distances in float32 at least, the smallest first, and (C, K) int64 rows,
         K = min(k, N); of equally near ones the first rows. Infinite for rows with a negative label
         and for classes that claim none. On a CPU in float32 a part of the samples has, to the bit,
         the distances of the whole.
-
-    Raises:
-        TypeError: if features or means are not floating point, labels no integers, or ``k`` is
-            none.
-        ValueError: if shapes do not fit, or ``k`` is negative.
     """
     require_floating("features", features, ndim=2)
     require_integer("labels", labels, len(features), "feature")

@@ -195,19 +195,18 @@ class Fit:
 
     def _explain(self) -> None:
         """Of which class each sample is, and with that how labels come about."""
-        sample, counts = self.sample, None
+        sample, zeros = self.sample, self.sums.new_zeros
         if self.structured:
-            counts = (self.sums.new_zeros(sample.pairs), self.sums.new_zeros(sample.num_classes))
+            pairs, totals = zeros(sample.pairs), zeros(sample.num_classes)
         for rows in sample.blocks():
             true = self._explained(rows)
-            if counts is not None:
+            if self.structured:
                 self.true[rows] = true[:, :-2]
                 counted = (self.true[rows] * self.teaches[rows].unsqueeze(1)).reshape(-1)
-                counts[0].index_add_(0, sample.pair[rows].reshape(-1), counted)
-                counts[1].index_add_(0, sample.columns[rows].reshape(-1), counted)
-        if counts is not None:
-            counts = sample.parts.total(counts[0]), sample.parts.total(counts[1])
-        self.counts = counts
+                pairs.index_add_(0, sample.pair[rows].reshape(-1), counted)
+                totals.index_add_(0, sample.columns[rows].reshape(-1), counted)
+        if self.structured:
+            self.counts = sample.parts.total(pairs), sample.parts.total(totals)
 
     def _explained(self, rows: slice) -> Tensor:
         """(B, K + 2) probability of each true class, given features and label."""
@@ -283,7 +282,7 @@ class Fit:
         best = tried[_first_of_best(torch.cat(found, dim=1).amax(dim=0))]
 
         known = heldout.of_classes([best])
-        nones, sharp = (0.0, *_NONES * len(_EDGES)), (0.0, *(e for e in _EDGES for _ in _NONES))
+        sharp, nones = zip((0.0, 0.0), *product(_EDGES, _NONES), strict=True)
         threshold = heldout.thresholds(known[0], list(nones)).reshape(-1, 1)
         edge = threshold.new_tensor(sharp).unsqueeze(1)
         likely, which = heldout.values(threshold, edge, *known).max(dim=1)

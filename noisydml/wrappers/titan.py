@@ -233,11 +233,8 @@ class PrototypicalMixer(LossWrapper):
         self.catch_up()
         # The features keep their graph, which the clustering loss needs.
         dtype = torch.promote_types(batch.embeddings.dtype, torch.float32)
-        features = batch.embeddings.to(dtype)
-        rows = replace(
-            batch, embeddings=features, indices_tuple=None, ref_emb=None, ref_labels=None
-        )
-        everyone = gather_batch(rows)  # the rows of all ranks
+        rows = replace(batch, indices_tuple=None, ref_emb=None, ref_labels=None)
+        everyone = gather_batch(rows.to(dtype))  # the rows of all ranks
         if len(everyone) == 0:
             return Judgement(MixingDecision.trusting(batch))
         if self.counters["cycle"] < self.warmup:
@@ -256,11 +253,9 @@ class PrototypicalMixer(LossWrapper):
         if decision.labels is None:  # warm-up, or no row on any rank
             return call_loss(self.loss, embed_batch(self.head, batch))
         batch = replace(batch, labels=decision.labels)
-        if decision.draws is not None and decision.share is not None:
-            keeps = self.head is None  # a mixture of unit vectors is none
-            mixed = mix(
-                batch.embeddings, decision.draws, decision.share, keep_length=keeps
-            )  # Eq. 4
+        if decision.draws is not None and decision.share is not None:  # Eq. 4
+            keep = self.head is None  # a mixture of unit vectors is none
+            mixed = mix(batch.embeddings, decision.draws, decision.share, keep_length=keep)
             batch = batch.extended(mixed)
         batch = embed_batch(self.head, batch)
         if self.similarity:
