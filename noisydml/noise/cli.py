@@ -146,13 +146,8 @@ def _run(
         writer = csv.writer(file)
         if header:
             writer.writerow([*titles, *_ADDED])
-        for row, label, original, wrong in zip(
-            rows,
-            noisy.given.tolist(),
-            noisy.original.tolist(),
-            noisy.is_noisy.tolist(),
-            strict=True,
-        ):
+        found = noisy.given.tolist(), noisy.original.tolist(), noisy.is_noisy.tolist()
+        for row, label, original, wrong in zip(rows, *found, strict=True):
             cells = (label, original) if names is None else (names[label], names[original])
             if original == UNLABELED:
                 cells = (row[place], row[place])
