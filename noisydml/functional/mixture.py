@@ -46,8 +46,7 @@ def gaussian_mixture(values: Tensor) -> Mixture:
     """
     require_floating("values", values, ndim=1)
     if len(values) < 4:
-        unknown = values.new_full((2,), math.nan, dtype=torch.float64)
-        return Mixture(unknown, unknown.clone(), unknown.clone())
+        return Mixture(*values.new_full((3, 2), math.nan, dtype=torch.float64))
     (weight, mean, variance), centre, scale = _fit(values.double())
     return Mixture(weight, centre + scale * mean, scale.square() * variance)
 
@@ -78,7 +77,7 @@ def gaussian_mixture_threshold(values: Tensor) -> Tensor:
     if len(values) < 4:
         return torch.full((), math.inf, dtype=torch.float64, device=values.device)
     mixture, centre, scale = _fit(values.double())
-    low, high = mixture.mean.select(0, 0), mixture.mean.select(0, 1)
+    low, high = mixture.mean.unbind()
     threshold = centre + scale * (low + _crossing(mixture) * (high - low))
     return torch.where(values.min() == values.max(), math.inf, threshold)
 
@@ -112,8 +111,8 @@ def _maximise(z: Tensor, share: Tensor) -> Mixture:
 def _crossing(mixture: Mixture) -> Tensor:
     """Where the components are equally likely: 0 at the lower mean, 1 at the upper."""
     weight, mean, variance = mixture
-    low, high = variance.select(0, 0), variance.select(0, 1)
-    gap = (mean.select(0, 1) - mean.select(0, 0)).square()
+    low, high = variance.unbind()
+    gap = mean.diff().square().squeeze(0)
     odds = weight.log() - variance.log() / 2
     # At the position t, the logarithm of the lower's odds is a t^2 + b t + c with b < 0, and its
     # root in (0, 1) is c / q in the stable form of the quadratic formula.
