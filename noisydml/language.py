@@ -6,12 +6,11 @@ imported when they are used, and not loaded at all where the embeddings are cach
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -284,7 +283,7 @@ def _embed(texts: list[str], encoder: TextEncoder) -> Tensor:
 def _cached(texts: list[str], encoder: TextEncoder, folder: Path) -> Tensor:
     key = json.dumps([encoder.name, texts], ensure_ascii=False)
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
-    with contextlib.suppress(Exception):  # no file, or a broken one, which is made anew
+    with suppress(Exception):  # no file, or a broken one, which is made anew
         kept = torch.from_numpy(np.load(path, allow_pickle=False))
         if kept.ndim == 2 and len(kept) == len(texts) and kept.isfinite().all():
             return kept.float()
