@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
@@ -73,40 +73,32 @@ class _HeldOut(NamedTuple):
     transition: Tensor | None  # (B, K + 1) of true classes to the labels; None: all classes alike
     rates: Tensor  # (R,) of wrong labels that are tried where all classes are alike
 
-    def of_classes(self, settings: list[Setting]) -> tuple[Tensor, Tensor, Tensor]:
-        """(G, B) nearest logit, logarithm of the sum of all, (G, B, R) probability of labels.
+    def values(
+        self, settings: list[Setting], nones: Sequence[float], edges: Sequence[float]
+    ) -> Tensor:
+        """(P, G, R) mean logarithm of how likely the labels are, for each of G settings.
 
-        As if every sample were of one of the classes.
+        Each with P pairs of a share of the samples that are of none of the classes and its edge,
+        in the place of the setting's own.
         """
         logits = self.evidence.logits(settings)
         nearest, probable = nearest_class(logits), logits.softmax(dim=2)
-        total = nearest - nearest_class(probable).log()
+        total = nearest - nearest_class(probable).log()  # (G, B) logarithm of the sum of all
         if self.transition is not None:
-            return nearest, total, (probable * self.transition).sum(dim=2, keepdim=True)
-        mine = probable.gather(2, self.own.expand(len(settings), -1, 1))
-        others = (1 - mine) / max(self.evidence.num_classes - 1, 1)
-        return nearest, total, mine * (1 - self.rates) + others * self.rates
-
-    def thresholds(self, nearest: Tensor, shares: list[float]) -> Tensor:
-        """(G, S) what the nearest logit of such shares of all samples is below."""
-        if any(shares):
-            nearest = self.parts.everyone(nearest.T).T
-        return thresholds_of_none(nearest, shares)
-
-    def values(
-        self,
-        threshold: Tensor,
-        edge: float | Tensor,
-        nearest: Tensor,
-        total: Tensor,
-        likely: Tensor,
-    ) -> Tensor:
-        """(G, R) mean logarithm of how likely the labels are, some samples of none of them."""
-        share = (logit_of_none(nearest, threshold, edge) - total).sigmoid().unsqueeze(2)
-        likely = likely * (1 - share) + share / self.evidence.num_classes
-        # In float64, so that the best are the same however many ranks add up.
-        logs = likely.clamp_min(1e-12).log().sum(dim=1, dtype=torch.float64)
-        return self.parts.total(logs) / self.number
+            of_classes = (probable * self.transition).sum(dim=2, keepdim=True)  # (G, B, R)
+        else:
+            mine = probable.gather(2, self.own.expand(len(settings), -1, 1))
+            others = (1 - mine) / max(self.evidence.num_classes - 1, 1)
+            of_classes = mine * (1 - self.rates) + others * self.rates
+        everyone = self.parts.everyone(nearest.T).T if any(nones) else nearest
+        thresholds = thresholds_of_none(everyone, [*nones]).T.unsqueeze(2)  # (P, G, 1)
+        found = []
+        for threshold, edge in zip(thresholds, edges, strict=True):
+            share = (logit_of_none(nearest, threshold, edge) - total).sigmoid().unsqueeze(2)
+            likely = of_classes * (1 - share) + share / self.evidence.num_classes
+            # In float64, so that the best are the same however many ranks add up.
+            found.append(likely.clamp_min(1e-12).log().sum(dim=1, dtype=torch.float64))
+        return self.parts.total(torch.stack(found)) / self.number
 
 
 class Fit:
@@ -275,17 +267,12 @@ class Fit:
         edges = _EDGES if last.none > 0 else _EDGES[:1]
         found = []
         for start in range(0, len(tried), many):
-            known = heldout.of_classes(tried[start : start + many])
-            threshold = heldout.thresholds(known[0], [last.none])
-            value = [heldout.values(threshold, edge, *known).amax(1) for edge in edges]
-            found.append(torch.stack(value))
-        best = tried[_first_of_best(torch.cat(found, dim=1).amax(dim=0))]
+            values = heldout.values(tried[start : start + many], [last.none] * len(edges), edges)
+            found.append(values.amax(dim=(0, 2)))
+        best = tried[_first_of_best(torch.cat(found))]
 
-        known = heldout.of_classes([best])
         sharp, nones = zip((0.0, 0.0), *product(_EDGES, _NONES), strict=True)
-        threshold = heldout.thresholds(known[0], list(nones)).reshape(-1, 1)
-        edge = threshold.new_tensor(sharp).unsqueeze(1)
-        likely, which = heldout.values(threshold, edge, *known).max(dim=1)
+        likely, which = heldout.values([best], nones, sharp).squeeze(1).max(dim=1)
         # What one number more must bring to be significant (a likelihood ratio of 95 %): the share
         # over all labels, and an edge in each part of them.
         likely[1:] -= 2 / parts.size
