@@ -231,6 +231,12 @@ class LossWrapper(KeepsPrecision, ABC):
             yield loss
             loss = loss.loss
 
+    @property
+    def _innermost(self) -> Any:
+        """The loss in the middle, which is no wrapper."""
+        *_, last = self._chain()
+        return last.loss
+
     def _checked(self, embeddings: Tensor, *arguments: Any) -> Batch:
         batch, error = None, None
         try:
@@ -331,7 +337,7 @@ class LossWrapper(KeepsPrecision, ABC):
                 for child in wrapper.children():
                     if child is not wrapper.loss:
                         distributed.take_over_from_first(child)
-            leaf = chain[-1].loss
+            leaf = self._innermost
             if isinstance(leaf, nn.Module) and any(each.same_on_all_ranks for each in chain):
                 distributed.take_over_from_first(leaf)
             for wrapper in chain:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from noisydml import pml
 from noisydml.functional import confidence, gaussian_mixture_threshold, otsu_threshold, running_mean
-from noisydml.functional.checks import require_count, require_decay, require_loss, require_positive
+from noisydml.functional.checks import require_count, require_decay, require_positive
 from noisydml.memory.state import Counters, overwrite
 from noisydml.pml.batch import Batch
 from noisydml.wrappers.base import LossWrapper, call_loss
 from noisydml.wrappers.checks import ValueCheck, proxy_checks, raise_first
 from noisydml.wrappers.decision import Decision, Judgement
-from noisydml.wrappers.losses import losses_by, parameters_besides
+from noisydml.wrappers.losses import losses_by, parameters_besides, require_judge
 
 Named = Literal["otsu", "running_mean", "gaussian_mixture"]
 Threshold = Named | float | Callable[[Tensor], Tensor | float]
@@ -102,15 +102,8 @@ class ConfidenceWeightedLoss(LossWrapper):
         validate_args: bool = True,
     ) -> None:
         super().__init__(loss, validate_args=validate_args)
-        require_loss("confidence_loss", confidence_loss)
-        if isinstance(confidence_loss, LossWrapper):
-            raise TypeError(
-                "confidence_loss must be a loss that gives one value per sample, such as "
-                f"ProxyNCALoss, got {type(confidence_loss).__name__}"
-            )
+        require_judge("confidence_loss", confidence_loss)
         pml.refuse_unweightable(loss)
-        pml.refuse_unweightable(confidence_loss)
-        pml.refuse_memory("confidence_loss", confidence_loss)
         require_positive("lam", lam)
         number = isinstance(threshold, Real) and not isinstance(threshold, bool)
         known = number and threshold == threshold  # and not NaN

@@ -25,7 +25,7 @@ class Filter(LossWrapper):
     def __init__(self, loss: Callable[..., Any], *, validate_args: bool = True) -> None:
         super().__init__(loss, validate_args=validate_args)
         pml.refuse_sorted(
-            list(self._chain())[-1].loss,
+            self._innermost,
             "no sample can be dropped; a wrapper that weights samples, such as "
             "ConfidenceWeightedLoss, works with it",
         )

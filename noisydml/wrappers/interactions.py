@@ -63,8 +63,7 @@ class SelectedInteractions(AroundFilter):
                 f"are to stay as negatives, got {type(loss).__name__}"
             )
         super().__init__(loss, validate_args=validate_args)
-        *_, innermost = self._chain()
-        pml.refuse_without_pairs(innermost.loss)
+        pml.refuse_without_pairs(self._innermost)
 
     def rejudged(self, batch: Batch, judged: Judgement) -> Judgement:
         keep = torch.ones_like(judged.decision.keep)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from noisydml import distributed, pml
+from noisydml.functional.checks import require_loss
 from noisydml.memory.features import FeatureMemory
 from noisydml.pml.batch import Batch
-from noisydml.wrappers.base import zero_with_graph
+from noisydml.wrappers.base import LossWrapper, zero_with_graph
 from noisydml.wrappers.checks import require_finite_losses
 
 
@@ -31,6 +32,18 @@ def loss_against_memory(
     features, labels = remembered
     batch = replace(batch, indices_tuple=None, ref_emb=features, ref_labels=labels)
     return pml.unregularized(loss, batch)
+
+
+def require_judge(name: str, judge: Callable[..., Any]) -> None:
+    """Raise TypeError unless it is a loss that can judge: of every sample, and leaving no trace."""
+    require_loss(name, judge)
+    if isinstance(judge, LossWrapper):
+        raise TypeError(
+            f"{name} must be a loss that gives one value per sample, such as ProxyNCALoss, "
+            f"got {type(judge).__name__}"
+        )
+    pml.refuse_unweightable(judge)
+    pml.refuse_memory(name, judge)
 
 
 def losses_by(

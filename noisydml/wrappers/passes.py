@@ -90,8 +90,7 @@ class JudgedPasses(Filter):
         if num_classes is not None:
             require_count("num_classes", num_classes)
         Neighborhood(index, "cosine")  # refuses what is none, and not a pass later
-        *_, innermost = self._chain()
-        settings: Any = {"normalize": pml.compares_directions(innermost.loss), "shard": shard}
+        settings: Any = {"normalize": pml.compares_directions(self._innermost), "shard": shard}
         self.memory = FeatureMemory(dataset_size, embedding_size, **settings)
         self.reference = FeatureMemory(dataset_size, embedding_size, **settings)
         self.num_classes = num_classes

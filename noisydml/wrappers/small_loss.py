@@ -9,15 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisydml import pml
 from noisydml.functional import forget_rate, small_loss_threshold
-from noisydml.functional.checks import require_count, require_loss, require_noise_rate
+from noisydml.functional.checks import require_count, require_noise_rate
 from noisydml.pml.batch import Batch
-from noisydml.wrappers.base import LossWrapper
 from noisydml.wrappers.checks import ValueCheck, proxy_checks
 from noisydml.wrappers.decision import Decision, Judgement
 from noisydml.wrappers.filter import Filter
-from noisydml.wrappers.losses import losses_by, parameters_besides
+from noisydml.wrappers.losses import losses_by, parameters_besides, require_judge
 
 
 class SmallLossFilter(Filter):
@@ -86,25 +84,15 @@ class SmallLossFilter(Filter):
         super().__init__(loss, validate_args=validate_args)
         require_noise_rate(noise_rate)
         require_count("ramp", ramp, least=0)
-        if score_loss is not None:
-            require_loss("score_loss", score_loss)
         self.score_loss = score_loss
-        if isinstance(self._judge, LossWrapper):
-            raise TypeError(
-                "score_loss must be a loss that gives one value per sample, such as ProxyNCALoss, "
-                f"got {type(self._judge).__name__}; by default it is loss itself"
-            )
-        pml.refuse_unweightable(self._judge)
-        pml.refuse_memory("score_loss, by default loss itself,", self._judge)
+        require_judge(self._judge_is, self._judge)
         self.noise_rate = float(noise_rate)
         self.ramp = ramp
         self.same_on_all_ranks = score_loss is None  # every rank judges all rows by it
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def judge(self, batch: Batch) -> Judgement:
-        everyone, losses = losses_by(
-            "score_loss, by default loss itself,", self._judge, batch, self.own_parameters()
-        )
+        everyone, losses = losses_by(self._judge_is, self._judge, batch, self.own_parameters())
         if len(everyone) == 0:
             return Judgement(Decision.trusting(batch), own_loss=losses.sum())
         scores = losses.detach().double()  # (N,), of all ranks' rows
@@ -136,6 +124,10 @@ class SmallLossFilter(Filter):
 
     def extra_repr(self) -> str:
         return f"noise_rate={self.noise_rate}, ramp={self.ramp}"
+
+    @property
+    def _judge_is(self) -> str:
+        return "score_loss, by default loss itself," if self.score_loss is None else "score_loss"
 
     @property
     def _judge(self) -> Callable[..., Any]:

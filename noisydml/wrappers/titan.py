@@ -162,8 +162,7 @@ class PrototypicalMixer(LossWrapper):
         super().__init__(loss, validate_args=validate_args)
         if any(isinstance(wrapper, PrototypicalMixer) for wrapper in list(self._chain())[1:]):
             raise TypeError("loss must not be or contain another PrototypicalMixer")
-        innermost = list(self._chain())[-1].loss
-        pml.refuse_sorted(innermost, "it cannot take mixed embeddings, or other labels")
+        pml.refuse_sorted(self._innermost, "it cannot take mixed embeddings, or other labels")
         require_choice("weights", weights, ("tempered", "density", None))
         if weights is not None:
             pml.refuse_unweightable(self.loss)
@@ -285,7 +284,7 @@ class PrototypicalMixer(LossWrapper):
     def own_checks(self, batch: Batch) -> list[ValueCheck]:
         self.prototypes.memory.dealt.require_ranks()
         require_width(batch, self.feature_size, "feature_size")
-        queue = pml.queue_size(list(self._chain())[-1].loss)
+        queue = pml.queue_size(self._innermost)
         if self.mixing and queue is not None and 2 * len(batch) > queue:
             raise ValueError(
                 f"CrossBatchMemory must be as large as a batch with its mixed rows, "
