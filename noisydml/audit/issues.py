@@ -244,25 +244,8 @@ class LabelIssues:
         """
         if top is not None:
             require_count("top", top, least=0)
-        shown = self._shown()[:top]
-        near: list[list[int]] = [] if self.neighbors is None else self.neighbors[:top].tolist()
-        near += [[]] * (len(shown) - len(near))
-        suggested = [None] * len(shown)
-        if self.suggested_labels is not None:
-            suggested = self.suggested_labels[shown].tolist()
-        page.write(
-            path,
-            self._table(shown),
-            near,
-            self.given_labels.tolist(),
-            suggested,
-            self.classes,
-            images,
-            texts,
-            class_names,
-            image_size,
-            title,
-        )
+        rows = self._table(self._shown()[:top])
+        page.write(path, self, rows, images, texts, class_names, image_size, title)
 
     def with_neighbors(
         self, embeddings: Any, k: int = 8, *, metric: Metric = "cosine"

@@ -9,16 +9,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from numbers import Integral
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from noisydml.audit.labels import Classes, unique, words_of
 from noisydml.audit.pictures import data_uri, item_getter, of_sample
 from noisydml.functional.checks import require_count
 from noisydml.functional.files import replacing
+
+if TYPE_CHECKING:
+    from noisydml.audit.issues import LabelIssues
 
 _PER_BLOCK = 200  # samples whose pictures and texts the page parses at once
 
@@ -27,11 +30,8 @@ ClassNames = Mapping[Any, Any] | Iterable[str]  # or a pandas Series
 
 def write(
     path: str | PathLike[str],
-    rows: Sequence[dict[str, Any]],
-    near: Sequence[Sequence[int]],
-    labels: Sequence[int],
-    suggested: Sequence[int | None],
-    classes: Classes,
+    issues: LabelIssues,
+    rows: list[dict[str, Any]],
     images: Any,
     texts: Any,
     class_names: ClassNames | None,
@@ -40,11 +40,15 @@ def write(
 ) -> None:
     """Write the page of :meth:`noisydml.LabelIssues.to_html`, which tells the other arguments.
 
-    ``rows`` are the suspects that are shown, ``near`` the samples nearest to each, -1 for none,
-    ``labels`` the given labels of all N samples as codes, -1 for unknown ones, and ``suggested``
-    those of the suspects, -1 for none of the ``classes``, None without suggestions.
+    ``rows`` are those of the ``issues`` that are shown, the first of them.
     """
     require_count("image_size", image_size)
+    labels, classes = issues.given_labels.tolist(), issues.classes
+    suggested = [None] * len(rows)
+    if issues.suggested_labels is not None:
+        suggested = issues.suggested_labels[[row["sample_id"] for row in rows]].tolist()
+    near = [] if issues.neighbors is None else issues.neighbors[: len(rows)].tolist()
+    near += [[]] * (len(rows) - len(near))
     picture = None if images is None else item_getter("images", images, len(labels))
     text = None if texts is None else item_getter("texts", texts, len(labels))
 
