@@ -24,7 +24,7 @@ from noisydml.functional.checks import require_count, require_share
 from noisydml.functional.extras import optional
 from noisydml.functional.files import replacing
 from noisydml.memory.index import Metric, require_metric
-from noisydml.memory.neighbors import Neighborhood
+from noisydml.memory.neighbors import exact_index
 
 _BLOCK = 4096  # queries searched at once
 _COPIES = 20  # told of each sample: of a group of thousands all would be millions
@@ -273,13 +273,11 @@ class LabelIssues:
         if features.dtype == torch.float64 and metric == "cosine":
             # Of unit vectors less an offset, which float32 holds, the distances are in one order.
             features, by = rows[:], "euclidean"
-        one_class = torch.zeros_like(self.given_labels)  # nobody is left out for its label
-        one_class, issues = (x.to(rows.device) for x in (one_class, self.issues))
-        hood = Neighborhood(None, by)
-        hood.build(features, one_class)
+        index = exact_index(rows.device, by)
+        index.build(features)
         near = [
-            hood.neighbors(features[block], one_class[block], k, block)[1]
-            for block in torch.split(issues, _BLOCK)
+            index.search(features[block], k, block).position
+            for block in torch.split(self.issues.to(rows.device), _BLOCK)
         ]
         return replace(self, neighbors=torch.cat(near).cpu())
 

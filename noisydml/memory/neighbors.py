@@ -15,11 +15,15 @@ _EXACT = 2**34  # pairs of a query and a feature, up to which all are compared
 _PROBED = 16  # cells of an inverted file
 
 
+def exact_index(device: torch.device, metric: Metric = "cosine") -> NeighborIndex:
+    """FAISS's on the CPU, and torch's on any other device."""
+    return FaissIndex(metric=metric) if device.type == "cpu" else TorchIndex(metric)
+
+
 def default_index(queries: int, entries: int, device: torch.device) -> NeighborIndex:
     """Exact up to a number of pairs on the CPU and on any other device; else an inverted file."""
-    if device.type != "cpu":
-        return TorchIndex()
-    return FaissIndex() if queries * entries <= _EXACT else inverted_file(entries)
+    many = device.type == "cpu" and queries * entries > _EXACT
+    return inverted_file(entries) if many else exact_index(device)
 
 
 def inverted_file(entries: int) -> FaissIndex:
@@ -83,9 +87,9 @@ class Neighborhood:
     def _make(self, device: torch.device) -> NeighborIndex:
         if isinstance(self._given, NeighborIndex):
             return self._given
-        if self._given == "torch" or device.type != "cpu":
+        if self._given == "torch":
             return TorchIndex(self.metric)
-        return FaissIndex("Flat", self.metric)
+        return exact_index(device, self.metric)
 
     def neighbors(
         self, queries: Tensor, labels: Tensor, k: int, entries: Tensor | None = None
