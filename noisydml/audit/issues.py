@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisydml.audit import page, storage
-from noisydml.audit.labels import Classes, names_of, words_of
+from noisydml.audit.labels import Classes, names_of, objects, words_of
 from noisydml.audit.page import ClassNames
 from noisydml.audit.rows import EmbeddingRows
 from noisydml.functional.checks import require_count, require_share
@@ -104,8 +104,7 @@ class LabelIssues:
         best = self.support.argsort(descending=True, stable=True)
         new = (self.given_labels < 0) & (self.suggested_labels >= 0)
         told = "sample_id", "suggested_label", "support"
-        rows = self._table(best[new[best]])
-        return [{name: row[name] for name in told} for row in rows]
+        return [{name: row[name] for name in told} for row in self._table(best[new[best]])]
 
     def to_pandas(self) -> Any:
         """:meth:`rows` as a ``pandas.DataFrame``; needs pandas.
@@ -131,12 +130,12 @@ class LabelIssues:
         Raises:
             ValueError: for names that UTF-8 cannot write.
         """
-        written = self._written()
+        columns = self._written()._columns(self._shown())
         try:
             with replacing(path, newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
-                writer.writerow(written._columns(self._shown()))
-                writer.writerows(map(_word, row.values()) for row in written.rows())
+                writer.writerow(columns)
+                writer.writerows(map(_word, row) for row in zip(*columns.values(), strict=True))
         except UnicodeEncodeError as error:
             got = error.object[error.start : error.end]
             raise ValueError(
@@ -192,8 +191,7 @@ class LabelIssues:
             codes = torch.where(fixed, self.suggested_labels, codes)
         labels = codes.numpy()
         if self.classes is not None:
-            labels = np.empty(len(codes), dtype=object)
-            labels[:] = names_of(codes, self.classes)
+            labels = objects(names_of(codes, self.classes))
         return labels, (doubtful & ~fixed).nonzero().squeeze(1).numpy()
 
     def to_html(

@@ -164,12 +164,12 @@ def _column(value: Any) -> tuple[NDArray[Any], list[Any] | None]:
         value[hidden] = None
     value = only_column(value)
     if not (hasattr(value, "to_numpy") or hasattr(value, "__array__")):
-        return _objects(list(_iterable("labels", value))), None
+        return objects(list(_iterable("labels", value))), None
     array = _array(value)
     listed = getattr(value, "to_pylist", None) or getattr(value, "to_list", None)
     # Integers, some of them missing? And dates, without a time, are Python's.
     if listed is not None and (array.dtype.kind == "f" or array.dtype == "M8[D]"):
-        array = _objects(listed())
+        array = objects(listed())
     order = getattr(getattr(value, "dtype", None), "categories", None)
     if order is not None and getattr(getattr(order, "dtype", None), "kind", None) in ("M", "m"):
         return array, list(order.to_numpy())  # as the entries are: NumPy's, whatever the unit
@@ -194,7 +194,7 @@ def _array(value: Any) -> NDArray[Any]:
     return np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
 
 
-def _objects(listed: list[Any]) -> NDArray[Any]:
+def objects(listed: list[Any]) -> NDArray[Any]:
     """An array that holds the very objects; a list of lists gives it two dimensions."""
     if listed and all(isinstance(x, (list, tuple)) for x in listed):
         return np.array(listed, dtype=object)
@@ -232,7 +232,7 @@ def _plain(array: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
             pass  # larger ones are names
     elif kinds <= {"integer", "float"}:
         return _whole(np.array(given, dtype=np.float64)), missing
-    return _objects(given), missing
+    return objects(given), missing
 
 
 def _types(values: Iterable[Any]) -> set[type]:
