@@ -59,12 +59,12 @@ def write(
                 None if text is None else str(text(i)),
             )
 
-    occur = {*labels, *(code for code in suggested if code is not None)} - {-1}
-    names = unique_names(class_names, occur, classes)
+    names = unique_names(class_names, {*labels, *suggested} - {-1, None}, classes)
     # The page counts classes from 0, for its numbers are no longer than 2**53.
-    place = {-1: -1, **{code: position for position, code in enumerate(names)}}
-    written = None if classes is None else words_of(classes)
-    words = [str(code) if written is None else written[code] for code in names]
+    place: dict[int | None, int | None] = {None: None, -1: -1}
+    place.update((code, position) for position, code in enumerate(names))
+    written = dict(enumerate(words_of(classes or ())))
+    words = [written.get(code, str(code)) for code in names]
     suspects = []
     for row, ids, code in zip(rows, near, suggested, strict=True):
         given, copies = labels[row["sample_id"]], row.get("contradicts", [])
@@ -72,12 +72,12 @@ def write(
             {
                 "id": row["sample_id"],
                 "given": place[given],
-                "suggested": None if code is None or code == given else place[code],
+                "suggested": None if code == given else place[code],
                 "score": _rounded(row["score"]),
                 "support": None if code in (None, -1, given) else _rounded(row["support"]),
                 "probability": _rounded(row.get("probability")),
                 "copies": copies,
-                "near": [*copies, *(i for i in ids if i >= 0 and i not in copies)],
+                "near": [i for i in dict.fromkeys([*copies, *ids]) if i >= 0],
             }
         )
         if more := row.get("contradicts_more"):

@@ -52,10 +52,10 @@ def item_getter(name: str, source: Any, count: int) -> Callable[[int], Any]:
             f"{name} must be a callable or have one entry per sample, got {type(source).__name__}"
         )
     entries: Any = source if indexed else list(source)
+    if (got := len(entries)) != count:
+        raise ValueError(f"{name} must have {count} entries, one per sample, got {got}")
     if hasattr(entries, "iloc"):  # by position, whatever the index says
         entries = entries.iloc
-    if (got := len(source if indexed else entries)) != count:
-        raise ValueError(f"{name} must have {count} entries, one per sample, got {got}")
     if hasattr(entries, "to_pylist"):  # of pyarrow
         return lambda i: entries[i].as_py()
     return lambda i: entries[i]
