@@ -5,6 +5,7 @@ Each refusal names the argument, what it got and what it wants.
 
 import math
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,10 +43,9 @@ def require_dense(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} must be a dense tensor that holds numbers, got a meta tensor")
 
 
-def require_floating(name: str, value: object, ndim: int | None = None) -> None:
+def require_floating(name: str, value: Any, ndim: int | None = None) -> None:
     """Raise unless ``value`` is a floating-point tensor (of ``ndim`` dimensions)."""
     require_tensor(name, value, "a floating-point torch.Tensor")
-    assert isinstance(value, Tensor)
     if not value.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got dtype {value.dtype}")
     if ndim is not None and value.ndim != ndim:
@@ -56,22 +56,20 @@ def require_floating(name: str, value: object, ndim: int | None = None) -> None:
 
 
 def require_integer(
-    name: str, value: object, length: int | None = None, per: str = "embedding"
+    name: str, value: Any, length: int | None = None, per: str = "embedding"
 ) -> None:
     """Raise unless ``value`` is a 1-dimensional integer tensor (of ``length`` entries)."""
     require_tensor(name, value, "an integer torch.Tensor")
-    assert isinstance(value, Tensor)
     if value.dtype not in _INTEGERS:
         raise TypeError(f"{name} must be an integer tensor, got dtype {value.dtype}")
     require_vector(name, value, length, per)
 
 
 def require_vector(
-    name: str, value: object, length: int | None = None, per: str = "embedding"
+    name: str, value: Any, length: int | None = None, per: str = "embedding"
 ) -> None:
     """Raise unless ``value`` is a tensor of one dimension (and ``length`` entries)."""
     require_tensor(name, value)
-    assert isinstance(value, Tensor)
     if value.ndim != 1:
         raise ValueError(f"{name} must have 1 dimension, got shape {tuple(value.shape)}")
     if length is not None and len(value) != length:

@@ -223,9 +223,11 @@ class FaissIndex(NeighborIndex):
                 self._faiss.train(rows)
             self._faiss.add(rows)
         except RuntimeError as error:
+            # What FAISS says, without the place in its source.
+            reason = str(error).rsplit("Error: ", 1)[-1].rsplit(" failed: ", 1)[-1].strip()
             raise ValueError(
                 f"index factory {self.factory!r} cannot hold {self.size} features of width "
-                f"{self.width} by the metric {self.metric!r}: {_reason(error)}"
+                f"{self.width} by the metric {self.metric!r}: {reason}"
             ) from error
 
     def _search(self, queries: Tensor, k: int) -> Neighbors:
@@ -235,11 +237,6 @@ class FaissIndex(NeighborIndex):
         distance = 1 - score if self.metric == "cosine" else 0.5 * score
         distance = torch.where(position < 0, math.inf, distance)  # an approximate index found fewer
         return Neighbors(distance.clamp_min(0).to(queries.device), position.to(queries.device))
-
-
-def _reason(error: RuntimeError) -> str:
-    """What FAISS says, without the place in its source."""
-    return str(error).rsplit("Error: ", 1)[-1].rsplit(" failed: ", 1)[-1].strip()
 
 
 class TorchIndex(NeighborIndex):
