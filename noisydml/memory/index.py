@@ -280,8 +280,9 @@ class TorchIndex(NeighborIndex):
         assert self._features is not None
         size = len(queries)
         queries = torch.nn.functional.pad(queries, (0, 0, 0, -size % TILE[0]))
-        own_part = 0.5 * queries.square().sum(dim=1, keepdim=True)
-        own_part = torch.ones_like(own_part) if self.metric == "cosine" else own_part
+        own_part = queries.new_ones(len(queries), 1)
+        if self.metric == "euclidean":
+            own_part = 0.5 * queries.square().sum(dim=1, keepdim=True)
         block_size = -(-self.block_size // TILE[1]) * TILE[1]
         best: Neighbors | None = None
         start = 0
