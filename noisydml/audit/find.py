@@ -201,7 +201,6 @@ def _contradictions(copies: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
 
 
 def _read_weights(value: Any, length: int) -> Tensor:
-    weights: Tensor
     if not isinstance(value, Tensor):
         refuse_masked("sample_weight", value)
         try:
@@ -209,7 +208,7 @@ def _read_weights(value: Any, length: int) -> Tensor:
         except (TypeError, ValueError) as error:
             raise TypeError(f"sample_weight must hold {length} numbers: {error}") from error
     require_dense("sample_weight", value)
-    weights = value.detach()
+    weights: Tensor = value.detach()
     if weights.shape != (length,) or weights.is_complex():
         raise ValueError(f"sample_weight must have {length} entries, got {tuple(weights.shape)}")
     if not (weights.isfinite() & (weights >= 0)).all():

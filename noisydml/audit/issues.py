@@ -189,9 +189,7 @@ class LabelIssues:
             fixed = doubtful & (self.suggested_labels >= 0) & (self.support >= min_support)
             fixed &= self.suggested_labels != self.given_labels
             codes = torch.where(fixed, self.suggested_labels, codes)
-        labels = codes.numpy()
-        if self.classes is not None:
-            labels = objects(names_of(codes, self.classes))
+        labels = codes.numpy() if self.classes is None else objects(names_of(codes, self.classes))
         return labels, (doubtful & ~fixed).nonzero().squeeze(1).numpy()
 
     def to_html(
