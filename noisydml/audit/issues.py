@@ -393,14 +393,11 @@ class LabelIssues:
 
     def _cells(self, top: int) -> list[list[str]]:
         """The header and the first rows as words; nothing where there is no row."""
-        rows = self._written()._table(self._shown()[:top])
-        suggests = self.suggested_labels is not None
-        words = [
-            {n: _NONE if suggests and n == "suggested_label" and v is None else _word(v)
-             for n, v in row.items()}
-            for row in rows
-        ]  # fmt: skip
-        return [*map(list, rows[:1]), *(list(row.values()) for row in words)]
+        columns = self._written()._columns(self._shown()[:top])
+        if (suggested := columns.get("suggested_label")) is not None:
+            columns["suggested_label"] = [_NONE if x is None else x for x in suggested]
+        rows = [list(map(_word, row)) for row in zip(*columns.values(), strict=True)]
+        return [list(columns), *rows] if rows else []
 
 
 def _word(value: Any) -> str:
