@@ -21,6 +21,7 @@ from noisydml.memory.latent import (
     CENTER_ROUNDS,
     NEIGHBOR_ROUNDS,
     TRUSTED,
+    Core,
     Fit,
     means,
 )
@@ -218,21 +219,22 @@ class _Contest:
 
     def _tells(self, model: int) -> bool:
         """Whether what a model predicts of the labels held out is more than chance."""
-        if len(self.base) < FEWEST:
+        agreed = agreement(self.guesses[model], self.told)
+        if len(self.base) < FEWEST or agreed <= 0:  # without its label a class is rarer: no guess
             return False
         gain = self.logs[model] - self.base
         if bool(gain.mean() > 3 * gain.std() / math.sqrt(len(gain))):
             return True
         # Of two classes with 40 % wrong the best prediction gains little, and varies by more.
-        return bool(gain.mean() > 0) and agreement(self.guesses[model], self.told) > _AGREED
+        return bool(gain.mean() > 0) and agreed > _AGREED
 
     def _tick(self) -> None:
         self.done += 1
         if self.progress is not None:
             self.progress(self.done, self.rounds)
 
-    def _by_all(self, structured: bool, blended: bool) -> tuple[Fit, float, float, float, float]:
-        """All labels judged by all, the rate that follows, and what the core says of it."""
+    def _by_all(self, structured: bool, blended: bool) -> tuple[Fit, float, Core, Core]:
+        """All labels judged by all, the rate that follows, and what the cores say of it."""
         sample, parts = self.sample, self.sample.parts
         self.rounds = self.done + CENTER_ROUNDS + NEIGHBOR_ROUNDS * blended
         fit = Fit(sample, sample.weights, structured, settings=means(self.settings[structured]))
@@ -244,8 +246,9 @@ class _Contest:
         mean = float(mistrust / parts.total(counted.sum()).clamp_min(1))
         if not sample.crowded:
             # A sample's few companions agree more often where its own label is not among theirs.
-            return fit, mean, mean, 2 / math.sqrt(max(sample.number_labelled, 1)), 1.0
-        return fit, mean, *fit.core_rate()
+            none = Core(mean, 2 / math.sqrt(max(sample.number_labelled, 1)), 1.0)
+            return fit, mean, none, none
+        return fit, mean, *fit.core_rates()
 
     def verdict(self, trained: bool, core_refutes: bool, noise_rate: float | None) -> _Verdict:
         """What the best one says; the arguments are those of :func:`judge_labels`."""
@@ -253,17 +256,17 @@ class _Contest:
         asked = len(self.base)
         best = int(logs.mean(dim=1).argmax()) if asked > 0 else 0
         structured, blended = self.models[best]
-        fit, rate, core, width, part = self._by_all(structured, blended)
+        fit, rate, core, of_each = self._by_all(structured, blended)
         gain = logs[best] - self.base
         close = asked > 0 and bool(
             logs[best].mean() - logs[2:].mean(dim=1).amax() < _CLOSE * gain.mean()
         )
-        if not structured and close and core - width > rate + _AT_ODDS:
+        if not structured and close and core.rate - core.width > rate + _AT_ODDS:
             # Labels that are wrong where the features are certain, and no rate that has them: half
             # of each class in the next looks like features that tell little.
             structured = True
             blended = bool(logs[3].mean() > logs[2].mean())
-            fit, rate, core, width, part = self._by_all(structured, blended)
+            fit, rate, core, of_each = self._by_all(structured, blended)
         counted = fit.known & sample.labelled
         score = torch.where(counted, fit.trust.double(), 1.0)
         certainty = float(everyone(fit.most[sample.labelled]).mean())
@@ -273,15 +276,18 @@ class _Contest:
             told = "as the features do not tell the labels"
             return _Verdict(fit, score, math.nan, (0.0, 1.0), told, structured, certainty)
         if structured:
-            rate = max(rate, core)
+            rate = max(rate, core.rate)
         else:  # classes of a few samples have cores that are wrong more often than the rest
-            rate += min(max(core - width - rate, 0.0), _AT_ODDS)
+            rate += min(max(core.rate - core.width - rate, 0.0), _AT_ODDS)
         rate = min(max(rate, 0.0), 0.99)
         if trained and structured and certainty < _CERTAIN and noise_rate is None:
             rate = trained_rate(sample, rate)
-        low, high = min(rate, core) - width, max(rate, core) + width
+        says = (Core(rate, core.width, 1.0), core, of_each)
+        low = min(each.rate - each.width for each in says)
+        high = max(each.rate + each.width for each in says)
         if core_refutes and not trained:
-            rate *= part
+            easy = of_each.rate - of_each.width > core.rate  # classes with fewer wrong are the core
+            rate *= max(core.part, of_each.part) if easy else core.part
         found_by = f"if wrong labels fall on {_WHERE[structured]}"
         for m in range(len(self.models)):  # who predicts about as well may be right about the rate
             behind = logs[best] - logs[m]
@@ -310,6 +316,7 @@ def _as_given(
     probability = found.score if said else torch.full_like(found.score, math.nan)
     right = everyone(probability.nan_to_num() * counted)
     labels_of = torch.cat([classes, classes.new_full((1,), -1)])  # -1 is the last
+    suggested, support = found.fit.suggestions(found.score)
     numbers = everyone(numbers[order])
     copies = numbers[sample.groups]  # one of each group, not yet the first
     first = torch.full_like(numbers, len(numbers))
@@ -318,8 +325,8 @@ def _as_given(
     return LabelJudgement(
         score=found.score[place],
         probability=probability[place],
-        suggested_labels=labels_of[found.fit.suggested][place],
-        support=found.fit.support.double()[place],
+        suggested_labels=labels_of[suggested][place],
+        support=support[place],
         noise_rate=found.rate,
         noise_rate_bounds=found.bounds,
         found_by=found.found_by,

@@ -63,6 +63,17 @@ def means(folds: list[list[Setting]]) -> list[Setting]:
     ]
 
 
+class Core(NamedTuple):
+    """What :func:`~noisydml.functional.judge.rate_of_core` says of some samples."""
+
+    rate: float
+    width: float
+    part: float
+
+
+NOTHING_CERTAIN = Core(0.0, 1.0, 1.0)
+
+
 class _HeldOut(NamedTuple):
     """How well settings predict labels that have taught nothing; of some samples on each rank."""
 
@@ -318,35 +329,62 @@ class Fit:
         return self.sample.columns[rows].gather(1, column).squeeze(1).long()
 
     def conclude(self) -> None:
-        """The class that each sample is of, -1 for none of them, and how certain that is."""
+        """Of which class the features of each sample are, how certain that is, and who else it is.
+
+        ``other`` is the class that it most likely is of if its label is wrong, -1 for none of them,
+        and ``other_share`` the share of that in what is not the label's.
+        """
         sample = self.sample
         self.most, self.certain = torch.ones_like(self.trust), torch.ones_like(self.trust)
-        self.support, self.suggested = torch.ones_like(self.trust), sample.classes.clone()
-        self.agrees = torch.ones_like(self.known)
+        self.guess, self.other = sample.classes.clone(), sample.classes.clone()
+        self.other_share = torch.ones_like(self.trust)
+        judged = self.known & sample.labelled
         for rows in sample.blocks():
             probable, true = self.probable[rows], self._explained(rows)
-            own = sample.own[rows]
+            columns = pad(sample.columns[rows], (0, 2), value=-1).long()
             self.most[rows], column = probable[:, :-2].max(dim=1)
-            self.agrees[rows] = column == own
+            self.guess[rows] = columns.gather(1, column.unsqueeze(1)).squeeze(1)
             of_any = (1 - probable[:, -1]).clamp_min(1e-12)
             self.certain[rows] = self.most[rows] / of_any  # if it is of any class
-            distrusted = (self.trust[rows] < TRUSTED) & sample.labelled[rows]
-            others = true.scatter(1, own.unsqueeze(1), -1.0)
-            support, column = torch.where(distrusted.unsqueeze(1), others, true).max(dim=1)
-            suggested = pad(sample.columns[rows], (0, 2), value=-1).gather(1, column.unsqueeze(1))
-            self.suggested[rows], self.support[rows] = suggested.squeeze(1), support.clamp_min(0)
+            others = true.scatter(1, sample.own[rows].unsqueeze(1), 0.0)
+            others = torch.where(judged[rows].unsqueeze(1), others, true)
+            most, column = others.max(dim=1)
+            self.other[rows] = columns.gather(1, column.unsqueeze(1)).squeeze(1)
+            self.other_share[rows] = most / others.sum(dim=1).clamp_min(1e-30)
 
-    def core_rate(self) -> tuple[float, float, float]:
-        """:func:`~noisydml.functional.judge.rate_of_core` of the most certain tenth."""
+    def suggestions(self, probability: Tensor) -> tuple[Tensor, Tensor]:
+        """(N,) class that each sample most likely is of, and (N,) how likely, given its label's."""
+        judged = self.known & self.sample.labelled
+        right = judged & (probability >= TRUSTED)
+        left = torch.where(judged, 1 - probability, 1.0)
+        suggested = torch.where(right, self.sample.classes, self.other)
+        return suggested, torch.where(right, probability, self.other_share * left)
+
+    def core_rates(self) -> tuple[Core, Core]:
+        """What the most certain tenth of all samples says of the rate, and that of each class."""
         everyone = self.sample.parts.everyone
         counted = (self.known & self.sample.labelled).nonzero().squeeze(1)
-        most = everyone(self.most[counted])
-        if len(most) == 0:
-            return 0.0, 1.0, 1.0
-        least = most.sort(descending=True).values[int(_CORE * len(most))].clamp_max(_CERTAIN)
-        top = most >= least
-        number = int(top.sum())
-        certain = float(everyone(self.certain[counted])[top].mean())
-        wrong = float((~everyone(self.agrees[counted])[top]).double().mean())
-        expected = 1 - float(everyone(self.trust[counted])[top].double().mean())
-        return rate_of_core(wrong, expected, certain, number)
+        most, guess = everyone(self.most[counted]), everyone(self.guess[counted])
+        if (number := len(most)) == 0:
+            return NOTHING_CERTAIN, NOTHING_CERTAIN
+        agrees = guess == everyone(self.sample.classes[counted])
+        said = torch.stack([everyone(self.certain[counted]), agrees, everyone(self.trust[counted])])
+        as_good = most >= _CERTAIN
+        of_all = as_good | (most >= most.sort(descending=True).values[int(_CORE * number)])
+        order = most.argsort(descending=True, stable=True)
+        order = order[guess[order].argsort(stable=True)]  # class by class, the most certain first
+        sizes = torch.bincount(guess, minlength=self.sample.num_classes)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(number, device=order.device)
+        place -= (sizes.cumsum(0) - sizes)[guess]
+        of_each = as_good | (place < _CORE * sizes[guess])
+        there = torch.bincount(guess[of_each], minlength=len(sizes)).clamp_min(1)
+        weights = torch.stack([of_all, of_each * (sizes / there)[guess]]).double()
+        numbers = weights.sum(dim=1).square() / weights.square().sum(dim=1)
+        certain, right, trust = said.double() @ (weights / weights.sum(dim=1, keepdim=True)).T
+        rows = torch.stack([1 - right, 1 - trust, certain, numbers], dim=1).tolist()
+        all_of_them, each_class = (
+            Core(*rate_of_core(wrong, expected, certain, round(size)))
+            for wrong, expected, certain, size in rows
+        )
+        return all_of_them, each_class
