@@ -46,7 +46,7 @@ def score_histogram(
 
     Raises:
         ImportError: without matplotlib.
-        ValueError: for a decision without scores, or an ``is_noisy`` of another length.
+        ValueError: for a decision without scores, or an ``is_noisy`` of another length or kind.
 
     Example:
         >>> import torch
@@ -66,7 +66,7 @@ def score_histogram(
     values = _array(scores, float)
     if values.ndim != 1:
         raise ValueError(f"scores must have 1 dimension, got shape {values.shape}")
-    wrong = np.zeros(len(values), bool) if is_noisy is None else _array(is_noisy, bool)
+    wrong = np.zeros(len(values), bool) if is_noisy is None else _mask(is_noisy)
     if wrong.shape != values.shape:
         raise ValueError(f"is_noisy must have shape {values.shape}, got {wrong.shape}")
     ax = _axes(ax)
@@ -145,6 +145,7 @@ def contact_sheet(
 
     Raises:
         ImportError: without matplotlib.
+        TypeError: if ``issues`` are none.
         TypeError, ValueError: for images that :meth:`noisydml.LabelIssues.to_html` refuses.
 
     Example:
@@ -157,6 +158,8 @@ def contact_sheet(
         >>> figure.axes[0].get_title()
         '0 → 1?'
     """
+    if not isinstance(issues, LabelIssues):
+        raise TypeError(f"issues must be LabelIssues, got {type(issues).__name__}")
     require_count("rows", rows)
     require_count("columns", columns)
     plt = _pyplot()
@@ -203,6 +206,9 @@ def hierarchy(
         >>> ax = plot.hierarchy(tree)
     """
     _pyplot()
+    if not hasattr(tree, "plot"):
+        wanted = "a ClassHierarchy, as ClassHierarchy.from_dict makes one"
+        raise TypeError(f"tree must be {wanted}, got {type(tree).__name__}")
     return tree.plot(ax, fold=fold, classes=classes)
 
 
@@ -222,6 +228,13 @@ def _edges(values: NDArray[Any], bins: int) -> list[float]:
         least, most = least - 1e6 * rounding, most + 1e6 * rounding
     edges: list[float] = np.linspace(least, most, bins + 1).tolist()
     return edges
+
+
+def _mask(values: Any) -> NDArray[np.bool_]:
+    array = _array(values, object)
+    if not np.isin(array, (False, True)).all():
+        raise ValueError(f"is_noisy must hold bools, got {array.ravel()[:3].tolist()}, ...")
+    return array.astype(np.bool_)
 
 
 def _array(values: Any, dtype: type) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from noisydml.functional.checks import require_count, require_noise_rate
 from noisydml.memory.features import FeatureMemory, last_of_equals
 from noisydml.memory.judge import judge_labels
 from noisydml.memory.latent import TRUSTED
-from noisydml.memory.state import AllOrNothing
+from noisydml.memory.state import KeepsPrecision
 from noisydml.wrappers.base import LossWrapper, is_training_step
 from noisydml.wrappers.checks import in_range, raise_first
 from noisydml.wrappers.decision import Decision
@@ -25,7 +25,7 @@ from noisydml.wrappers.judged import JudgeFilter
 from noisydml.wrappers.regularized import RegularizedLoss
 
 
-class LabelAudit(AllOrNothing):
+class LabelAudit(KeepsPrecision):
     r"""Collects the decisions of a wrapper during training, sample by sample, over epochs.
 
     It hooks itself onto the wrapper: the training loop stays as it is, but must pass

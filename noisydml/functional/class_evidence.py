@@ -10,6 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from noisydml.functional.checks import (
+    require_floating,
+    require_integer,
+    require_tensor,
+    require_vector,
+    require_width,
+)
 from noisydml.functional.parts import Whole
 from noisydml.functional.products import full_precision
 
@@ -109,6 +116,10 @@ def leave_one_out_similarity(
         (N, K) similarities, in which that to the own class counts the sample itself in, and (N,)
         those to the own class that do not. 0 for a class without any other sample.
 
+    Raises:
+        TypeError: if an argument is no tensor of that kind of dtype.
+        ValueError: if shapes do not fit, or ``classes`` are not in ``[0, C)``.
+
     Example:
         >>> import torch
         >>> from noisydml.functional import leave_one_out_similarity
@@ -117,11 +128,19 @@ def leave_one_out_similarity(
         >>> leave_one_out_similarity(features, sums, labels, torch.ones(2))[1]
         tensor([0., 0.])
     """
+    require_floating("features", features, ndim=2)
+    require_floating("sums", sums, ndim=2)
+    require_width("sums", sums, "features", features)
+    require_integer("own_classes", own_classes, len(features), "feature")
+    require_vector("own_weights", own_weights, len(features), "feature")
     lengths = torch.linalg.vector_norm(sums, dim=1) if lengths is None else lengths
     lengths = lengths.clamp_min(_TINY)
     if classes is None:
         similarity = features @ sums.T / lengths
     else:
+        require_tensor("classes", classes)
+        if classes.numel() > 0 and not 0 <= classes.min() <= classes.max() < len(sums):
+            raise ValueError(f"classes must be in [0, {len(sums)}), got others")
         similarity = _chosen_products(features, sums, classes) / lengths[classes]
     others = sums.index_select(0, own_classes) - features * own_weights.unsqueeze(1)
     # What is left of a class of one is rounding, which normalize would make a direction.

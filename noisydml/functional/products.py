@@ -60,8 +60,8 @@ def full_precision(function: _Function) -> _Function:
 
     @wraps(function)
     def run(*arguments: Any, **settings: Any) -> Any:
-        given = (*arguments, *settings.values())
-        devices = [each.device for each in given if hasattr(each, "device")]
+        given = [getattr(each, "device", None) for each in (*arguments, *settings.values())]
+        devices = [device for device in given if isinstance(device, torch.device)]  # not NumPy's
         with _autocast_off(devices[0]) if devices else nullcontext():
             return function(*arguments, **settings)
 

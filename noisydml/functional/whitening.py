@@ -59,7 +59,8 @@ def principal_components(features: Rows, number: int, parts: Whole | None = None
         tensor([[1.],
                 [1.]])
     """
-    if isinstance(features, Tensor) or not hasattr(features, "device"):
+    read = isinstance(getattr(features, "device", None), torch.device)  # an array has another kind
+    if isinstance(features, Tensor) or not read:
         require_floating("features", features, ndim=2)
     require_count("number", number)
     size, width = features.shape

@@ -70,8 +70,8 @@ class JudgeFilter(JudgedPasses):
         memory: the :class:`~noisydml.memory.FeatureMemory` in which features are collected.
         reference: those of the last pass, which were judged.
         probability: (N,) float64, of each entry of ``reference``; -1 where it was not judged.
-        noise_rate: 0-dim float64, the estimated share of wrong labels; -1 where nothing can be
-            said, for which the decision has NaN.
+        noise_rate: 0-dim float64, the estimated share of wrong labels, by both judgements where
+            both count; -1 where nothing can be said, for which the decision has NaN.
         current_threshold: 0-dim float64, the probability below which a sample is left out now.
 
     Forward:

@@ -279,6 +279,9 @@ class JudgedPasses(Filter):
             self.counters.set(told=int((probability >= 0).any()))
         else:
             probability = self._with_earlier(probability, labels)
+            said = probability[(probability >= 0) & (labels >= 0)]
+            if self.counters["told"] and self.counters["ids"] != WITHOUT_IDS and len(said) > 0:
+                rate = float((1 - said).mean())  # of both judgements, as the probabilities are
         overwrite(self.probability, probability)
         most = self.threshold if self.counters["told"] else TRUSTED
         threshold = strict_threshold(probability[probability >= 0], _WORTH, TRUSTED, most)

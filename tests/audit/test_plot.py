@@ -187,3 +187,15 @@ def test_matplotlib_is_imported_when_used() -> None:
 def test_scores_that_are_equal_but_for_rounding(scores: list[float]) -> None:
     bars = plot.score_histogram(torch.tensor(scores, dtype=torch.float64)).containers[0]
     assert sum(bar.get_height() for bar in bars) == len(scores)
+
+
+def test_what_cannot_be_drawn_is_refused_by_name() -> None:
+    scores = torch.tensor([0.1, 0.5, 0.9])
+    for mask in (["False", "False", "True"], [2, 7, 0], [0.5, 1, 0]):
+        with pytest.raises(ValueError, match="is_noisy must hold bools"):
+            plot.score_histogram(scores, is_noisy=mask)
+    plot.score_histogram(scores, is_noisy=[1, 0, 0])
+    with pytest.raises(TypeError, match="issues must be LabelIssues, got Tensor"):
+        plot.contact_sheet(torch.arange(3), np.zeros((3, 8, 8), np.uint8))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="tree must be a ClassHierarchy, as"):
+        plot.hierarchy({"a": [0, 1]})  # type: ignore[arg-type]

@@ -431,3 +431,13 @@ def test_a_label_that_was_corrected_is_judged_before_the_pass_is_over() -> None:
     wrapper(embeddings[:60], true[:60], sample_ids=ids[:60])
     assert torch.equal(audit.result().given_labels, true)
     assert audit.result().issues.tolist() == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_cast_of_the_module_that_holds_it_leaves_its_precision(dtype: torch.dtype) -> None:
+    loss_fn = GroundTruthFilter(losses.ContrastiveLoss(), torch.arange(8) == 3)
+    module = torch.nn.ModuleDict({"loss": loss_fn, "audit": LabelAudit(loss_fn, 8)}).to(dtype)
+    labels, ids = torch.arange(8) % 2, torch.arange(8)
+    loss_fn(torch.randn(8, 4, requires_grad=True), labels, sample_ids=ids)
+    assert module["audit"].result().issues.tolist() == [3]
+    assert all(b.dtype in (torch.float64, torch.int64) for b in module["audit"].buffers())

@@ -122,3 +122,19 @@ def test_the_gradient_of_a_row_of_zeros_is_finite(name: str) -> None:
     calls[name](rows).sum().backward()
     assert rows.grad is not None
     assert rows.grad.isfinite().all()
+
+
+def test_classes_that_are_none_are_not_looked_up() -> None:
+    rows, labels, ones = torch.randn(8, 6), torch.arange(8) % 4, torch.ones(8)
+    for bad in (-1, 4, 2**40):
+        chosen = torch.tensor([[0, bad]] * 8)
+        with pytest.raises(ValueError, match=r"classes must be in \[0, 4\), got others"):
+            functional.leave_one_out_similarity(rows, rows[:4], labels, ones, classes=chosen)
+    for arguments in ((None, rows[:4], labels, ones), (rows, rows[:4], [0] * 8, ones)):
+        with pytest.raises(TypeError, match="must be"):
+            functional.leave_one_out_similarity(*arguments)  # type: ignore[arg-type]
+    array: Any = rows.numpy()
+    with pytest.raises(TypeError, match="features must be a floating-point torch"):
+        functional.principal_components(array, 2)
+    with pytest.raises(TypeError, match="features must be a floating-point torch"):
+        functional.within_class_whitening(array, labels, ones, 4)

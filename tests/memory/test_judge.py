@@ -448,3 +448,44 @@ def test_a_copy_without_a_label_silences_no_class() -> None:
     torch.testing.assert_close(
         found.probability, other.probability, rtol=1e-3, atol=1e-3, equal_nan=True
     )
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_few_samples_of_features_that_mean_nothing(classes: int) -> None:
+    """Held out, a label makes its class rarer: that it is any other one is no guess of worth."""
+    said = 0
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        features = torch.randn(30, 8, generator=generator)
+        said += math.isfinite(judge_labels(features, torch.arange(30) % classes).noise_rate)
+    assert said <= 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("rate", [0.1, 0.2])
+def test_an_easy_class_does_not_answer_for_the_others(rate: float, seed: int) -> None:
+    """All that is most certain is of a class far away, none of whose labels is wrong."""
+    features, true = gaussians(10, 60, 1.2, width=8)
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.cat([features, torch.randn(80, 8, generator=generator) + 15])
+    given = torch.from_numpy(noise.uniform(true, rate, seed=seed).labels)
+    true, given = (torch.cat([each, torch.full((80,), 10)]) for each in (true, given))
+    found = judge_labels(features, given)
+    low, high = found.noise_rate_bounds
+    assert low <= float((given != true).double().mean()) <= high
+
+
+@pytest.mark.parametrize("refutes", [False, True])
+def test_what_is_flagged_is_never_suggested(refutes: bool) -> None:
+    features, true = gaussians(20, 30, 1.2, width=8)
+    given = torch.from_numpy(noise.pair_flip(true, 0.3, seed=1).labels)
+    given[::7] = -1
+    found = judge_labels(features, given, core_refutes=refutes)
+    flagged = (found.probability < 0.5) & (given >= 0)
+    assert flagged.any()
+    assert (found.suggested_labels != given)[flagged].all()
+    assert (found.suggested_labels == given)[(given >= 0) & ~flagged].all()
+    right = (given >= 0) & ~flagged
+    assert torch.allclose(found.support[right], found.probability[right])
+    assert (found.support[flagged] <= 1 - found.probability[flagged] + 1e-6).all()
+    assert (found.suggested_labels == true)[given < 0].double().mean() > 0.3

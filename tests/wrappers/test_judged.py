@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -617,3 +618,19 @@ def test_nothing_supports_the_label_of_who_was_not_judged() -> None:
     loss_fn(embeddings, labels, sample_ids=torch.arange(200))
     assert (loss_fn.decision.support > 0).tolist() == [True] * 100 + [False] * 100
     assert torch.equal(loss_fn.decision.suggested_labels[100:], labels[100:])
+
+
+def test_the_rate_is_that_of_the_probabilities() -> None:
+    """The last features say far more than the first ones, which told it; both count."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.arange(600) % 6
+    features = 3 * torch.eye(6)[truth] + torch.randn(600, 6, generator=generator)
+    labels = torch.from_numpy(noisydml.noise.uniform(truth, 0.3, seed=0).labels)
+    weak = features @ torch.randn(6, 2, generator=generator)
+    loss_fn = JudgeFilter(losses.ContrastiveLoss(), dataset_size=600)
+    loss_fn.refresh(features, labels)
+    for ids in torch.randperm(600, generator=generator).repeat(2).split(60):
+        loss_fn(weak[ids], labels[ids], sample_ids=ids)
+    rate = float(loss_fn.noise_rate)
+    assert math.isclose(rate, float((1 - loss_fn.probability).mean()))
+    assert abs(rate - 0.3) < 0.06
