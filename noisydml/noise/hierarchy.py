@@ -113,7 +113,7 @@ class ClassHierarchy:
             classes: names of the classes; default: their numbers.
 
         Raises:
-            TypeError: if ``categories`` is no sequence.
+            TypeError: if ``categories`` is no sequence, or ``classes`` are no strings.
             ValueError: if there is no class, a category is missing, or ``classes`` is of another
                 length, or names one twice.
 
@@ -126,6 +126,9 @@ class ClassHierarchy:
             raise ValueError("categories must not be missing, got None or NaN")
         names = list(map(str, range(len(categories)))) if classes is None else list(classes)
         nodes.require_length(names, len(categories), "category")
+        for name in names:
+            if not isinstance(name, str):
+                raise TypeError(f"classes must hold strings, got {name!r}")
         return cls.from_paths(list(zip(map(str, categories), names, strict=True)), names)
 
     @classmethod

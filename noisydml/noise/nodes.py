@@ -46,8 +46,10 @@ def of_parents(pairs: Iterable[tuple[str, str]], classes: Sequence[str] | None) 
                 f"classes must be leaves, got {name!r}, which has children; give the class a "
                 f"leaf of its own below {name!r}"
             )
-    if not classes:
+    if len(inner) == len(names):
         raise ValueError(f"pairs must form a tree, got a cycle at {names[0]!r}")
+    if not classes:
+        raise ValueError("classes must have at least one name, got none")
     parents = [node[parent_of[name]] if name in parent_of else -1 for name in names]
     return names, parents, classes, [node[name] for name in classes]
 

@@ -247,6 +247,16 @@ BAD: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: ClassHierarchy.from_paths("a/b"), TypeError, "paths must be a sequence, got str"),
     (lambda: ClassHierarchy.from_paths([1, 2]), TypeError, "paths must hold strings or sequences"),
     (lambda: ClassHierarchy.from_categories(5), TypeError, "categories must be a sequence, got i"),
+    (
+        lambda: ClassHierarchy.from_categories(["l", "m"], [10, 11]),  # type: ignore[list-item]
+        TypeError,
+        "classes must hold strings, got 10",
+    ),
+    (
+        lambda: ClassHierarchy.from_parents([("x", "y")], []),
+        ValueError,
+        "classes must have at least one name, got none",
+    ),
     (lambda: ClassHierarchy.from_paths([]), ValueError, "at least one class, got none"),
     (lambda: ClassHierarchy.from_paths([()]), ValueError, "at least one name each"),
     (lambda: ClassHierarchy.from_paths([(1, 2)]), TypeError, r"paths must hold strings, got \(1"),  # type: ignore[list-item]
