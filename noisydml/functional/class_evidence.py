@@ -13,7 +13,6 @@ from torch.nn.functional import normalize
 from noisydml.functional.checks import (
     require_floating,
     require_integer,
-    require_tensor,
     require_vector,
     require_width,
 )
@@ -138,8 +137,10 @@ def leave_one_out_similarity(
     if classes is None:
         similarity = features @ sums.T / lengths
     else:
-        require_tensor("classes", classes)
-        if classes.numel() > 0 and not 0 <= classes.min() <= classes.max() < len(sums):
+        require_integer("classes", classes.reshape(-1))
+        # What is read beyond the sums would be any memory; one transfer to the host.
+        least, most = torch.stack(classes.aminmax()).tolist() if classes.numel() else (0, 0)
+        if not 0 <= least <= most < max(len(sums), 1):
             raise ValueError(f"classes must be in [0, {len(sums)}), got others")
         similarity = _chosen_products(features, sums, classes) / lengths[classes]
     others = sums.index_select(0, own_classes) - features * own_weights.unsqueeze(1)

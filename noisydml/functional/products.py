@@ -19,7 +19,7 @@ def scaled(rows: Tensor) -> Tensor:
     """(..., D) rows times powers of two, so that the largest number of each is between 1/2 and 1.
 
     Exact, so that their directions are as before, and their squares neither vanish nor overflow.
-    A row of zeros, which has none, stays as it is: its gradient is not multiplied.
+    A row of zeros, which has none, stays as it is, and its gradient finite.
     """
     largest = rows.detach().abs().amax(dim=-1, keepdim=True) if rows.shape[-1] else rows
     return rows * inverse_scale(largest + (largest == 0))

@@ -36,7 +36,7 @@ _SHOWN = 8  # neighbours of each sample that are told
 _CLOSE = 0.03  # of what a model predicts better than the classes' sizes do
 _CERTAIN = 0.5  # mean probability of a sample's class, with which nothing hides from the judge
 _AT_ODDS = 0.05  # the least by which the rate of the core must be above that of all
-_TINY = 1e-30
+_TINY = 1e-9
 
 
 class LabelJudgement(NamedTuple):
@@ -220,7 +220,7 @@ class _Contest:
     def _tells(self, model: int) -> bool:
         """Whether what a model predicts of the labels held out is more than chance."""
         agreed = agreement(self.guesses[model], self.told)
-        if len(self.base) < FEWEST or agreed <= 0:  # without its label a class is rarer: no guess
+        if len(self.base) < FEWEST or agreed < -_TINY:  # held out, a label makes its class rarer
             return False
         gain = self.logs[model] - self.base
         if bool(gain.mean() > 3 * gain.std() / math.sqrt(len(gain))):

@@ -71,9 +71,11 @@ class _WithIds(Dataset[Any]):
         asked = range(*index.indices(len(self))) if isinstance(index, slice) else index
         try:
             positions = torch.as_tensor(asked)
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError) as error:
             wanted = "an integer, integers, a mask or a slice"
-            raise TypeError(f"samples have {wanted} for an index, got {index!r}") from None
+            raise TypeError(
+                f"samples have {wanted} for an index, got {index!r}: {error}"
+            ) from error
         if positions.dtype == torch.bool and positions.ndim == 1:
             return positions.nonzero().squeeze(1)
         positions = positions.to(torch.int64)
