@@ -282,12 +282,11 @@ class _Contest:
         rate = min(max(rate, 0.0), 0.99)
         if trained and structured and certainty < _CERTAIN and noise_rate is None:
             rate = trained_rate(sample, rate)
-        says = (Core(rate, core.width, 1.0), core, of_each)
-        low = min(each.rate - each.width for each in says)
-        high = max(each.rate + each.width for each in says)
+        found = (rate, core.width), (core.rate, core.width), (of_each.rate, of_each.width)
+        low = min(each - width for each, width in found)
+        high = max(each + width for each, width in found)
         if core_refutes and not trained:
-            easy = of_each.rate - of_each.width > core.rate  # classes with fewer wrong are the core
-            rate *= max(core.part, of_each.part) if easy else core.part
+            rate *= core.part
         found_by = f"if wrong labels fall on {_WHERE[structured]}"
         for m in range(len(self.models)):  # who predicts about as well may be right about the rate
             behind = logs[best] - logs[m]
