@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from noisydml.audit.labels import read_embeddings, refuse_masked
 from noisydml.functional.checks import require_dense
-from noisydml.functional.products import largest_magnitude, scaled
+from noisydml.functional.products import largest_magnitude, unit_rows
 from noisydml.memory.index import Metric
 
 _FIRST = 1024  # rows that say what all have in common
@@ -119,7 +119,7 @@ class EmbeddingRows:
 
 def _directions(rows: Tensor) -> Tensor:
     if rows.dtype == torch.float32:
-        return normalize(scaled(rows))
+        return unit_rows(rows)
     largest = rows.abs().amax(dim=1, keepdim=True)
     return normalize(rows / largest.clamp_min(torch.finfo(rows.dtype).tiny))
 

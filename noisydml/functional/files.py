@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
-_STREAMS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")  # with which a path begins
+_STREAMS = ("/dev/stdout", "/dev/stderr")
 _LIMIT = Lock()  # held while the length of a csv field is another one
 
 
@@ -32,7 +32,8 @@ def replacing(path: str | PathLike[str], mode: str = "w", **settings: Any) -> It
     """
     require_path(path)
     target = Path(os.path.realpath(path))  # what a link leads to
-    is_open = os.path.abspath(path).startswith(_STREAMS)
+    given = os.path.abspath(path)
+    is_open = given in _STREAMS or given.startswith(("/dev/fd/", "/proc/"))
     if is_open or (target.exists() and not target.is_file()):
         with open(path, mode, **settings) as file:
             yield file

@@ -13,7 +13,7 @@ from noisydml.functional.checks import (
     require_number,
     require_positive,
 )
-from noisydml.functional.products import affine, scaled
+from noisydml.functional.products import affine, unit_rows
 
 Direction = Literal["backward", "forward"]
 SameClass = Literal["fill", "diagonal", "keep"]
@@ -77,10 +77,10 @@ def language_guidance(
         raise ValueError("same_class='fill' needs labels; without them, give 'diagonal' or 'keep'")
 
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
-    visual = F.normalize(scaled(embeddings.to(dtype)))
+    visual = unit_rows(embeddings.to(dtype))
     visual = affine(visual, visual)  # (B, B)
     # The mean of k matrices of cosines is one product: of the k unit vectors of a sample in a row.
-    meaning = F.normalize(scaled(language.detach().to(dtype)), dim=-1)
+    meaning = unit_rows(language.detach().to(dtype))
     parts = meaning.shape[1] if meaning.ndim == 3 else 1
     meaning = meaning.flatten(1) / math.sqrt(parts)  # (B, k E)
     meaning = affine(meaning, meaning) + shift

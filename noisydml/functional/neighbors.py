@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from noisydml.functional.checks import (
     require_floating,
@@ -15,7 +14,7 @@ from noisydml.functional.checks import (
     require_positive,
     require_tensor,
 )
-from noisydml.functional.products import largest_magnitude, scaled
+from noisydml.functional.products import largest_magnitude, unit_rows
 
 _FAR = 80.0  # exp(-80) is no vote beside any other, and much less would be slow: subnormal
 _LARGEST = torch.iinfo(torch.int64).max
@@ -220,7 +219,7 @@ def nearest_of_label(
         [1, 2, -1]
     """
     if metric == "cosine":
-        rows = normalize(scaled(rows))
+        rows = unit_rows(rows)
     else:  # beside the squares of what all have in common little would be left of the rest
         center = (features / (feature_labels >= 0).sum().clamp_min(1)).sum(dim=0)
         features = features - center

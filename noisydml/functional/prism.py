@@ -6,7 +6,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import pad
 
 from noisydml.functional.checks import (
     require_count,
@@ -17,7 +17,7 @@ from noisydml.functional.checks import (
     require_vector,
     require_width,
 )
-from noisydml.functional.products import affine, scaled
+from noisydml.functional.products import affine, unit_rows
 
 _BLOCK = 4_000_000  # similarities that the pairwise form holds at once
 _NONE = 1e-9  # less than any number of samples
@@ -60,7 +60,7 @@ def class_similarity(
     require_positive("temperature", temperature)
     require_width("centers", centers, "embeddings", embeddings)
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
-    unit = normalize(scaled(embeddings.to(dtype)))
+    unit = unit_rows(embeddings.to(dtype))
     absent = counts.to(dtype).clamp_max_(1).log_()  # (C,) 0, or -inf
     return affine(unit / temperature, centers.to(dtype), absent)
 
@@ -107,7 +107,7 @@ def class_similarity_pairs(
     require_positive("temperature", temperature)
     require_width("features", features, "embeddings", embeddings)
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
-    queries = normalize(scaled(embeddings.to(dtype))) / temperature
+    queries = unit_rows(embeddings.to(dtype)) / temperature
     labels = feature_labels.long()
     columns = torch.where(labels < 0, num_classes, labels)  # C for the ignored
     sums = queries.new_zeros(len(queries), num_classes + 1)
@@ -115,7 +115,7 @@ def class_similarity_pairs(
     counts = ones.new_zeros(num_classes + 1).index_add_(0, columns, ones)
     rows = max(1, _BLOCK // max(1, len(queries)))
     for block, column in zip(torch.split(features, rows), torch.split(columns, rows), strict=True):
-        sums.index_add_(1, column, affine(queries, normalize(scaled(block.to(dtype)))))
+        sums.index_add_(1, column, affine(queries, unit_rows(block.to(dtype))))
     means = torch.where(counts > 0, sums / counts.clamp_min(1), -math.inf)
     return means.narrow(1, 0, num_classes)
 
@@ -274,7 +274,7 @@ def batch_positive(embeddings: Tensor, labels: Tensor) -> Tensor:
     require_floating("embeddings", embeddings, ndim=2)
     require_integer("labels", labels, len(embeddings))
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
-    unit = normalize(scaled(embeddings.to(dtype)))
+    unit = unit_rows(embeddings.to(dtype))
     same = (labels.unsqueeze(1) == labels.unsqueeze(0)).to(dtype)  # (B, B)
     cosines = affine(unit, unit)
     # Of equal scores rounding must not decide which is the lower: those of a class of one or two.

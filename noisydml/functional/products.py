@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -23,6 +24,11 @@ def scaled(rows: Tensor) -> Tensor:
     """
     largest = rows.detach().abs().amax(dim=-1, keepdim=True) if rows.shape[-1] else rows
     return rows * inverse_scale(largest + (largest == 0))
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """(..., D) rows of length 1, however short or long they are; zeros stay zeros."""
+    return normalize(scaled(rows), dim=-1)
 
 
 def largest_magnitude(values: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from noisydml.functional.checks import require_floating, require_integer
-from noisydml.functional.products import affine, scaled
+from noisydml.functional.products import affine, unit_rows
 
 
 def proxy_nca(
@@ -49,7 +49,7 @@ def proxy_nca(
         )
     dtype = torch.promote_types(torch.promote_types(embeddings.dtype, proxies.dtype), torch.float32)
     # |x - p|^2 = 2 - 2 <x, p> for unit vectors, and the constant cancels in the softmax.
-    rows, centers = (F.normalize(scaled(each.to(dtype))) for each in (embeddings, proxies))
+    rows, centers = (unit_rows(each.to(dtype)) for each in (embeddings, proxies))
     cosine = affine(rows, centers)
     log_probability = F.log_softmax(2 * softmax_scale * cosine, dim=1)
     return -log_probability.gather(1, labels.long().unsqueeze(1)).squeeze(1)

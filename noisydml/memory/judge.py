@@ -241,7 +241,7 @@ class _Contest:
         for with_neighbors in (False, True)[: 1 + blended]:
             fit.run(with_neighbors, self._tick)
         fit.conclude()
-        counted = fit.known & sample.labelled
+        counted = fit.judged
         mistrust = parts.total(((1 - fit.trust) * counted).sum())
         mean = float(mistrust / parts.total(counted.sum()).clamp_min(1))
         if not sample.crowded:
@@ -267,7 +267,7 @@ class _Contest:
             structured = True
             blended = bool(logs[3].mean() > logs[2].mean())
             fit, rate, core, of_each = self._by_all(structured, blended)
-        counted = fit.known & sample.labelled
+        counted = fit.judged
         score = torch.where(counted, fit.trust.double(), 1.0)
         certainty = float(everyone(fit.most[sample.labelled]).mean())
 
@@ -310,7 +310,7 @@ def _as_given(
 ) -> LabelJudgement:
     """What was found, for the samples in the order in which they were given."""
     everyone, place = sample.parts.everyone, order.argsort()
-    counted = found.fit.known & sample.labelled
+    counted = found.fit.judged
     said = math.isfinite(found.rate)
     probability = found.score if said else torch.full_like(found.score, math.nan)
     right = everyone(probability.nan_to_num() * counted)

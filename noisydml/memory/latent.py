@@ -71,7 +71,7 @@ class Core(NamedTuple):
     part: float
 
 
-NOTHING_CERTAIN = Core(0.0, 1.0, 1.0)
+_NOTHING = Core(0.0, 1.0, 1.0)  # is certain
 
 
 class _HeldOut(NamedTuple):
@@ -135,6 +135,7 @@ class Fit:
         self.own_weights = sample.own_weights * share  # none of a sample held out
         self.taught = sample.sizes(teaches)
         self.known = (self.taught[sample.classes] - self.own_weights) > sample.least
+        self.judged = self.known & sample.labelled
         self.everybody = torch.arange(len(teaches), device=teaches.device)
         self.trust, self.likelihood = torch.ones_like(teaches), torch.ones_like(teaches)
         self.rate, self.round = 0.2, 0
@@ -218,7 +219,7 @@ class Fit:
         self.likelihood[rows] = true.sum(dim=1)
         true /= self.likelihood[rows].clamp_min(1e-30).unsqueeze(1)
         own = true.gather(1, sample.own[rows].unsqueeze(1)).squeeze(1)
-        self.trust[rows] = torch.where(self.known[rows] & sample.labelled[rows], own, 1.0)
+        self.trust[rows] = torch.where(self.judged[rows], own, 1.0)
         return true
 
     def _evidence(self, rows: Any, blended: bool) -> Evidence:
@@ -338,7 +339,6 @@ class Fit:
         self.most, self.certain = torch.ones_like(self.trust), torch.ones_like(self.trust)
         self.guess, self.other = sample.classes.clone(), sample.classes.clone()
         self.other_share = torch.ones_like(self.trust)
-        judged = self.known & sample.labelled
         for rows in sample.blocks():
             probable, true = self.probable[rows], self._explained(rows)
             columns = pad(sample.columns[rows], (0, 2), value=-1).long()
@@ -347,26 +347,25 @@ class Fit:
             of_any = (1 - probable[:, -1]).clamp_min(1e-12)
             self.certain[rows] = self.most[rows] / of_any  # if it is of any class
             others = true.scatter(1, sample.own[rows].unsqueeze(1), 0.0)
-            others = torch.where(judged[rows].unsqueeze(1), others, true)
+            others = torch.where(self.judged[rows].unsqueeze(1), others, true)
             most, column = others.max(dim=1)
             self.other[rows] = columns.gather(1, column.unsqueeze(1)).squeeze(1)
             self.other_share[rows] = most / others.sum(dim=1).clamp_min(1e-30)
 
     def suggestions(self, probability: Tensor) -> tuple[Tensor, Tensor]:
         """(N,) class that each sample most likely is of, and (N,) how likely, given its label's."""
-        judged = self.known & self.sample.labelled
-        right = judged & (probability >= TRUSTED)
-        left = torch.where(judged, 1 - probability, 1.0)
+        right = self.judged & (probability >= TRUSTED)
+        left = torch.where(self.judged, 1 - probability, 1.0)
         suggested = torch.where(right, self.sample.classes, self.other)
         return suggested, torch.where(right, probability, self.other_share * left)
 
     def core_rates(self) -> tuple[Core, Core]:
         """What the most certain tenth of all samples says of the rate, and that of each class."""
         everyone = self.sample.parts.everyone
-        counted = (self.known & self.sample.labelled).nonzero().squeeze(1)
+        counted = self.judged.nonzero().squeeze(1)
         most, guess = everyone(self.most[counted]), everyone(self.guess[counted])
         if (number := len(most)) == 0:
-            return NOTHING_CERTAIN, NOTHING_CERTAIN
+            return _NOTHING, _NOTHING
         agrees = guess == everyone(self.sample.classes[counted])
         said = torch.stack([everyone(self.certain[counted]), agrees, everyone(self.trust[counted])])
         as_good = most >= _CERTAIN

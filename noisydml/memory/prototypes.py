@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from noisydml import distributed
 from noisydml.functional import titan
 from noisydml.functional.checks import require_count, require_positive
 from noisydml.functional.neighbors import nearest_of_parts
-from noisydml.functional.products import scaled
+from noisydml.functional.products import unit_rows
 from noisydml.memory.centers import EMPTY
 from noisydml.memory.features import FeatureMemory
 from noisydml.memory.state import AllOrNothing, require_state_in_range
@@ -167,7 +166,7 @@ class Prototypes(AllOrNothing):
 
     def directions(self, features: Tensor) -> Tensor:
         """(B, D) unit vectors from :attr:`center` to each of the features."""
-        return normalize(scaled(features.float() - self.center))
+        return unit_rows(features.float() - self.center)
 
     def _sum_parts(self, tensors: list[Tensor]) -> None:
         self.memory.agree()  # or raises: nobody adds up alone
