@@ -103,13 +103,12 @@ class _HeldOut(NamedTuple):
             of_classes = mine * (1 - self.rates) + others * self.rates
         everyone = self.parts.everyone(nearest.T).T if any(nones) else nearest
         thresholds = thresholds_of_none(everyone, [*nones]).T.unsqueeze(2)  # (P, G, 1)
-        found = []
-        for threshold, edge in zip(thresholds, edges, strict=True):
-            share = (logit_of_none(nearest, threshold, edge) - total).sigmoid().unsqueeze(2)
-            likely = of_classes * (1 - share) + share / self.evidence.num_classes
-            # In float64, so that the best are the same however many ranks add up.
-            found.append(likely.clamp_min(1e-12).log().sum(dim=1, dtype=torch.float64))
-        return self.parts.total(torch.stack(found)) / self.number
+        none = logit_of_none(nearest, thresholds, nearest.new_tensor(edges).view(-1, 1, 1))
+        share = (none - total).sigmoid_().unsqueeze(3)  # (P, G, B, 1)
+        likely = torch.lerp(of_classes, share.new_tensor(1 / self.evidence.num_classes), share)
+        # In float64, so that the best are the same however many ranks add up.
+        found = likely.clamp_min_(1e-12).log_().sum(dim=2, dtype=torch.float64)
+        return self.parts.total(found) / self.number
 
 
 class Fit:
