@@ -23,13 +23,13 @@ from noisydml.memory.latent import (
     TRUSTED,
     Core,
     Fit,
-    means,
 )
 from noisydml.memory.parts import Parts
+from noisydml.memory.settings import means
 from noisydml.memory.trained import trained_rate
 from noisydml.memory.whitened import FEWEST, FOLDS
 
-# docs/judge.md lists these, and those of by_class.py, whitened.py, evidence.py and latent.py.
+# docs/judge.md lists these, and those of the files beside it.
 _WHERE = ("all classes alike", "particular classes")
 _AGREED = 4.0  # standard errors by which guesses agree with labels, of which something follows
 _SHOWN = 8  # neighbours of each sample that are told
