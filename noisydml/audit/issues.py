@@ -29,6 +29,7 @@ from noisydml.memory.neighbors import exact_index
 _BLOCK = 4096  # queries searched at once
 _COPIES = 20  # told of each sample: of a group of thousands all would be millions
 _NONE = "none of these"  # the suggestion for a sample that belongs to no class
+_NEAR = 0.05  # of the truth is a rate where features tell the classes: docs/judge.md, "How well"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -326,6 +327,11 @@ class LabelIssues:
                     least, most = self.noise_rate_bounds
                     between = f" (between {100 * least:.1f} and {100 * most:.1f} %)"
                 lines.append(f"About {rate} of all labels are wrong{between}{found}.")
+                if self._vague():
+                    lines.append(
+                        "They may be far fewer: by features that tell the classes badly right "
+                        "labels look wrong, too. Check some of them first."
+                    )
             if unjudged := int(known.sum()) - judged:
                 lines.append(f"Labels that have not been judged: {unjudged}.")
         if unknown := int((~known).sum()):
@@ -339,6 +345,13 @@ class LabelIssues:
                 f"{len(self.contradictions)}, with one wrong label at least in each."
             )
         return lines
+
+    def _vague(self) -> bool:
+        """Whether there are issues of which more than half may be right."""
+        if self.noise_rate_bounds is None or len(self) == 0:
+            return False
+        least = self.noise_rate_bounds[0]
+        return self.noise_rate > max(2 * least, least + _NEAR)
 
     def _shown(self) -> Tensor:
         """The samples of the table: issues, then others that contradict their copies."""

@@ -399,21 +399,41 @@ def test_names_are_in_the_table() -> None:
 
 def test_the_summary_says_the_rate_and_how_it_was_found() -> None:
     lines = named().summary().splitlines()
-    assert lines[:4] == [
+    vague = (
+        "They may be far fewer: by features that tell the classes badly right labels look wrong, "
+        "too. Check some of them first."
+    )
+    assert lines[:5] == [
         "2 of 5 labels are most likely wrong (40.0 %).",
         "About 30.0 % of all labels are wrong (between 10.0 and 40.0 %), "
         "by the votes of neighbours.",
+        vague,
         "Samples without a known label: 1, of which 1 with a suggestion.",
         "Groups of samples that are the same but have different labels: 1, with one wrong label at "
         "least in each.",
     ]
-    assert lines[5].split() == ["2", "=fly", "none", "of", "these", "0.1000", "0.7500", "0.1250"]
+    assert lines[6].split() == ["2", "=fly", "none", "of", "these", "0.1000", "0.7500", "0.1250"]
+    nearer = {"noise_rate_bounds": (0.15, 0.4)}
+    few = {"noise_rate": 0.05, "noise_rate_bounds": (0.0, 0.1)}
+    nothing = {"issues": torch.tensor([]).long()}
+    for changes in (nearer, few, nothing):
+        assert vague not in replace(named(), **changes).summary()
     unknown = replace(named(), noise_rate=NAN, noise_rate_bounds=None, found_by="")
     assert unknown.summary().splitlines()[1] == "How many are wrong in all: nothing can be said."
     nobody = replace(named(), score=torch.full((6,), NAN), issues=torch.tensor([]).long())
     assert nobody.summary(0).startswith("No label has been judged: nothing can be said.\n")
     some = replace(example(True), score=torch.tensor([0.4, NAN, 0.1]))
     assert some.summary(0).splitlines()[1:] == ["Labels that have not been judged: 1."]
+
+
+def test_right_labels_that_features_tell_badly_are_said_to_be_uncertain() -> None:
+    generator = torch.Generator().manual_seed(1)
+    true = torch.arange(4).repeat_interleave(100)
+    centers = torch.randn(4, 8, generator=generator)
+    for spread, said in ((0.1, False), (1.5, True)):
+        features = centers[true] + spread * torch.randn(400, 8, generator=generator)
+        summary = find_label_issues(features, true).summary()
+        assert ("They may be far fewer" in summary) == said, summary
 
 
 def test_what_a_session_shows() -> None:
