@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -165,11 +166,18 @@ def test_few_samples_say_nothing(size: int) -> None:
         assert found.neighbors.shape[0] == size
 
 
-@pytest.mark.parametrize("copies", ["twice", "near", "many"])
-def test_copies_hide_nothing(copies: str) -> None:
+@pytest.fixture(scope="module")
+def alone() -> float:
+    """The recall of wrong labels of digits that have no copies."""
     features, true = digits()
     given = torch.from_numpy(noise.uniform(true, 0.2, seed=0).labels)
-    alone = recall(judge_labels(features, given), given != true)
+    return recall(judge_labels(features, given), given != true)
+
+
+@pytest.mark.parametrize("copies", ["twice", "near", "many"])
+def test_copies_hide_nothing(copies: str, alone: float) -> None:
+    features, true = digits()
+    given = torch.from_numpy(noise.uniform(true, 0.2, seed=0).labels)
     rows = torch.arange(len(true))
     if copies == "near":
         rows = torch.cat([rows, rows[:90]])
@@ -225,11 +233,11 @@ def test_junk_is_none_of_the_classes(spread: float, least: float) -> None:
 
 
 @pytest.mark.parametrize("kind", [noise.uniform, noise.pair_flip])
-@pytest.mark.parametrize(("per_class", "spread"), [(8, 0.5), (25, 0.5)])
+@pytest.mark.parametrize(("per_class", "spread"), [(8, 0.5), (16, 0.5)])
 def test_many_classes_are_compared_with_the_nearest(
     kind: object, per_class: int, spread: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    features, true = gaussians(180, per_class, spread, width=64)
+    features, true = gaussians(140, per_class, spread, width=64)
     given = torch.from_numpy(kind(true, 0.2, seed=0).labels)  # type: ignore[operator]
     found = judge_labels(features, given)
     assert abs(found.noise_rate - 0.2) < 0.02
@@ -244,10 +252,10 @@ def test_many_classes_are_compared_with_the_nearest(
 def test_an_inverted_file_says_the_same(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
     features, true = gaussians(300, 8, 0.5)
     given = torch.from_numpy(noise.uniform(true, 0.2, seed=0).labels)
-    exact = judge_labels(features, given)
+    exact = judge_labels(features, given, folds=2)
     monkeypatch.setattr(neighbors, "_EXACT", 0)  # for the neighbours and for the nearest centers
     monkeypatch.setattr(neighbors, "inverted_file", lambda *_: FaissIndex(f"IVF{cells},Flat"))
-    found = judge_labels(features, given)
+    found = judge_labels(features, given, folds=2)
     assert not torch.equal(found.neighbors, exact.neighbors)
     assert abs(found.noise_rate - exact.noise_rate) < 0.02
     assert ((found.probability < 0.5) != (exact.probability < 0.5)).double().mean() < 0.01
@@ -274,22 +282,26 @@ def test_distrust_counts() -> None:
     assert (found.suggested_labels[:20] == 0).all()
 
 
+@functools.cache
+def judged_at(scale: float, width: int, metric: Any) -> LabelJudgement:
+    features, true = gaussians(6, 30, 0.5, width)
+    given = torch.from_numpy(noise.uniform(true, 0.2, seed=0).labels)
+    return judge_labels(features * scale, given, metric=metric, folds=2)
+
+
 @pytest.mark.parametrize("width", [12, 300])
 @pytest.mark.parametrize("scale", [2.0**100, 2.0**-100])
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_the_scale_of_the_features_is_nothing(width: int, scale: float, metric: Any) -> None:
-    features, true = gaussians(6, 30, 0.5, width)
-    given = torch.from_numpy(noise.uniform(true, 0.2, seed=0).labels)
-    found = judge_labels(features, given, metric=metric)
-    scaled = judge_labels(features * scale, given, metric=metric)
-    assert torch.equal(scaled.score, found.score)
+    scaled = judged_at(scale, width, metric)
+    assert torch.equal(scaled.score, judged_at(1.0, width, metric).score)
     assert math.isclose(scaled.noise_rate, 0.2, abs_tol=0.05)
 
 
 @pytest.mark.parametrize("width", [12, 300])
 @pytest.mark.parametrize("size", [2, 5, 40])
 def test_features_that_are_all_the_same_say_nothing(width: int, size: int) -> None:
-    for seed in range(20):
+    for seed in range(3):
         row = torch.randn(width, generator=torch.Generator().manual_seed(seed))
         found = judge_labels(row.expand(size, width), torch.arange(size) % 2)
         assert math.isnan(found.noise_rate)
@@ -308,11 +320,11 @@ def test_the_own_label_has_no_part_in_who_the_neighbours_are(directions: str) ->
         labels = torch.arange(20).repeat_interleave(6)
         features = torch.randn(20, 60, generator=generator)[labels]
         features = features + torch.randn(120, 60, generator=generator)
-    found = judge_labels(features, labels)
+    found = judge_labels(features, labels, folds=1)
     for sample in range(0, len(labels), len(labels) // 8):
         others = labels.clone()
         others[sample] = (labels[sample] + 1) % (labels.max() + 1)
-        other = judge_labels(features, others)
+        other = judge_labels(features, others, folds=1)
         assert torch.equal(other.neighbors[sample], found.neighbors[sample])
 
 
