@@ -9,6 +9,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start, too; as for themselv
 import pytest
 import torch
 
+from noisydml.memory import judge
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
@@ -19,6 +21,15 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def few_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge holds out a fifth of the labels or two, where it would all five of so few.
+
+    It is done three times as soon, for tests that compare what it says with what it says.
+    """
+    monkeypatch.setattr(judge, "ASKED", 24)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

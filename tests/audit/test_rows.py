@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from noisydml.audit.rows import EmbeddingRows
 from noisydml.functional import whitening as functional
 from noisydml.memory import evidence
 from noisydml.memory.whitened import Whitened
+
+pytestmark = pytest.mark.usefixtures("few_held_out")
 
 
 def example(width: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -61,8 +64,8 @@ def test_the_answer_is_that_of_an_array(metric: Any, width: int, tmp_path: Path)
 def test_small_blocks_say_the_same(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     embeddings, labels = example(width)
     whole = find_label_issues(embeddings, labels)
-    monkeypatch.setattr(functional, "_NUMBERS", 7 * width)
-    monkeypatch.setattr(Whitened, "block", 11)
+    monkeypatch.setattr(functional, "_NUMBERS", 37 * width)
+    monkeypatch.setattr(Whitened, "block", 41)
     for most in (128, 5):  # of the classes, compared with all or with the nearest of them
         monkeypatch.setattr(evidence, "_ALL", most)
         monkeypatch.setattr(evidence, "_SOME", 9)
@@ -120,6 +123,12 @@ def test_a_mapped_array_of_another_shape(shape: tuple[int, ...], tmp_path: Path)
         find_label_issues(np.load(tmp_path / "odd.npy", mmap_mode="r"), [0, 1, 0])
 
 
+@functools.cache
+def by_distances() -> LabelIssues:
+    embeddings, labels = example(16)
+    return find_label_issues(embeddings.astype(np.float64), labels, metric="euclidean")
+
+
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize(
     ("factor", "offset"), [(1, 1.7e9), (1, -1e12), (1e40, 0), (1e-50, 0), (1e300, 1e305)]
@@ -128,9 +137,8 @@ def test_what_float32_does_not_hold(
     metric: Any, factor: float, offset: float, tmp_path: Path
 ) -> None:
     embeddings, labels = example(16)
-    embeddings = embeddings.astype(np.float64)
-    expected = find_label_issues(embeddings, labels, metric="euclidean")
-    moved = embeddings * factor + offset
+    expected = by_distances()
+    moved = embeddings.astype(np.float64) * factor + offset
     np.save(tmp_path / "all.npy", moved)
     mapped = np.load(tmp_path / "all.npy", mmap_mode="r")
     for value in (moved, torch.from_numpy(moved), mapped, [mapped[:7], moved[7:]]):
@@ -144,8 +152,7 @@ def test_what_float32_does_not_hold(
 def test_an_offset_of_one_column() -> None:
     """Such as a time in seconds beside what is small; a row of zeros does not hide it."""
     embeddings, labels = example(16)
-    embeddings = embeddings.astype(np.float64)
-    expected = find_label_issues(embeddings, labels, metric="euclidean")
+    embeddings, expected = embeddings.astype(np.float64), by_distances()
     embeddings[:, 3] += 1.7e9
     found = find_label_issues(embeddings, labels, metric="euclidean")
     assert torch.equal(found.issues.sort().values, expected.issues.sort().values)
