@@ -2,14 +2,14 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start, too; as for themselves below
 
 import pytest
 import torch
-
-from noisydml.memory import judge
+from held_out import few_held_out
 
 
 @pytest.fixture(autouse=True)
@@ -23,13 +23,11 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def few_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The judge holds out a fifth of the labels or two, where it would all five of so few.
-
-    It is done three times as soon, for tests that compare what it says with what it says.
-    """
-    monkeypatch.setattr(judge, "ASKED", 24)
+@pytest.fixture(scope="module", name="few_held_out")
+def _few_held_out() -> Iterator[None]:
+    """In all tests of a file."""
+    with few_held_out():
+        yield
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from noisydml.memory import judge
+
 START = "forkserver"
 # What every process would wait for, once for all; optimisers need the compiler's package.
 mp.set_forkserver_preload(["noisydml", "pytorch_metric_learning.losses", "torch._dynamo"])
@@ -21,11 +23,12 @@ mp.set_forkserver_preload(["noisydml", "pytorch_metric_learning.losses", "torch.
 def run_ranks(train: Callable[..., Any], world: int, folder: Path, *arguments: Any) -> list[Any]:
     """What ``train(rank, world, *arguments)`` returned on each rank; gloo, one thread a rank.
 
-    It may stand in the test's own file: each rank runs that file for itself, to have it.
+    It may stand in the test's own file: each rank runs that file for itself, to have it. The judge
+    of each holds out as many labels as that of this process.
     """
     file, name = inspect.getfile(train), train.__name__
-    arguments = (world, str(folder), file, name, arguments)
-    mp.start_processes(_rank, args=arguments, nprocs=world, start_method=START)
+    given = (world, str(folder), file, name, judge.ASKED, arguments)
+    mp.start_processes(_rank, args=given, nprocs=world, start_method=START)
     return [torch.load(_result(folder, rank), weights_only=False) for rank in range(world)]
 
 
@@ -47,9 +50,10 @@ def message(call: Callable[[], object]) -> str:
 
 
 def _rank(
-    rank: int, world: int, folder: str, file: str, name: str, arguments: tuple[Any, ...]
+    rank: int, world: int, folder: str, file: str, name: str, asked: int, arguments: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)
+    judge.ASKED = asked
     train = runpy.run_path(file)[name]
     store = f"file://{Path(folder) / 'store'}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from held_out import few_held_out
 from pytorch_metric_learning import losses
 from torch import Tensor, nn
 
@@ -134,6 +135,7 @@ def sharded_prism(loss: Any, trusting: bool = False, **settings: Any) -> LossWra
 
 
 @cache
+@few_held_out()
 def judgement() -> dict[str, Tensor]:
     """State of a JudgeFilter that has judged the data set, a third of its labels wrong."""
     wrapper = JudgeFilter(losses.ContrastiveLoss(), dataset_size=SAMPLES, embedding_size=WIDTH)

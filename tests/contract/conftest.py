@@ -16,6 +16,11 @@ def device(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _judged_soon(few_held_out: None) -> None:
+    """Promises are of runs that are alike, whatever the judge says in them."""
+
+
 @pytest.fixture(autouse=True)
 def _count_refused(record_property: Any) -> Iterator[None]:
     """With the result of a test, how many bad inputs it has tried: workers send it along."""
