@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,8 @@ from noisydml.distributed import full_state_dict
 from noisydml.memory.index import FaissIndex
 
 STEPS, MORE = 9, 5
+
+pytestmark = pytest.mark.usefixtures("few_held_out")
 
 
 def knn(loss: Any, **settings: Any) -> KNNDenoiser:
@@ -243,6 +246,7 @@ def assert_same_decisions(name: str, expected: list[Any], by_rank: list[list[Any
                 assert torch.equal(found, value), what
 
 
+@functools.cache
 def one_process(name: str) -> tuple[list[Any], dict[str, Any], list[Any]]:
     wrapper = MAKE[name][0]()
     decisions = steps(name, wrapper, 0, 1, range(STEPS))
