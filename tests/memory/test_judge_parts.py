@@ -42,8 +42,8 @@ def problems() -> dict[str, Problem]:
     corner, corners = classes(4, 50, scale, width=12)  # apart where they hardly vary
     corner[:, :9] -= corner.reshape(4, 50, 12).mean(dim=1)[corners, :9]
     return {
-        "at random": (features, at_random, {"folds": 2}),
-        "particular classes": (features, flipped, {"folds": 1}),
+        "at random": (features, at_random, {"folds": 1}),
+        "particular classes": (features, flipped, {"folds": 2}),
         "distances": (features, at_random, {"metric": "euclidean", "folds": 1}),
         "copies, some without a label": (features[rows], unlabelled[rows], {"folds": 1}),
         "more copies than neighbours": (
