@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import math
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from held_out import few_held_out
 from sklearn.datasets import load_digits, load_iris, make_circles, make_moons
 from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor
@@ -43,14 +44,19 @@ def test_issues_are_those_below_the_threshold() -> None:
     assert result.score[11] == 1  # the only one of its class
 
 
+@cache
+@few_held_out()
+def issues_of_digits(rate: float | None) -> LabelIssues:
+    pixels, given, _ = spoilt_digits(0.2, seed=0)
+    return find_label_issues(pixels, given, noise_rate=rate)
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.3])
 def test_a_rate_that_is_known_counts(rate: float) -> None:
     """It decides how many are issues, and leaves the order in which they are suspected."""
-    pixels, given, _ = spoilt_digits(0.2, seed=0)
-    estimated = find_label_issues(pixels, given)
-    told = find_label_issues(pixels, given, noise_rate=rate)
+    estimated, told = issues_of_digits(None), issues_of_digits(rate)
     assert told.noise_rate == rate
-    assert len(told) / len(given) == pytest.approx(rate, abs=0.03)
+    assert len(told) / len(told.score) == pytest.approx(rate, abs=0.03)
     assert told.score[estimated.score.argsort()].diff().ge(0).all()
     assert f"About {100 * rate:.1f} % of all labels are wrong, as was said." in told.summary()
 
@@ -64,6 +70,7 @@ def clear(wrong: int = 30) -> tuple[np.ndarray, np.ndarray]:
     return embeddings, given
 
 
+@few_held_out()
 @pytest.mark.parametrize("rate", [0, 0.01, 0.05, 0.1, 0.3, 0.45, 0.99])
 def test_a_rate_that_is_known_is_the_share_of_the_issues(rate: float, tmp_path: Path) -> None:
     """Also where all probabilities are near 0 or 1; of those that can be judged."""
@@ -160,6 +167,7 @@ def test_a_table_of_four_columns(rate: float) -> None:
     assert rate == 0 or np.mean(scores) > 0.8
 
 
+@few_held_out()
 @pytest.mark.parametrize("width", [16, 64, 300])
 def test_directions_of_embeddings_are_compared(width: int) -> None:
     """Whose lengths vary, as a network's do, and mean nothing."""
@@ -176,6 +184,7 @@ def test_directions_of_embeddings_are_compared(width: int) -> None:
     assert not torch.equal(found.score, other.score)
 
 
+@few_held_out()
 @pytest.mark.parametrize("scale", [1e-30, 1e30, 1e36])
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_the_unit_of_embeddings_does_not_count(metric: Any, scale: float) -> None:
@@ -197,6 +206,7 @@ def test_clean_labels_of_separate_classes_have_no_issues() -> None:
     assert result.summary().startswith("0 of 100 labels are most likely wrong (0.0 %).")
 
 
+@few_held_out()
 def test_what_it_takes() -> None:
     embeddings, labels = np.random.default_rng(0).normal(size=(30, 4)), [0, 1, 2] * 10
     result = find_label_issues(embeddings, labels)
@@ -520,6 +530,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path, issues: LabelIssues) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "issues"]
 
 
+@few_held_out()
 def test_what_is_of_numpy_is_saved(tmp_path: Path) -> None:
     embeddings, given = clear()
     told = find_label_issues(embeddings, given, noise_rate=np.float32(0.1))
@@ -574,11 +585,14 @@ def test_a_file_is_replaced_when_the_new_one_is_whole(tmp_path: Path) -> None:
         named().to_csv(tmp_path / "nowhere" / "issues")
 
 
+@few_held_out()
 @pytest.mark.parametrize("heaviest", [1e7, 1e20, 1e38, 1e39, 1e300])
 def test_weights_of_any_size(heaviest: float) -> None:
     embeddings, given = clear()
-    expected = find_label_issues(embeddings, given, sample_weight=np.full(600, 1e6))
-    found = find_label_issues(embeddings, given, sample_weight=np.full(600, heaviest))
+    expected, found = (
+        find_label_issues(embeddings, given, sample_weight=np.full(600, weight))
+        for weight in (1e6, heaviest)
+    )
     assert torch.equal(found.issues, expected.issues)
     assert found.noise_rate == pytest.approx(expected.noise_rate, abs=1e-3)
     masked = np.ma.masked_array(np.ones(600), given == 0)
@@ -586,6 +600,7 @@ def test_weights_of_any_size(heaviest: float) -> None:
         find_label_issues(embeddings, given, sample_weight=masked)
 
 
+@few_held_out()
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_neighbors_of_parts(metric: Any, tmp_path: Path) -> None:
     embeddings, given = clear()
@@ -601,6 +616,7 @@ def test_neighbors_of_parts(metric: Any, tmp_path: Path) -> None:
         issues.with_neighbors(embeddings, metric="l7")
 
 
+@few_held_out()
 def test_embeddings_too_far_apart_for_distances_are_compared_by_directions() -> None:
     labels = torch.arange(60) % 3
     embeddings = (torch.eye(3)[labels] + 0.1 * torch.rand(60, 3)) * 2e38
@@ -610,6 +626,7 @@ def test_embeddings_too_far_apart_for_distances_are_compared_by_directions() -> 
     assert torch.equal(found.score, find_label_issues(embeddings, labels, metric="cosine").score)
 
 
+@few_held_out()
 def test_neighbors_of_directions_that_only_float64_tells_apart() -> None:
     features = torch.randn(40, 3).double()
     issues = find_label_issues(features, torch.arange(40) % 2, metric="cosine")
@@ -619,6 +636,7 @@ def test_neighbors_of_directions_that_only_float64_tells_apart() -> None:
     assert torch.equal(near, far.argsort(dim=1)[:, :3])
 
 
+@few_held_out()
 def test_tables_of_unlike_lengths_are_refused(tmp_path: Path) -> None:
     issues = find_label_issues(torch.eye(3).repeat(10, 1), torch.arange(3).repeat(10))
     replace(issues, given_labels=issues.given_labels[:-1]).save(tmp_path / "issues")
