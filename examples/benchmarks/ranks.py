@@ -241,6 +241,14 @@ def run_rank(rank: int, world: int, folder: str, steps: int) -> None:
     )  # gloo's threads may still hold tensors, and the interpreter is torn down under them
 
 
+def on_ranks(world: int, steps: int) -> list[Any]:
+    """What each rank has found."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (world, folder, steps)
+        mp.start_processes(run_rank, arguments, nprocs=world, start_method="fork")
+        return [torch.load(Path(folder) / f"rank{rank}.pt") for rank in range(world)]
+
+
 def largest(pairs: list[tuple[Tensor, Tensor]]) -> float:
     return max((float((a - b).abs().max()) for a, b in pairs if a.numel() > 0), default=0.0)
 
@@ -283,15 +291,16 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     steps = 6 if options.short else options.steps
+    by_world = {
+        world: on_ranks(world, steps) for world in ([2] if options.short else options.ranks)
+    }
+    # After them, as a process that has trained forks none that could.
     reference = [train(wrapper, 0, 1, steps, None) for wrapper in WRAPPERS]
     names = ["wrapper", "ranks", "dropped (%)", "scores", "decisions", "state", "values"]
     names += ["gradients", "bytes (counted)", "bytes (formula)"]
     print(f"| {' | '.join(names)} |\n|{len(names) * '---|'}")
     wrong = False
-    for world in [2] if options.short else options.ranks:
-        with tempfile.TemporaryDirectory() as folder:
-            mp.spawn(run_rank, args=(world, folder, steps), nprocs=world)
-            by_rank = [torch.load(Path(folder) / f"rank{rank}.pt") for rank in range(world)]
+    for world, by_rank in by_world.items():
         for i, wrapper in enumerate(WRAPPERS):
             line = row(wrapper, world, reference[i], [results[i] for results in by_rank])
             counted, formula = line.split(" | ")[-2:]
