@@ -15,11 +15,13 @@ from pathlib import Path
 import matplotlib.pyplot  # noqa: F401
 import pytorch_metric_learning.losses  # noqa: F401
 import sklearn.datasets  # noqa: F401
+import torch._dynamo  # noqa: F401 - what optimisers import
 
 import noisydml  # noqa: F401
 
 
 def status_of(command: list[str]) -> int:
+    """With which a script ends."""
     print("$ python", *command, flush=True)
     if os.fork() == 0:
         sys.argv = command
