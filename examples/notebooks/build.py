@@ -26,6 +26,8 @@ LARGEST = 300_000  # bytes of a notebook
 SHORTER = {  # what is put in the place of what
     "compare_wrappers": ("SEEDS, EPOCHS, CLASSES, SIZE = 0.3, range(3), 10,",
                          "SEEDS, EPOCHS, CLASSES, SIZE = 0.3, range(2), 2,"),
+    "own_filter": ("epochs=15", "epochs=2"),
+    "train_robustly": ("epochs=20", "epochs=3"),
 }  # fmt: skip
 
 
