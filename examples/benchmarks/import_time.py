@@ -39,9 +39,8 @@ def own_modules(statement: str) -> list[tuple[float, str]]:
     """Milliseconds of each module that the statement imports beside ``BASE``, without those
     that it imports in turn; the slowest first.
     """
-    loaded, more = (
-        set(python("-c", MODULES.format(each)).stdout.split()) for each in (BASE, statement)
-    )
+    both = f"{MODULES.format(BASE)}; {MODULES.format(statement)}"
+    loaded, more = (set(line.split()) for line in python("-c", both).stdout.splitlines())
     rows = []
     for line in python("-X", "importtime", "-c", statement).stderr.splitlines():
         own, _, name = (cell.strip() for cell in line.removeprefix("import time:").split("|"))
