@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from audit.ranks import SAMPLES, batch, train
+from held_out import few_held_out
 from processes import run_ranks
 from pytorch_metric_learning import losses
 from torch import Tensor
@@ -340,6 +341,7 @@ def test_what_the_outermost_wrapper_dropped_is_listed(inside: str) -> None:
     assert not found.score.isnan().any()
 
 
+@few_held_out()
 @pytest.mark.parametrize("name", ["KNNDenoiser", "robust"])
 def test_a_detached_audit_stays_as_it_is(name: str) -> None:
     """The wrapper goes on with other data, such as the next fold."""

@@ -15,6 +15,7 @@ from torch import nn
 
 from noisydml import ConfidenceWeightedLoss, GroundTruthFilter
 from noisydml.functional import gaussian_mixture_threshold
+from noisydml.wrappers import confidence
 
 CLASSES, WIDTH = 6, 12
 ALPHA, BETA, BASE = 2.0, 40.0, 0.1  # appendix A.4
@@ -210,18 +211,22 @@ class TestProxiesInTheOptimizer:
 
     @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD, torch.optim.AdamW])
     @pytest.mark.parametrize("how", ["foreach", "fused"])
-    def test_trained_proxies_are_not(self, kind: type, how: str) -> None:
+    def test_trained_proxies_are_not(
+        self, kind: type, how: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(confidence, "_IDLE_STEPS", 50)
         loss_fn = make()
         optimizer = kind(loss_fn.parameter_groups(lr=1e-3), **{how: True})
-        for _ in range(510):
+        for _ in range(60):
             self.step(loss_fn, optimizer)
 
-    def test_frozen_proxies_are_not(self) -> None:
+    def test_frozen_proxies_are_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(confidence, "_IDLE_STEPS", 50)
         loss_fn = make()
         loss_fn.confidence_loss.requires_grad_(False)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            for _ in range(510):
+            for _ in range(60):
                 self.step(loss_fn, None)
 
     def test_wrappers_inside_multiple_losses_are_reached(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from held_out import few_held_out
 from pytorch_metric_learning import losses
 from torch import Tensor, nn
 
@@ -82,6 +83,7 @@ COUNTED: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 
 
+@few_held_out()
 @pytest.mark.parametrize("name", COUNTED)
 def test_integers_of_numpy_are_counts(name: str) -> None:
     loss_fn = COUNTED[name]()
@@ -98,6 +100,7 @@ def test_integers_of_numpy_are_counts(name: str) -> None:
     assert torch.equal(again(embeddings(), LABELS, sample_ids=IDS), first)
 
 
+@few_held_out()
 def test_integers_of_numpy_are_counts_elsewhere(tmp_path: Any) -> None:
     issues = find_label_issues(embeddings(), LABELS, k=np.int64(5))
     issues.with_neighbors(embeddings(), np.int64(3)).save(tmp_path / "issues.npz")

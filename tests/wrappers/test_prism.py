@@ -292,7 +292,7 @@ def test_the_noise_rate_is_estimated(rate: float) -> None:
     centers = torch.randn(classes, width, generator=generator)
     loss_fn = PRISMFilter(per_sample, classes, width, memory_size=1000, window=window)
     wrong_ones, kept, dropped = [], [], []
-    for _ in range(220):
+    for _ in range(130):
         true = torch.randint(classes, (batch,), generator=generator)
         wrong = torch.rand(batch, generator=generator) < rate
         shift = torch.randint(1, classes, (batch,), generator=generator)

@@ -10,6 +10,8 @@ from contract.cases import CASES, build, chain, leaf_for, make_batch, naming
 
 from noisydml import find_label_issues
 
+pytestmark = pytest.mark.usefixtures("few_held_out")
+
 TINY, HUGE = 2.0**-46, 2.0**66  # about 1e-14 and 1e20; powers of two round nothing
 # A loss of PML that judges sees embeddings as they are, whose lengths it cannot compute.
 OWN_JUDGE = [case for case in CASES if "super_loss" not in case and case != "generic_confidence"]
