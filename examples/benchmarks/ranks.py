@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ from noisydml import distributed
 
 CLASSES, WIDTH, SAMPLES, BATCH, SEED = 5, 32, 180, 60, 5
 EXCHANGE = 64  # bytes: where a rank is, and seven integers
+START = "fork" if sys.platform == "linux" else "spawn"  # of the ranks
 
 
 class Rows(NamedTuple):
@@ -245,7 +247,7 @@ def on_ranks(world: int, steps: int) -> list[Any]:
     """What each rank has found."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = (world, folder, steps)
-        mp.start_processes(run_rank, arguments, nprocs=world, start_method="fork")
+        mp.start_processes(run_rank, arguments, nprocs=world, start_method=START)
         return [torch.load(Path(folder) / f"rank{rank}.pt") for rank in range(world)]
 
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -42,6 +43,7 @@ from noisydml.memory import judge as judging
 
 CLASSES, WIDTH, ROWS, K, RETRIEVED = 100, 128, 64, 200, 20
 MANY = 100_000_000
+START = "fork" if sys.platform == "linux" else "spawn"  # of the ranks
 
 
 class Wrapper(NamedTuple):
@@ -285,7 +287,7 @@ def main() -> None:
         for world in [1, 2] if options.short else options.ranks:
             with tempfile.TemporaryDirectory() as folder:
                 arguments = (world, folder, options.threads, samples, steps, options.only)
-                mp.start_processes(run_rank, arguments, nprocs=world, start_method="fork")
+                mp.start_processes(run_rank, arguments, nprocs=world, start_method=START)
                 by_rank = [torch.load(Path(folder) / f"rank{rank}.pt") for rank in range(world)]
             for i, wrapper in enumerate(chosen(options.only)):
                 line, bad = row(wrapper, world, [results[i] for results in by_rank])
