@@ -29,7 +29,7 @@ from noisydml.memory.neighbors import exact_index
 _BLOCK = 4096  # queries searched at once
 _COPIES = 20  # told of each sample: of a group of thousands all would be millions
 _NONE = "none of these"  # the suggestion for a sample that belongs to no class
-_NEAR = 0.05  # of the truth is a rate where features tell the classes: docs/judge.md, "How well"
+_NEAR = 0.05  # rates are so near to the truth where features tell the classes: docs/judge.md
 
 
 @dataclass(frozen=True, eq=False, repr=False)
