@@ -15,17 +15,13 @@ the formulas of docs/scale.md, in all steps but the first, in which the state cr
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from pytorch_metric_learning import losses
+from rank_processes import on_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -34,7 +30,6 @@ from noisydml import distributed
 
 CLASSES, WIDTH, SAMPLES, BATCH, SEED = 5, 32, 180, 60, 5
 EXCHANGE = 64  # bytes: where a rank is, and seven integers
-START = "fork" if sys.platform == "linux" else "spawn"  # of the ranks
 
 
 class Rows(NamedTuple):
@@ -229,26 +224,10 @@ def train(wrapper: Wrapper, rank: int, world: int, steps: int, counter: Counter 
     return result
 
 
-def run_rank(rank: int, world: int, folder: str, steps: int) -> None:
+def run_rank(rank: int, world: int, steps: int) -> list[Any]:
     torch.set_num_threads(1)
-    store = f"file://{Path(folder) / 'store'}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     counter = Counter()
-    results = [train(wrapper, rank, world, steps, counter) for wrapper in WRAPPERS]
-    torch.save(results, Path(folder) / f"rank{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    os._exit(
-        0
-    )  # gloo's threads may still hold tensors, and the interpreter is torn down under them
-
-
-def on_ranks(world: int, steps: int) -> list[Any]:
-    """What each rank has found."""
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = (world, folder, steps)
-        mp.start_processes(run_rank, arguments, nprocs=world, start_method=START)
-        return [torch.load(Path(folder) / f"rank{rank}.pt") for rank in range(world)]
+    return [train(wrapper, rank, world, steps, counter) for wrapper in WRAPPERS]
 
 
 def largest(pairs: list[tuple[Tensor, Tensor]]) -> float:
@@ -293,10 +272,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     steps = 6 if options.short else options.steps
-    by_world = {
-        world: on_ranks(world, steps) for world in ([2] if options.short else options.ranks)
-    }
-    # After them, as a process that has trained forks none that could.
+    worlds = [2] if options.short else options.ranks
+    by_world = {world: on_ranks(run_rank, world, steps) for world in worlds}
     reference = [train(wrapper, 0, 1, steps, None) for wrapper in WRAPPERS]
     names = ["wrapper", "ranks", "dropped (%)", "scores", "decisions", "state", "values"]
     names += ["gradients", "bytes (counted)", "bytes (formula)"]

@@ -20,19 +20,15 @@ searches, from a search of ``--part`` features that is measured here and is line
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from pytorch_metric_learning import losses
+from rank_processes import on_ranks
 from ranks import EXCHANGE
 from torch import Tensor, nn
 
@@ -43,7 +39,6 @@ from noisydml.memory import judge as judging
 
 CLASSES, WIDTH, ROWS, K, RETRIEVED = 100, 128, 64, 200, 20
 MANY = 100_000_000
-START = "fork" if sys.platform == "linux" else "spawn"  # of the ranks
 
 
 class Wrapper(NamedTuple):
@@ -196,19 +191,11 @@ def chosen(only: str | None) -> list[Wrapper]:
 
 
 def run_rank(
-    rank: int, world: int, folder: str, threads: int, samples: int, steps: int, only: str | None
-) -> None:
+    rank: int, world: int, threads: int, samples: int, steps: int, only: str | None
+) -> list[Any]:
     torch.set_num_threads(threads)
-    if world > 1:
-        store = f"file://{Path(folder) / 'store'}"
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     counter = Counter()
-    results = [measure(wrapper, rank, world, samples, steps, counter) for wrapper in chosen(only)]
-    torch.save(results, Path(folder) / f"rank{rank}.pt")
-    if world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
-    os._exit(0)  # gloo's threads may still hold tensors, which the interpreter would tear down
+    return [measure(wrapper, rank, world, samples, steps, counter) for wrapper in chosen(only)]
 
 
 def row(wrapper: Wrapper, world: int, by_rank: list[Any]) -> tuple[str, bool]:
@@ -285,10 +272,7 @@ def main() -> None:
         header += ["sent in parts", "by formula", "other decisions (dropped or relabelled)", "time"]
         print(f"| {' | '.join(header)} |\n|{len(header) * '---|'}")
         for world in [1, 2] if options.short else options.ranks:
-            with tempfile.TemporaryDirectory() as folder:
-                arguments = (world, folder, options.threads, samples, steps, options.only)
-                mp.start_processes(run_rank, arguments, nprocs=world, start_method=START)
-                by_rank = [torch.load(Path(folder) / f"rank{rank}.pt") for rank in range(world)]
+            by_rank = on_ranks(run_rank, world, options.threads, samples, steps, options.only)
             for i, wrapper in enumerate(chosen(options.only)):
                 line, bad = row(wrapper, world, [results[i] for results in by_rank])
                 print(f"| {line} |", flush=True)
